@@ -1,0 +1,177 @@
+"""Every failure that a caller can see, and the one place that turns it into a gRPC status and back.
+
+A service raises ``LikenessError``; the interceptor sends it as ``google.rpc.Status`` with ``ErrorInfo``, ``BadRequest``
+and ``RetryInfo``; the next service up reads it back with ``from_rpc_error``. The canonical code follows from the
+reason.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+from likeness.common.v1 import error_pb2
+from likeness.common.v1.error_pb2 import Reason
+
+DOMAIN = "likeness"
+
+_CODES: dict[Reason.ValueType, grpc.StatusCode] = {
+    error_pb2.REASON_COLLECTION_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    error_pb2.REASON_ITEM_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    error_pb2.REASON_COLLECTION_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
+    error_pb2.REASON_MODEL_MISMATCH: grpc.StatusCode.FAILED_PRECONDITION,
+    error_pb2.REASON_SCHEMA_UNSUPPORTED: grpc.StatusCode.FAILED_PRECONDITION,
+    error_pb2.REASON_DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
+    error_pb2.REASON_OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    error_pb2.REASON_NOT_READY: grpc.StatusCode.UNAVAILABLE,
+    error_pb2.REASON_SHUTTING_DOWN: grpc.StatusCode.UNAVAILABLE,
+    error_pb2.REASON_EMBEDDER_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    error_pb2.REASON_INDEXER_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    error_pb2.REASON_STORE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    error_pb2.REASON_INTERNAL: grpc.StatusCode.INTERNAL,
+}
+_GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One bad field of a request.
+
+    Attributes:
+        field: where it is in the request message, such as ``items[3].vector``.
+        description: what was wrong with it and what was expected.
+    """
+
+    field: str
+    description: str
+
+
+@dataclass
+class LikenessError(Exception):
+    """A failure with a reason that the contract names.
+
+    Attributes:
+        reason: a value of ``likeness.common.v1.Reason``; decides the canonical code.
+        message: what was wrong, what was expected and what to do, for the caller to read.
+        violations: the bad fields, for an INVALID_ARGUMENT.
+        retry_after_s: seconds after which trying again may help; None where it will not.
+    """
+
+    reason: Reason.ValueType
+    message: str
+    violations: Sequence[Violation] = field(default=())
+    retry_after_s: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.reason_name}: {self.message}"
+
+    @property
+    def code(self) -> grpc.StatusCode:
+        """The canonical code: what the reason says, and INVALID_ARGUMENT for every reason about bad input."""
+        return _CODES.get(self.reason, grpc.StatusCode.INVALID_ARGUMENT)
+
+    @property
+    def reason_name(self) -> str:
+        """The reason as ``ErrorInfo`` carries it: without the enum's prefix."""
+        return Reason.Name(self.reason).removeprefix("REASON_")
+
+
+def invalid(where: str, description: str, reason: Reason.ValueType = error_pb2.REASON_FIELD_INVALID) -> LikenessError:
+    """A bad request whose one bad field is ``where``."""
+    return LikenessError(reason, f"{where}: {description}", [Violation(where, description)])
+
+
+def to_status(error: LikenessError) -> status_pb2.Status:
+    """The error as ``google.rpc.Status``, details included."""
+    details = [_pack(error_details_pb2.ErrorInfo(reason=error.reason_name, domain=DOMAIN))]
+    if error.violations:
+        request = error_details_pb2.BadRequest()
+        for violation in error.violations:
+            request.field_violations.add(field=violation.field, description=violation.description)
+        details.append(_pack(request))
+    if error.retry_after_s is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(round(error.retry_after_s * 1000))
+        details.append(_pack(retry))
+    return status_pb2.Status(code=error.code.value[0], message=error.message, details=details)
+
+
+def to_item_error(error: LikenessError) -> error_pb2.ItemError:
+    """The error of one item of a call."""
+    return error_pb2.ItemError(status=to_status(error), reason=error.reason)
+
+
+def from_status(status: status_pb2.Status) -> LikenessError:
+    """Reads back what ``to_status`` wrote. A status of another origin becomes the reason nearest to its code."""
+    info, request, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), None
+    for detail in status.details:
+        if detail.Is(info.DESCRIPTOR):
+            detail.Unpack(info)
+        elif detail.Is(request.DESCRIPTOR):
+            detail.Unpack(request)
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            message = error_details_pb2.RetryInfo()
+            detail.Unpack(message)
+            retry = message.retry_delay.ToMilliseconds() / 1000
+    name = f"REASON_{info.reason}"
+    if info.domain == DOMAIN and name in Reason.DESCRIPTOR.values_by_name:
+        reason = Reason.Value(name)
+    else:
+        reason = _nearest_reason(status.code)
+    violations = [Violation(v.field, v.description) for v in request.field_violations]
+    return LikenessError(reason, status.message, violations, retry)
+
+
+def from_rpc_error(error: grpc.RpcError, unavailable: Reason.ValueType, what: str) -> LikenessError:
+    """What a call to another service ended with.
+
+    Args:
+        error: as grpc raised it (a ``grpc.Call`` too).
+        unavailable: the reason that stands for "that service cannot be reached".
+        what: the service in words, with its address.
+    """
+    assert isinstance(error, grpc.aio.AioRpcError)
+    try:
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    except ValueError:  # details that contradict the code: trust the code
+        status = None
+    if status is not None:
+        return from_status(status)
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        return LikenessError(unavailable, f"{what} cannot be reached ({error.details()}); try again", retry_after_s=1.0)
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return LikenessError(error_pb2.REASON_DEADLINE_EXCEEDED, f"{what} did not answer before the deadline")
+    return LikenessError(_nearest_reason(error.code().value[0]), f"{what} answered {error.details()}")
+
+
+def in_request(error: LikenessError, rename: Callable[[str], str]) -> LikenessError:
+    """The same error for a request whose fields have other names."""
+    violations = [Violation(rename(v.field), v.description) for v in error.violations]
+    message = error.message
+    if error.violations and message == f"{error.violations[0].field}: {error.violations[0].description}":
+        message = f"{violations[0].field}: {violations[0].description}"
+    return LikenessError(error.reason, message, violations, error.retry_after_s)
+
+
+def _nearest_reason(code: int) -> Reason.ValueType:
+    match _GRPC_CODES.get(code):
+        case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.OUT_OF_RANGE:
+            return error_pb2.REASON_FIELD_INVALID
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return error_pb2.REASON_OVERLOADED
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return error_pb2.REASON_DEADLINE_EXCEEDED
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
+            return error_pb2.REASON_NOT_READY
+        case _:
+            return error_pb2.REASON_INTERNAL
+
+
+def _pack(
+    message: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo,
+) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed

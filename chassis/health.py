@@ -1,0 +1,71 @@
+"""``python -m chassis.health ADDRESS…``: exits with 0 when every service there says SERVING.
+
+For container health checks and for waiting until a start is complete.
+"""
+
+import argparse
+import sys
+import time
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+
+def serving(address: str, timeout_s: float) -> str | None:
+    """Asks a service for its health.
+
+    Args:
+        address: ``host:port``.
+        timeout_s: how long to wait for a connection and an answer, in seconds.
+
+    Returns:
+        None if it says SERVING, otherwise why not.
+    """
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]
+                health_pb2.HealthCheckRequest(), timeout=timeout_s, wait_for_ready=True
+            )
+        except grpc.RpcError as error:
+            return f"{error.code().name}: {error.details()}"
+    if answer.status == health_pb2.HealthCheckResponse.SERVING:
+        return None
+    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+
+def wait_until_serving(address: str, timeout_s: float) -> str | None:
+    """Waits for SERVING through the health service's own Watch stream; returns None, or why it never came."""
+    last = "no answer"
+    deadline = time.monotonic() + timeout_s
+    while (left := deadline - time.monotonic()) > 0:
+        with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+            try:
+                watch = health_pb2_grpc.HealthStub(channel).Watch(  # type: ignore[attr-defined]
+                    health_pb2.HealthCheckRequest(), timeout=left, wait_for_ready=True
+                )
+                for answer in watch:
+                    last = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+                    if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                        return None
+            except grpc.RpcError as error:
+                last = f"{error.code().name}: {error.details()} (last heard: {last})"
+    return last
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m chassis.health", description=__doc__)
+    parser.add_argument("addresses", nargs="+", metavar="ADDRESS", help="host:port")
+    parser.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait this long for SERVING")
+    options = parser.parse_args()
+    failed = False
+    for address in options.addresses:
+        why = wait_until_serving(address, options.wait) if options.wait else serving(address, 5.0)
+        if why is not None:
+            failed = True
+            print(f"{address}: {why}", file=sys.stderr)
+    sys.exit(int(failed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The rules for the names of collections and the ids of items."""
+
+import re
+
+from chassis.errors import invalid
+
+_COLLECTION = re.compile(r"[a-z0-9][a-z0-9._-]{1,126}[a-z0-9]")
+MAX_ID_BYTES = 512
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def check_collection(name: str, field: str) -> str:
+    """The name, if it is one that a collection can have.
+
+    Raises:
+        LikenessError: FIELD_INVALID, naming the field.
+    """
+    if not _COLLECTION.fullmatch(name) or ".." in name:
+        raise invalid(
+            field,
+            f"{name[:200]!r} is no collection name; expected 3 to 128 characters of [a-z0-9._-], beginning and ending "
+            "with a letter or a digit, without two dots in a row",
+        )
+    return name
+
+
+def check_item_id(item_id: str, field: str) -> str:
+    """The id, if it is one that an item can have.
+
+    Raises:
+        LikenessError: FIELD_INVALID, naming the field.
+    """
+    size = len(item_id.encode())
+    if not 1 <= size <= MAX_ID_BYTES:
+        raise invalid(field, f"an id of {size} bytes; expected 1 to {MAX_ID_BYTES}")
+    if _CONTROL.search(item_id):
+        raise invalid(field, f"{item_id[:200]!r} holds a control character; expected none")
+    return item_id

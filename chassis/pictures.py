@@ -1,0 +1,82 @@
+"""Opens a picture's header safely; no pixel is decoded here.
+
+The embedder decodes what passes; the gateway reads size, format and EXIF from it.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+from likeness.common.v1 import error_pb2
+from PIL import Image, UnidentifiedImageError
+
+from chassis.errors import LikenessError, invalid
+
+# An explicit list: Pillow opens EPS by running Ghostscript, and dozens of formats that nobody sends.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
+
+# Pillow only warns between 89 and 179 megapixels. ``PictureLimits`` refuses both, and everything above.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+PILLOW_PIXEL_LIMIT = 178_956_970
+
+
+@dataclass(frozen=True)
+class PictureLimits:
+    """What is refused before decoding.
+
+    Attributes:
+        max_encoded_bytes: most bytes of one encoded picture.
+        max_pixels: most pixels (width × height) of one picture; at most ``PILLOW_PIXEL_LIMIT``.
+    """
+
+    max_encoded_bytes: int
+    max_pixels: int
+
+    def check_pixels(self, width: int, height: int, field: str) -> None:
+        """Raises IMAGE_TOO_MANY_PIXELS if width × height is over the limit."""
+        if width * height > self.max_pixels:
+            description = (
+                f"{width} × {height} is {width * height / 1e6:.1f} megapixels; "
+                f"at most {self.max_pixels / 1e6:.1f} are taken: scale the picture down"
+            )
+            raise invalid(field, description, error_pb2.REASON_IMAGE_TOO_MANY_PIXELS)
+
+
+def open_header(encoded: bytes, limits: PictureLimits, field: str) -> Image.Image:
+    """Reads a picture's header: format, size, EXIF. The pixels are decoded only by a later ``load`` or ``convert``.
+
+    Args:
+        encoded: the picture file's bytes.
+        limits: what to refuse.
+        field: where the picture stands in the request, for the error.
+
+    Returns:
+        The opened image; ``size`` is as stored, before EXIF orientation.
+
+    Raises:
+        LikenessError: IMAGE_TOO_LARGE, IMAGE_FORMAT_UNSUPPORTED, IMAGE_DAMAGED or IMAGE_TOO_MANY_PIXELS.
+    """
+    if not encoded:
+        raise invalid(field, "no bytes; expected a picture file's content", error_pb2.REASON_IMAGE_FORMAT_UNSUPPORTED)
+    if len(encoded) > limits.max_encoded_bytes:
+        description = f"{len(encoded)} bytes; at most {limits.max_encoded_bytes} are taken: scale the picture down"
+        raise invalid(field, description, error_pb2.REASON_IMAGE_TOO_LARGE)
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    except Image.DecompressionBombError:
+        description = f"over {PILLOW_PIXEL_LIMIT / 1e6:.0f} megapixels; at most {limits.max_pixels / 1e6:.1f} are taken"
+        raise invalid(field, description, error_pb2.REASON_IMAGE_TOO_MANY_PIXELS) from None
+    except UnidentifiedImageError:
+        accepted = ", ".join(FORMATS)
+        description = f"not recognised as a picture by its first bytes ({encoded[:8].hex(' ')}); expected {accepted}"
+        raise invalid(field, description, error_pb2.REASON_IMAGE_FORMAT_UNSUPPORTED) from None
+    except Exception as error:  # Pillow's readers raise whatever a hostile header leads them to
+        raise damaged(field, error) from error
+    limits.check_pixels(*image.size, field)
+    return image
+
+
+def damaged(field: str, error: Exception) -> LikenessError:
+    """The error for a picture of an accepted format whose content cannot be read."""
+    description = f"cannot be read ({str(error)[:200] or type(error).__name__}); send an undamaged file"
+    return invalid(field, description, error_pb2.REASON_IMAGE_DAMAGED)

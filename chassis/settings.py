@@ -1,0 +1,92 @@
+"""The settings that every service has, where they come from, and how ``--help`` shows them.
+
+Settings come from the environment (``LIKENESS_*``) and are validated before anything starts. Every setting's
+description says its unit and range.
+"""
+
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import Literal, NoReturn, Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "LIKENESS_"
+
+
+class ServiceSettings(BaseSettings):
+    """What all three services can be told. Subclasses add ``port`` and their own."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True, populate_by_name=True
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    port: int = Field(ge=0, le=65535)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level to log.")
+    log_style: Literal["auto", "json", "console"] = Field(
+        "auto", description="Log lines as JSON or for people; auto: for people on a terminal, else JSON."
+    )
+    max_message_mb: int = Field(64, ge=1, le=1024, description="Largest gRPC message taken or sent, in MiB.")
+    default_deadline_s: float = Field(
+        60, gt=0, le=3600, description="Deadline, in seconds, of a call that brings none. Streams have none."
+    )
+    drain_s: float = Field(30, ge=0, le=3600, description="Longest wait for calls under way when stopping, in seconds.")
+    max_connection_age_s: int = Field(
+        300, ge=1, description="Age at which a connection is renewed so that new replicas get traffic, in seconds."
+    )
+
+    @property
+    def address(self) -> str:
+        """Where to listen: ``host:port``, an IPv6 host in brackets."""
+        host = f"[{self.host}]" if ":" in self.host and not self.host.startswith("[") else self.host
+        return f"{host}:{self.port}"
+
+    @classmethod
+    def parse(cls, program: str, arguments: Sequence[str]) -> Self:
+        """The settings from the environment.
+
+        Prints all settings and exits with 0 for ``--help``; names every bad setting and exits with 2 otherwise.
+
+        Args:
+            program: as the user starts it, such as ``python -m embedder``.
+            arguments: the command line after the program's name.
+        """
+        if any(a in ("-h", "--help") for a in arguments):
+            print(cls._help(program))
+            raise SystemExit(0)
+        if arguments:
+            _refuse(f"{program}: unknown argument {arguments[0]!r}; settings come from the environment, see --help")
+        try:
+            return cls()
+        except ValidationError as error:
+            lines = [f"{program}: the settings are not usable:"]
+            for problem in error.errors():
+                name = cls._variable(str(problem["loc"][0])) if problem["loc"] else "settings"
+                lines.append(
+                    f"  {name}={problem['input']!r}: {problem['msg']}" if problem["loc"] else f"  {problem['msg']}"
+                )
+            _refuse("\n".join([*lines, f"See {program} --help."]))
+
+    @classmethod
+    def _variable(cls, field: str) -> str:
+        if field.startswith(PREFIX):
+            return field
+        alias = cls.model_fields[field].validation_alias if field in cls.model_fields else None
+        return alias if isinstance(alias, str) else f"{PREFIX}{field.upper()}"
+
+    @classmethod
+    def _help(cls, program: str) -> str:
+        lines = [f"usage: [VARIABLE=value …] {program}", "", (cls.__doc__ or "").strip().splitlines()[0], ""]
+        for name, field in cls.model_fields.items():
+            default = field.get_default(call_default_factory=True)
+            shown = "none" if default in (None, "") else str(default)
+            lines.append(f"  {cls._variable(name)}  (default: {shown})")
+            lines += textwrap.wrap(field.description or "", 110, initial_indent="      ", subsequent_indent="      ")
+        return "\n".join(lines)
+
+
+def _refuse(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    raise SystemExit(2)
