@@ -45,3 +45,46 @@ lock: .venv/installed ## compile requirements/*.lock from pyproject.toml again
 		$(BIN)/uv pip compile pyproject.toml $$extras --universal --python-version 3.11 --generate-hashes \
 			--no-emit-index-url --no-header --no-annotate $${constrain:-} --quiet -o requirements/$$set.lock; \
 	done
+
+# --- the main job ----------------------------------------------------------------------------------------------------
+.PHONY: demo
+demo: setup ## index sample photographs and search them by picture, text and both (IMAGES=dir QUERY=file TEXT="…")
+	@$(BIN)/python -m deploy.demo
+
+.PHONY: up
+up: setup ## start the three services in the background; returns when all are SERVING
+	@$(BIN)/python -m deploy.local up
+
+.PHONY: down
+down: setup ## stop what `make up` started
+	@$(BIN)/python -m deploy.local down
+
+# --- habits ----------------------------------------------------------------------------------------------------------
+.PHONY: test
+test: setup ## every test but the container one (ARGS="-k name" for some)
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: setup build/protos.binpb ## ruff, mypy --strict, buf lint, buf breaking against the main branch
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/buf lint build/protos.binpb --path likeness
+	@PATH=$(BIN):$$PATH deploy/buf-breaking build/protos.binpb
+
+build/protos.binpb: .venv/installed $(PROTOS)
+	@mkdir -p build
+	@$(BIN)/python -m grpc_tools.protoc -Iprotos -I$(SITE) --include_imports --include_source_info \
+		--descriptor_set_out=$@ $(PROTOS)
+
+.PHONY: format
+format: setup ## format and fix what can be fixed by itself
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+.PHONY: compose-test
+compose-test: setup ## build deploy/compose.yaml, bring it up, index, search, scale, tear down (needs docker)
+	@$(BIN)/python -m deploy.compose_test
+
+.PHONY: clean
+clean: ## remove what was built (.venv, gen, build, caches); data/ stays
+	@rm -rf .venv gen build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,12 +2,22 @@
 
 import json
 from collections.abc import Sequence
+from typing import Literal
 
 import grpc
 
+# How failed attempts are spaced, as gRPC's service config takes it; gRPC allows at most five. An interactive call gives
+# up after about a second and a half; bulk work rides out a restart of the service, about fifteen.
+_RETRIES = {
+    "interactive": {"maxAttempts": 4, "initialBackoff": "0.1s", "maxBackoff": "1s", "backoffMultiplier": 3},
+    "bulk": {"maxAttempts": 5, "initialBackoff": "0.5s", "maxBackoff": "8s", "backoffMultiplier": 3},
+}
 
-def connect(address: str, service: str, repeatable: Sequence[str], max_message_mb: int) -> grpc.aio.Channel:
-    """A channel to a service; connects on first use and again by itself.
+
+def connect(
+    address: str, service: str, repeatable: Sequence[str], max_message_mb: int, use: Literal["interactive", "bulk"]
+) -> grpc.aio.Channel:
+    """A channel to a service, with connections of its own; it connects on first use and again by itself.
 
     Args:
         address: ``host:port``, where every address that DNS knows for the host gets its share of the calls
@@ -15,26 +25,25 @@ def connect(address: str, service: str, repeatable: Sequence[str], max_message_m
         service: the service's full name in the contract.
         repeatable: the names of its methods that may be sent again when the server could not be reached.
         max_message_mb: largest message taken or sent, in MiB.
+        use: how patiently to retry. Bulk work on a channel of its own also keeps its uploads out of the way of
+            interactive calls.
     """
-    target = (
-        address if "://" in address or address.startswith(("unix:", "dns:", "ipv4:", "ipv6:")) else f"dns:///{address}"
-    )
-    retry = {
-        "maxAttempts": 4,
-        "initialBackoff": "0.2s",
-        "maxBackoff": "2s",
-        "backoffMultiplier": 2.5,
-        "retryableStatusCodes": ["UNAVAILABLE"],
-    }
+    has_scheme = "://" in address or address.startswith(("unix:", "dns:", "ipv4:", "ipv6:"))
     config = {
         "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [{"name": [{"service": service, "method": m} for m in repeatable], "retryPolicy": retry}],
+        "methodConfig": [
+            {
+                "name": [{"service": service, "method": method} for method in repeatable],
+                "retryPolicy": _RETRIES[use] | {"retryableStatusCodes": ["UNAVAILABLE"]},
+            }
+        ],
     }
     limit = max_message_mb * 2**20
     return grpc.aio.insecure_channel(
-        target,
+        address if has_scheme else f"dns:///{address}",
         options=[
             ("grpc.service_config", json.dumps(config)),
+            ("grpc.use_local_subchannel_pool", 1),
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", limit),
             ("grpc.keepalive_time_ms", 30_000),

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -65,13 +65,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return call
 
-    def _stream(self, method: str, handler: Callable[[Any, Context], AsyncIterator[Any]]) -> Any:
-        async def call(requests: Any, context: Context) -> AsyncIterator[Any]:
+    def _stream(self, method: str, handler: Callable[[Any, Context], Awaitable[None]]) -> Any:
+        # A coroutine that writes through its context, not an async generator: a cancelled call then unwinds in its own
+        # task, where a generator would be closed later by the garbage collector.
+        async def call(requests: Any, context: Context) -> None:
             with _Outcome(method) as outcome:
                 try:
                     self._readiness.require_started()
-                    async for response in handler(requests, context):
-                        yield response
+                    await handler(requests, context)
                 except Exception as error:
                     await outcome.abort(context, error)
 

@@ -1,6 +1,6 @@
 """Whether a service can answer: the one source behind its health check."""
 
-import asyncio
+from collections.abc import Callable
 
 import structlog
 from grpc_health.v1 import health_pb2
@@ -22,7 +22,8 @@ class Readiness:
     def __init__(self, service: str) -> None:
         self._service = service
         self._started = False
-        self._stopping = asyncio.Event()
+        self._stopping = False
+        self._on_stop: list[Callable[[], None]] = []
         self.health = health_aio.HealthServicer()
 
     async def set(self, serving: bool, why: str) -> None:
@@ -32,7 +33,7 @@ class Readiness:
             serving: whether the service can answer.
             why: for the log.
         """
-        serving = serving and not self._stopping.is_set()
+        serving = serving and not self._stopping
         self._started = self._started or serving
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", self._service):
@@ -41,13 +42,14 @@ class Readiness:
 
     async def stop(self) -> None:
         """Says NOT_SERVING for good and tells streams to come to their end."""
-        self._stopping.set()
+        self._stopping = True
         await self.set(False, "stopping")
+        for call in self._on_stop:
+            call()
 
-    @property
-    def stopping(self) -> asyncio.Event:
-        """Set once the process has been told to stop."""
-        return self._stopping
+    def on_stop(self, call: Callable[[], None]) -> None:
+        """Has ``call`` called once the process is told to stop, before the calls under way are waited for."""
+        self._on_stop.append(call)
 
     def require_started(self) -> None:
         """Raises NOT_READY before the first readiness."""

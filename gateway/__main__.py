@@ -1,0 +1,11 @@
+"""``python -m gateway``."""
+
+import sys
+
+from chassis.server import run
+from gateway.service import GatewayService
+from gateway.settings import GatewaySettings
+
+if __name__ == "__main__":
+    settings = GatewaySettings.parse("python -m gateway", sys.argv[1:])
+    run(settings, GatewayService(settings))

@@ -1,0 +1,146 @@
+"""The two services behind the gateway: typed calls, each with a timeout, failures as ``LikenessError``."""
+
+from collections.abc import Awaitable, Sequence
+from typing import TypeVar
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from likeness.common.v1 import error_pb2
+from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+from likeness.indexer.v1 import indexer_pb2, indexer_pb2_grpc
+
+from chassis.channel import connect
+from chassis.errors import LikenessError, from_rpc_error
+from gateway.settings import GatewaySettings
+
+log = structlog.get_logger()
+
+EMBEDDER = "likeness.embedder.v1.EmbedderService"
+INDEXER = "likeness.indexer.v1.IndexerService"
+
+Answer = TypeVar("Answer")
+
+
+class _Backend:
+    """A service: where it is, and what its failures are called."""
+
+    def __init__(self, name: str, address: str, unavailable: error_pb2.Reason.ValueType) -> None:
+        self.name = name
+        self.address = address
+        self._unavailable = unavailable
+
+    async def _call(self, call: Awaitable[Answer]) -> Answer:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, self._unavailable, f"the {self.name} at {self.address}") from error
+
+    async def _wait_until_serving(self, channel: grpc.aio.Channel, service: str) -> None:
+        log.info("waiting for a service", name=self.name, address=self.address)
+        while True:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(  # type: ignore[attr-defined]
+                health_pb2.HealthCheckRequest(service=service), wait_for_ready=True
+            )
+            try:
+                async for answer in watch:
+                    if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                        return
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    message = (
+                        f"{self.address} does not answer as the {self.name} ({error.code().name}: {error.details()}); "
+                        f"set LIKENESS_{self.name.upper()}_ADDRESS to where it is"
+                    )
+                    raise LikenessError(self._unavailable, message) from error
+            finally:
+                watch.cancel()
+
+
+class Embedder(_Backend):
+    """Calls to whichever embedder replica is next."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        super().__init__("embedder", settings.embedder_address, error_pb2.REASON_EMBEDDER_UNAVAILABLE)
+        methods = ("GetModel", "Embed")
+        self._interactive = connect(self.address, EMBEDDER, methods, settings.max_message_mb, "interactive")
+        self._bulk = connect(self.address, EMBEDDER, methods, settings.max_message_mb, "bulk")
+        self._stub = embedder_pb2_grpc.EmbedderServiceStub(self._interactive)
+        self._bulk_stub = embedder_pb2_grpc.EmbedderServiceStub(self._bulk)
+
+    async def wait_until_serving(self) -> None:
+        """Waits, without limit, for the first replica that says SERVING."""
+        await self._wait_until_serving(self._interactive, EMBEDDER)
+
+    async def model(self, timeout_s: float) -> embedder_pb2.GetModelResponse:
+        """The model and its limits."""
+        return await self._call(self._stub.GetModel(embedder_pb2.GetModelRequest(), timeout=timeout_s))
+
+    async def embed(
+        self, inputs: Sequence[embedder_pb2.EmbedInput], timeout_s: float, *, bulk: bool = False
+    ) -> embedder_pb2.EmbedResponse:
+        """Vectors, or errors, for pictures and texts, in their order."""
+        request = embedder_pb2.EmbedRequest(inputs=inputs)
+        stub = self._bulk_stub if bulk else self._stub
+        return await self._call(stub.Embed(request, timeout=timeout_s, wait_for_ready=bulk))
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._interactive.close()
+        await self._bulk.close()
+
+
+class Indexer(_Backend):
+    """Calls to the indexer."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        super().__init__("indexer", settings.indexer_address, error_pb2.REASON_INDEXER_UNAVAILABLE)
+        reads = ("GetCollection", "ListCollections", "GetItems", "Query")
+        writes = ("UpsertItems", "DeleteItems")
+        self._interactive = connect(self.address, INDEXER, (*reads, *writes), settings.max_message_mb, "interactive")
+        self._bulk = connect(self.address, INDEXER, (*reads, *writes), settings.max_message_mb, "bulk")
+        self._stub = indexer_pb2_grpc.IndexerServiceStub(self._interactive)
+        self._bulk_stub = indexer_pb2_grpc.IndexerServiceStub(self._bulk)
+
+    async def wait_until_serving(self) -> None:
+        """Waits, without limit, until it says SERVING."""
+        await self._wait_until_serving(self._interactive, INDEXER)
+
+    async def collection(self, name: str, timeout_s: float) -> indexer_pb2.Collection:
+        """One collection."""
+        request = indexer_pb2.GetCollectionRequest(name=name)
+        return (await self._call(self._stub.GetCollection(request, timeout=timeout_s))).collection
+
+    async def collections(self, timeout_s: float) -> Sequence[indexer_pb2.Collection]:
+        """The first 1,000 collections, by name."""
+        request = indexer_pb2.ListCollectionsRequest(page_size=1000)
+        return (await self._call(self._stub.ListCollections(request, timeout=timeout_s))).collections
+
+    async def create_collection(
+        self, request: indexer_pb2.CreateCollectionRequest, timeout_s: float
+    ) -> indexer_pb2.Collection:
+        """Makes a collection. Not repeated by itself: a second attempt would find the first one's."""
+        return (await self._call(self._stub.CreateCollection(request, timeout=timeout_s))).collection
+
+    async def upsert(self, request: indexer_pb2.UpsertItemsRequest, timeout_s: float) -> None:
+        """Stores items; they are on disk when this returns."""
+        await self._call(self._bulk_stub.UpsertItems(request, timeout=timeout_s, wait_for_ready=True))
+
+    async def get(self, request: indexer_pb2.GetItemsRequest, timeout_s: float) -> indexer_pb2.GetItemsResponse:
+        """Reads items."""
+        return await self._call(self._stub.GetItems(request, timeout=timeout_s))
+
+    async def delete(
+        self, request: indexer_pb2.DeleteItemsRequest, timeout_s: float
+    ) -> indexer_pb2.DeleteItemsResponse:
+        """Deletes items."""
+        return await self._call(self._stub.DeleteItems(request, timeout=timeout_s))
+
+    async def query(self, request: indexer_pb2.QueryRequest, timeout_s: float) -> indexer_pb2.QueryResponse:
+        """Nearest neighbours."""
+        return await self._call(self._stub.Query(request, timeout=timeout_s))
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._interactive.close()
+        await self._bulk.close()

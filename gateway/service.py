@@ -1,0 +1,47 @@
+"""What the chassis runs: the gateway's parts, put together."""
+
+import asyncio
+
+import grpc
+from likeness.gateway.v1 import gateway_pb2_grpc
+
+from chassis.readiness import Readiness
+from gateway.backends import Embedder, Indexer
+from gateway.ingest import Ingest
+from gateway.search import Search
+from gateway.servicer import SearchServicer
+from gateway.settings import GatewaySettings
+from gateway.status import Status
+
+
+class GatewayService:
+    """The gateway. Ready once it has seen both services ready; later failures of theirs are told call by call."""
+
+    name = "likeness.gateway.v1.SearchService"
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self._stopping = asyncio.Event()
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds the servicer to the server."""
+        self._embedder, self._indexer = Embedder(self._settings), Indexer(self._settings)
+        servicer = SearchServicer(
+            search=Search(self._embedder, self._indexer),
+            ingest=Ingest(self._embedder, self._indexer, self._settings, self._stopping),
+            status=Status(self._embedder, self._indexer),
+            indexer=self._indexer,
+            default_deadline_s=self._settings.default_deadline_s,
+        )
+        gateway_pb2_grpc.add_SearchServiceServicer_to_server(servicer, server)
+
+    async def start(self, readiness: Readiness) -> None:
+        """Waits for an embedder and the indexer."""
+        readiness.on_stop(self._stopping.set)
+        await self._embedder.wait_until_serving()
+        await self._indexer.wait_until_serving()
+
+    async def stop(self) -> None:
+        """Closes the connections to both."""
+        await self._embedder.close()
+        await self._indexer.close()

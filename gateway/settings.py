@@ -1,0 +1,31 @@
+"""What the gateway can be told."""
+
+from pydantic import Field
+
+from chassis.settings import ServiceSettings
+
+
+class GatewaySettings(ServiceSettings):
+    """The gateway: the address that clients call. It answers from an embedder and an indexer."""
+
+    port: int = Field(
+        50050, ge=0, le=65535, validation_alias="LIKENESS_GATEWAY_PORT", description="gRPC port; 0: any free one."
+    )
+    embedder_address: str = Field(
+        "localhost:50051",
+        description="Where the embedders are: host:port (all addresses of a DNS name in turn) or a gRPC target.",
+    )
+    indexer_address: str = Field("localhost:50052", description="Where the indexer is: host:port or a gRPC target.")
+    ingest_batch_items: int = Field(32, ge=1, le=256, description="Most pictures that ingest embeds in one call.")
+    ingest_batch_mb: int = Field(
+        16, ge=1, le=512, description="Encoded size, in MiB, at which an ingest batch takes no further picture."
+    )
+    ingest_batches: int = Field(
+        3, ge=1, le=64, description="Batches under way at once for one ingest stream; raise it with embedder replicas."
+    )
+    ingest_window_mb: int = Field(
+        64, ge=1, le=4096, description="Most encoded bytes, in MiB, read from one ingest stream and not yet answered."
+    )
+    ingest_call_s: float = Field(
+        120, gt=0, le=3600, description="Longest wait for one embedding or storing call of an ingest, in seconds."
+    )
