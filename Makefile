@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PYTHON ?= python3
-BIN := .venv/bin
+BIN := $(CURDIR)/.venv/bin
 SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 PROTOS := $(wildcard protos/likeness/*/v1/*.proto)
 
@@ -25,7 +25,7 @@ help: ## this list
 
 gen/.stubs: .venv/installed $(PROTOS)
 	@rm -rf gen && mkdir -p gen
-	@PATH=$(BIN):$$PATH $(BIN)/python -m grpc_tools.protoc -Iprotos -I$(SITE) --python_out=gen --grpc_python_out=gen \
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos -I$(SITE) --python_out=gen --grpc_python_out=gen \
 		--mypy_out=quiet:gen --mypy_grpc_out=quiet:gen $(PROTOS)
 	@touch $@
 
@@ -69,7 +69,7 @@ lint: setup build/protos.binpb ## ruff, mypy --strict, buf lint, buf breaking ag
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/buf lint build/protos.binpb --path likeness
-	@PATH=$(BIN):$$PATH deploy/buf-breaking build/protos.binpb
+	@PATH="$(BIN):$$PATH" deploy/buf-breaking build/protos.binpb
 
 build/protos.binpb: .venv/installed $(PROTOS)
 	@mkdir -p build
