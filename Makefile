@@ -37,7 +37,7 @@ stubs: gen/.stubs ## Python stubs from protos/ into gen/
 
 .PHONY: lock
 lock: .venv/installed ## compile requirements/*.lock from pyproject.toml again
-	@for set in embedder indexer gateway client dev; do \
+	@for set in embedder indexer gateway client build dev; do \
 		extras=$$([[ $$set == dev ]] && echo --all-extras || echo --extra $$set); \
 		[[ $$set == dev ]] || constrain="-c requirements/dev.lock"; \
 		[[ $$set == dev ]] && constrain=; \

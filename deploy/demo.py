@@ -78,8 +78,8 @@ def main() -> int:
             searches.append(("By both", ["--image", str(query), "--text", text]))
         print("Starting the three services (the first start builds the starter model) …", flush=True)
         try:
-            with running(directory) as address:
-                server = ["--server", address]
+            with running(directory) as services:
+                server = ["--server", services.addresses["gateway"]]
                 codes = [_show("Indexing", ["index", str(images)], server)]
                 codes += [
                     _show(title, ["search", *query_arguments, "--top-k", "3"], server)

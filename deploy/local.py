@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -21,6 +21,7 @@ from chassis.health import wait_until_serving
 
 ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / "data" / "local"
+PIDS = STATE / "pids.json"
 # In the order of starting: the gateway waits for the other two.
 PORTS = {
     "embedder": ("LIKENESS_EMBEDDER_PORT", 50051),
@@ -34,107 +35,126 @@ class StartError(Exception):
     """A service did not come up; the message holds the end of its log."""
 
 
-def free_port() -> int:
-    """A TCP port on loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+class Services:
+    """The three services, each one a process that can be started, killed and started again at the same address.
 
-
-def start(environment: Mapping[str, str], logs: Path) -> tuple[dict[str, str], dict[str, int]]:
-    """Starts the three services and waits until all say SERVING.
-
-    Args:
-        environment: the variables for all three; ports that it does not set are the default ones.
-        logs: the directory for one log file a service.
-
-    Returns:
-        The addresses (``host:port``) and the process ids, by service.
-
-    Raises:
-        StartError: one of them did not come up; the others were stopped again.
+    Attributes:
+        addresses: ``host:port`` by service.
+        processes: the running ones, by service.
     """
-    logs.mkdir(parents=True, exist_ok=True)
-    ports = {name: environment.get(variable, str(default)) for name, (variable, default) in PORTS.items()}
-    addresses = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
-    variables = {
-        "LIKENESS_EMBEDDER_ADDRESS": addresses["embedder"],
-        "LIKENESS_INDEXER_ADDRESS": addresses["indexer"],
-        **environment,
-    }
-    processes = {}
-    for name in PORTS:
-        with (logs / f"{name}.log").open("wb") as log:
-            processes[name] = psutil.Popen(
-                [sys.executable, "-m", name],
-                cwd=ROOT,
-                env=variables,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-    pids = {name: process.pid for name, process in processes.items()}
-    for name, process in processes.items():
-        why = _wait(process, addresses[name])
-        if why is not None:
-            stop(pids)
-            tail = "\n".join((logs / f"{name}.log").read_text(errors="replace").splitlines()[-15:])
-            raise StartError(f"the {name} did not come up ({why}); its log, {logs / f'{name}.log'}, ends:\n{tail}")
-    return addresses, pids
+
+    def __init__(self, environment: Mapping[str, str], logs: Path) -> None:
+        """Prepares, but starts nothing.
+
+        Args:
+            environment: the variables for all three; ports that it does not set are the default ones.
+            logs: the directory for one log file a service.
+        """
+        self._logs = logs
+        ports = {name: environment.get(variable, str(default)) for name, (variable, default) in PORTS.items()}
+        self.addresses = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
+        self.environment = {
+            "LIKENESS_EMBEDDER_ADDRESS": self.addresses["embedder"],
+            "LIKENESS_INDEXER_ADDRESS": self.addresses["indexer"],
+            **environment,
+        }
+        self.processes: dict[str, psutil.Popen] = {}
+
+    def start(self, *names: str) -> None:
+        """Starts services, all three if none is named, and waits until they say SERVING.
+
+        Raises:
+            StartError: one of them did not come up; everything was stopped again.
+        """
+        names = names or tuple(PORTS)
+        self._logs.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            with self.log(name).open("ab") as log:
+                self.processes[name] = psutil.Popen(
+                    [sys.executable, "-m", name],
+                    cwd=ROOT,
+                    env=self.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+        for name in names:
+            why = self._wait(name)
+            if why is not None:
+                self.stop()
+                tail = "\n".join(self.log(name).read_text(errors="replace").splitlines()[-15:])
+                raise StartError(f"the {name} did not come up ({why}); its log, {self.log(name)}, ends:\n{tail}")
+
+    def stop(self) -> None:
+        """Stops all that run, the gateway first."""
+        _stop([self.processes.pop(name) for name in reversed(PORTS) if name in self.processes])
+
+    def log(self, name: str) -> Path:
+        """A service's log file."""
+        return self._logs / f"{name}.log"
+
+    def _wait(self, name: str) -> str | None:
+        """Waits for SERVING, but not for a process that has ended; returns None, or what went wrong."""
+        deadline = time.monotonic() + START_S
+        why: str | None = "no answer"
+        while why is not None and time.monotonic() < deadline:
+            why = wait_until_serving(self.addresses[name], 1.0)
+            if self.processes[name].poll() is not None:
+                return f"exit code {self.processes[name].returncode}"
+        return why
 
 
-def _wait(process: psutil.Popen, address: str) -> str | None:
-    """Waits for SERVING, but not for a process that has ended; returns None, or what went wrong."""
-    deadline = time.monotonic() + START_S
-    why: str | None = "no answer"
-    while why is not None and time.monotonic() < deadline:
-        why = wait_until_serving(address, 1.0)
-        if why is not None and process.poll() is not None:
-            return f"exit code {process.returncode}"
-    return why
-
-
-def stop(pids: Mapping[str, int]) -> None:
-    """Asks the services to stop, the gateway first, and kills what has not stopped after 40 seconds."""
-    alive = []
-    for name in reversed(PORTS):
-        with contextlib.suppress(psutil.NoSuchProcess, KeyError):
-            process = psutil.Process(pids[name])
-            if process.cmdline()[1:3] == ["-m", name]:  # the number may be another process's by now
-                process.terminate()
-                alive.append(process)
-    _, left = psutil.wait_procs(alive, timeout=STOP_S)
+def _stop(processes: Iterable[psutil.Process]) -> None:
+    """Asks processes to stop, and kills those that have not after 40 seconds."""
+    asked = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+            asked.append(process)
+    _, left = psutil.wait_procs(asked, timeout=STOP_S)
     for process in left:
         process.kill()
     psutil.wait_procs(left)
 
 
+def free_ports() -> dict[str, str]:
+    """The port variables of all three services, each with a TCP port on loopback that was free a moment ago."""
+    with contextlib.ExitStack() as open_until_all_are_chosen:
+        ports = {}
+        for variable, _ in PORTS.values():
+            probe = open_until_all_are_chosen.enter_context(socket.socket())
+            probe.bind(("127.0.0.1", 0))
+            ports[variable] = str(probe.getsockname()[1])
+    return ports
+
+
 @contextlib.contextmanager
-def running(directory: Path) -> Iterator[str]:
-    """The three services on free ports over ``directory``, for as long as the context lasts; gives the address."""
-    ports = {variable: str(free_port()) for variable, _ in PORTS.values()}
-    environment = {**os.environ, **ports, "LIKENESS_DATA_DIR": str(directory / "indexer")}
-    addresses, pids = start(environment, directory / "logs")
+def running(directory: Path, environment: Mapping[str, str] = os.environ) -> Iterator[Services]:
+    """The three services on free ports over ``directory``, for as long as the context lasts."""
+    data = {"LIKENESS_DATA_DIR": str(directory / "indexer")}
+    services = Services({**environment, **free_ports(), **data}, directory / "logs")
     try:
-        yield addresses["gateway"]
+        services.start()
+        yield services
     finally:
-        stop(pids)
+        services.stop()
 
 
 def up() -> int:
     """Starts the services in the background."""
-    file = STATE / "processes.json"
-    if file.exists() and any(psutil.pid_exists(pid) for pid in json.loads(file.read_text())["pids"].values()):
+    if _recorded():
         print("Already up (or half up): `make down` stops it.")
         return 0
     print("Starting embedder, indexer and gateway …", flush=True)
     try:
-        addresses, pids = start(os.environ, STATE / "logs")
+        services = Services(os.environ, STATE / "logs")
+        services.start()
     except StartError as error:
         print(error, file=sys.stderr)
         return 1
-    file.write_text(json.dumps({"addresses": addresses, "pids": pids}))
+    PIDS.write_text(json.dumps({name: process.pid for name, process in services.processes.items()}))
+    addresses = services.addresses
     print(
         f"All three are SERVING.\n  gateway   {addresses['gateway']}  (gRPC; HTTP on 8080 is reserved)\n"
         f"  embedder  {addresses['embedder']}\n  indexer   {addresses['indexer']}\n  logs      {STATE / 'logs'}"
@@ -144,14 +164,23 @@ def up() -> int:
 
 def down() -> int:
     """Stops what ``up`` started."""
-    file = STATE / "processes.json"
-    if not file.exists():
-        print("Nothing to stop.")
-        return 0
-    stop(json.loads(file.read_text())["pids"])
-    file.unlink()
-    print("Stopped.")
+    recorded = _recorded()
+    _stop(recorded)
+    PIDS.unlink(missing_ok=True)
+    print("Stopped." if recorded else "Nothing to stop.")
     return 0
+
+
+def _recorded() -> list[psutil.Process]:
+    """The processes that ``up`` started and that still run, the gateway first."""
+    pids = json.loads(PIDS.read_text()) if PIDS.exists() else {}
+    found = []
+    for name in reversed(PORTS):
+        with contextlib.suppress(psutil.NoSuchProcess, KeyError):
+            process = psutil.Process(pids[name])
+            if process.cmdline()[1:3] == ["-m", name]:  # the number may be another process's by now
+                found.append(process)
+    return found
 
 
 if __name__ == "__main__":

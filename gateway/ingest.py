@@ -143,8 +143,8 @@ class _Stream:
                 await asyncio.wait({reading, *ends}, return_when=asyncio.FIRST_COMPLETED)
                 if reading.done() and not reading.result():
                     return
-        except LikenessError as error:
-            self._fail(error)
+        except LikenessError as error:  # a message out of order; what came before it is still seen through
+            self._failure = error
         finally:
             for future in (reading, *ends):
                 if future is not None:
