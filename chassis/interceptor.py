@@ -15,6 +15,9 @@ from chassis.readiness import Readiness
 
 log = structlog.get_logger()
 
+# How a client sees what a service that is starting waits for.
+ANSWERED_WHILE_STARTING = frozenset({"GetStatus"})
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -49,7 +52,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: Context) -> Any:
             with _Outcome(method) as outcome:
                 try:
-                    self._readiness.require_started()
+                    if method.rpartition("/")[2] not in ANSWERED_WHILE_STARTING:
+                        self._readiness.require_started()
                     if context.time_remaining() is not None:
                         return await handler(request, context)
                     async with asyncio.timeout(self._default_deadline_s):

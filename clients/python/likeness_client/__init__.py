@@ -1,0 +1,93 @@
+"""Finds pictures by likeness: the Python client of the Likeness gateway.
+
+from likeness_client import Client, Term
+
+with Client() as likeness:
+    found = likeness.search(Term.text("a cat"), where='label = "pet"')
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from likeness_client.client import Client
+    from likeness_client.errors import IndexInterruptedError, LikenessError, Violation
+    from likeness_client.filters import AllOf, AnyOf, Comparison, Filter, NoneOf, Operator
+    from likeness_client.ingest import IngestLimits
+    from likeness_client.items import (
+        Fingerprint,
+        GetResult,
+        Hit,
+        IndexOutcome,
+        Item,
+        MetadataValue,
+        Picture,
+        SearchResult,
+        SearchTimings,
+        Term,
+    )
+    from likeness_client.status import CollectionStatus, Limits, ModelStatus, ServiceStatus, Status
+    from likeness_client.where import WhereError, parse_where
+    from likeness_client.where_text import to_where
+
+_HOMES = {
+    "client": ["Client"],
+    "errors": ["IndexInterruptedError", "LikenessError", "Violation"],
+    "filters": ["AllOf", "AnyOf", "Comparison", "Filter", "NoneOf", "Operator"],
+    "ingest": ["IngestLimits"],
+    "items": [
+        "Fingerprint",
+        "GetResult",
+        "Hit",
+        "IndexOutcome",
+        "Item",
+        "MetadataValue",
+        "Picture",
+        "SearchResult",
+        "SearchTimings",
+        "Term",
+    ],
+    "status": ["CollectionStatus", "Limits", "ModelStatus", "ServiceStatus", "Status"],
+    "where": ["WhereError", "parse_where"],
+    "where_text": ["to_where"],
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AllOf",
+    "AnyOf",
+    "Client",
+    "CollectionStatus",
+    "Comparison",
+    "Filter",
+    "Fingerprint",
+    "GetResult",
+    "Hit",
+    "IndexInterruptedError",
+    "IndexOutcome",
+    "IngestLimits",
+    "Item",
+    "LikenessError",
+    "Limits",
+    "MetadataValue",
+    "ModelStatus",
+    "NoneOf",
+    "Operator",
+    "Picture",
+    "SearchResult",
+    "SearchTimings",
+    "ServiceStatus",
+    "Status",
+    "Term",
+    "Violation",
+    "WhereError",
+    "parse_where",
+    "to_where",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # grpc and the stubs take 0.4 s to import: `likeness --help` and shell completion should not wait for them.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,1 @@
+"""The commands of ``likeness``, a module for each family."""

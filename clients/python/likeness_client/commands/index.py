@@ -1,0 +1,216 @@
+"""``likeness index``: walks, sends, shows progress, and says what became of it all."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from likeness_client import defaults
+from likeness_client.commands.options import (
+    Collection,
+    OutputFormat,
+    Server,
+    Timeout,
+    connected,
+    tell,
+)
+from likeness_client.errors import FILE_UNREADABLE, IndexInterruptedError, LikenessError
+from likeness_client.items import IndexOutcome, Picture
+from likeness_client.progress import IngestProgress, readable_bytes
+from likeness_client.render import Format, out, plain, short_path, show_json
+from likeness_client.walk import Walk
+
+if TYPE_CHECKING:
+    from likeness_client.client import Client
+
+SHOWN_OF_A_REASON = 10
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A file that is not stored, and why."""
+
+    path: Path
+    reason: str
+    message: str
+
+
+@dataclass
+class Summary:
+    """What became of an ingest."""
+
+    collection: str
+    stored: int = 0
+    stored_bytes: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    refused: list[Refusal] = field(default_factory=list)
+    unanswered: list[Path] = field(default_factory=list)
+    error: LikenessError | None = None
+    interrupted: bool = False
+
+    def add(self, outcome: IndexOutcome) -> None:
+        """Counts one picture."""
+        if outcome.error is None:
+            self.stored += 1
+            self.stored_bytes += outcome.size
+        else:
+            path = outcome.picture.path or Path()
+            self.refused.append(Refusal(path, outcome.error.reason or outcome.error.code, outcome.error.message))
+
+    @property
+    def exit_code(self) -> int:
+        """0 if everything is stored."""
+        if self.interrupted:
+            return INTERRUPTED
+        return 1 if self.refused or self.error else 0
+
+
+def index(
+    context: typer.Context,
+    *,
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR|FILE", exists=True, help="Directories are walked for pictures; files are sent."),
+    ],
+    label_from_parent: Annotated[
+        bool, typer.Option("--label-from-parent", help="Label each picture with the name of its directory.")
+    ] = False,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="LABEL", help="Label every picture so; repeatable.")
+    ] = None,
+    collection: Collection = defaults.COLLECTION,
+    no_create: Annotated[bool, typer.Option("--no-create", help="Fail if there is no such collection.")] = False,
+    all_files: Annotated[
+        bool, typer.Option("--all-files", help="From directories, send also what is not named like a picture.")
+    ] = False,
+    output_format: OutputFormat = Format.TABLE,
+    server: Server = None,
+    timeout: Timeout = None,
+) -> None:
+    """Take pictures into a collection.
+
+    A picture's id is the hash of its content: sending it again is harmless,
+    and replaces its labels. When the connection breaks, it is opened again a
+    few times, and what has no answer is sent again.
+
+    Exit code 1 if anything was refused or failed.
+    """
+    summary = Summary(collection)
+    total = sum(1 for _ in Walk(paths, all_files))
+    walk = Walk(paths, all_files)
+    labels = tuple(label or ())
+    pictures = (Picture(path, labels=_labels(path, labels, label_from_parent)) for path in walk)
+    began = time.monotonic()
+    with connected(context, server, timeout) as client, IngestProgress(total) as progress:
+        try:
+            _run(
+                client,
+                pictures=pictures,
+                collection=collection,
+                create=not no_create,
+                progress=progress,
+                summary=summary,
+            )
+        except KeyboardInterrupt:
+            summary.interrupted = True
+        except IndexInterruptedError as error:
+            summary.error = error
+            summary.unanswered = [picture.path for picture in error.unanswered if picture.path]
+    summary.seconds = time.monotonic() - began
+    summary.skipped = walk.skipped
+    summary.refused += [Refusal(path, FILE_UNREADABLE, f"directory: {why}") for path, why in walk.unreadable]
+    if summary.error is not None:
+        tell(summary.error)
+    if output_format is Format.JSON:
+        show_json(_as_json(summary))
+    else:
+        _show(summary)
+    raise typer.Exit(summary.exit_code)
+
+
+def _run(
+    client: "Client",
+    *,
+    pictures: Iterator[Picture],
+    collection: str,
+    create: bool,
+    progress: IngestProgress,
+    summary: Summary,
+) -> None:
+    def say(error: LikenessError, unanswered: int, wait_s: float) -> None:
+        progress.say(
+            f"{error}\nConnecting again in {wait_s:g} s; {unanswered} pictures without an answer follow again."
+        )
+
+    outcomes = client.index(pictures, collection=collection, create_collection=create, on_reconnect=say)
+    for outcome in outcomes:
+        summary.add(outcome)
+        progress.advance(outcome.size)
+
+
+def _labels(path: Path, labels: tuple[str, ...], label_from_parent: bool) -> tuple[str, ...]:
+    parent = path.absolute().parent.name if label_from_parent else ""
+    return (*labels, parent) if parent else labels
+
+
+def _show(summary: Summary) -> None:
+    console = out()
+    rate = summary.stored / summary.seconds if summary.seconds else 0.0
+    about = f": {readable_bytes(summary.stored_bytes)} in {summary.seconds:.1f} s, {rate:,.1f} a second"
+    begun = "Interrupted. " if summary.interrupted else ""
+    console.print(
+        f"{begun}Stored {summary.stored:,} {_pictures(summary.stored)} in collection {plain(summary.collection)}"
+        f"{about if summary.stored else ''}.",
+        soft_wrap=True,
+    )
+    if summary.skipped:
+        console.print(
+            f"Skipped {summary.skipped:,} not named like a picture (--all-files sends them too).",
+            soft_wrap=True,
+        )
+    if summary.unanswered:
+        count = len(summary.unanswered)
+        console.print(f"{count:,} {_pictures(count)} had no answer and may or may not be stored.", soft_wrap=True)
+    if summary.error or summary.interrupted:
+        console.print("The same command again sends the rest; what is stored already is not stored twice.")
+    if summary.refused:
+        console.print(f"Refused {len(summary.refused):,}:")
+    by_reason = sorted(summary.refused, key=lambda refusal: refusal.reason)
+    for reason, group in groupby(by_reason, key=lambda refusal: refusal.reason):
+        refusals = list(group)
+        console.print(f"  {plain(reason)}: {len(refusals):,}")
+        for refusal in refusals[:SHOWN_OF_A_REASON]:
+            console.print(f"    {plain(short_path(refusal.path))}: {plain(refusal.message)}", soft_wrap=True)
+        if len(refusals) > SHOWN_OF_A_REASON:
+            console.print(f"    … and {len(refusals) - SHOWN_OF_A_REASON:,} more; --format json lists them all")
+
+
+def _as_json(summary: Summary) -> dict[str, Any]:
+    return {
+        "collection": summary.collection,
+        "stored": summary.stored,
+        "refused": [
+            {"path": _text(refusal.path), "reason": refusal.reason, "message": refusal.message}
+            for refusal in summary.refused
+        ],
+        "unanswered": [_text(path) for path in summary.unanswered],
+        "skipped": summary.skipped,
+        "seconds": round(summary.seconds, 3),
+        "error": str(summary.error) if summary.error else None,
+        "interrupted": summary.interrupted,
+    }
+
+
+def _pictures(count: int) -> str:
+    return "picture" if count == 1 else "pictures"
+
+
+def _text(path: Path) -> str:
+    return os.fsencode(path).decode("utf-8", "replace")

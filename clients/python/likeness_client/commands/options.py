@@ -1,0 +1,72 @@
+"""What every command shares: options, the connection to a gateway, and how failures are told."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from likeness_client import defaults
+from likeness_client.errors import GATEWAY_UNREACHABLE, LikenessError
+from likeness_client.render import Format, err
+
+if TYPE_CHECKING:
+    from likeness_client.client import Client
+
+Server = Annotated[
+    str | None,
+    typer.Option(
+        "--server", metavar="ADDRESS", help=f"The gateway's host:port, instead of ${defaults.ADDRESS_VARIABLE}."
+    ),
+]
+Timeout = Annotated[
+    float | None, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Longest wait for one answer.")
+]
+Collection = Annotated[str, typer.Option("--collection", metavar="NAME", help="The collection.")]
+OutputFormat = Annotated[Format, typer.Option("--format", help="How to print.")]
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where the gateway is and how long to wait for it, as told before the command's name."""
+
+    server: str = defaults.ADDRESS
+    timeout_s: float = defaults.TIMEOUT_S
+
+
+@contextmanager
+def connected(context: typer.Context, server: str | None, timeout_s: float | None) -> Iterator["Client"]:
+    """A client; a failure of the gateway inside is told, and ends the command with exit code 1."""
+    from likeness_client.client import Client  # noqa: PLC0415  # 0.4 s that --help need not wait for
+
+    told = context.find_object(Connection) or Connection()
+    with Client(server or told.server, timeout=timeout_s or told.timeout_s) as client:
+        try:
+            yield client
+        except LikenessError as error:
+            tell(error)
+            raise typer.Exit(1) from None
+
+
+def tell(error: LikenessError) -> None:
+    """Says on stderr what failed and what to do."""
+    console = err()
+    if error.reason == GATEWAY_UNREACHABLE:
+        console.print(f"{error.message[:1].upper()}{error.message[1:]}.")
+        variable = defaults.ADDRESS_VARIABLE
+        console.print(f"Start one with `make up`, or name another by --server ADDRESS or the variable {variable}.")
+        return
+    console.print(str(error))
+    for violation in error.violations:
+        line = f"{violation.field}: {violation.description}"
+        if line not in error.message:
+            console.print(f"  {line}")
+    if error.retry_after_s is not None:
+        console.print(f"Trying again after {error.retry_after_s:g} s may help.")
+
+
+def wrong_usage(message: str) -> NoReturn:
+    """Says on stderr what was wrong with the command line, and ends with exit code 2."""
+    err().print(message)
+    raise typer.Exit(2)

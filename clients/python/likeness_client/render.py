@@ -1,0 +1,243 @@
+"""Shows what a command found: as tables for people, as JSON and CSV for programs."""
+
+import csv
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from likeness_client.items import GetResult, Item, MetadataValue, SearchResult
+from likeness_client.status import CollectionStatus, Status
+
+SHORT_ID = 12
+SHORT_LABELS = 24
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Format(StrEnum):
+    """How to print."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class SearchFormat(StrEnum):
+    """How to print hits."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+def out() -> Console:
+    """The console on stdout."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def err() -> Console:
+    """The console on stderr."""
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def show_json(value: Mapping[str, Any]) -> None:
+    """One line of JSON on stdout."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def hits_as_json(result: SearchResult) -> dict[str, Any]:
+    """The hits, best first."""
+    return {
+        "hits": [
+            {"rank": hit.rank, "id": hit.item.id, "score": _score(hit.score), **_told(hit.item)} for hit in result.hits
+        ]
+    }
+
+
+def show_hits_as_csv(result: SearchResult) -> None:
+    """The hits as CSV with a header; labels joined by semicolons, metadata as JSON."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["rank", "id", "score", "uri", "labels", "metadata"])
+    for hit in result.hits:
+        metadata = json.dumps(dict(hit.item.metadata), ensure_ascii=False)
+        rows.writerow([hit.rank, hit.item.id, _score(hit.score), hit.item.uri, ";".join(hit.item.labels), metadata])
+    sys.stdout.write(text.getvalue())
+
+
+def show_hits(result: SearchResult) -> None:
+    """The hits as a table, narrow enough for 80 columns."""
+    console = out()
+    if not result.hits:
+        console.print(f"Nothing in collection {plain(result.collection)} matches.")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("Rank", justify="right", no_wrap=True)
+    table.add_column("Score", justify="right", no_wrap=True)
+    table.add_column("Labels", max_width=SHORT_LABELS, no_wrap=True, overflow="ellipsis")
+    table.add_column("Picture", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("Size", justify="right", no_wrap=True)
+    table.add_column("Id", no_wrap=True)
+    labels = [plain(", ".join(hit.item.labels)) for hit in result.hits]
+    # Rank, score, size and id with the gaps between columns; what is left is the picture's.
+    taken = 4 + 7 + 11 + SHORT_ID + 1 + 10 + min(SHORT_LABELS, max(6, *map(len, labels)))
+    for hit, called in zip(result.hits, labels, strict=True):
+        where = plain(shorten(short_uri(hit.item.uri), max(16, console.width - taken)))
+        row = [str(hit.rank), f"{hit.score:.3f}", called, where, _size(hit.item), short_id(hit.item.id)]
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def items_as_json(result: GetResult) -> dict[str, Any]:
+    """The items found and the ids that are not there."""
+    items = [{"id": item.id, **_told(item)} for item in result.items]
+    return {"items": items, "missing_ids": list(result.missing_ids)}
+
+
+def show_items(result: GetResult) -> None:
+    """Each item with everything that is known of it."""
+    console = out()
+    for number, item in enumerate(result.items):
+        table = Table(box=None, pad_edge=False, show_header=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        known: dict[str, MetadataValue] = {"id": item.id, "uri": item.uri, "labels": list(item.labels), **item.metadata}
+        for key, value in known.items():
+            table.add_row(Text(plain(key)), Text(_readable(value)))
+        if number:
+            console.print()
+        console.print(table)
+
+
+def collections_as_json(status: Status) -> dict[str, Any]:
+    """The collections, by name."""
+    return {"collections": [_collection(collection) for collection in status.collections]}
+
+
+def status_as_json(status: Status) -> dict[str, Any]:
+    """The state of the whole."""
+    services = [
+        {"name": s.name, "address": s.address, "serving": s.serving, "error": str(s.error) if s.error else None}
+        for s in status.services
+    ]
+    model = status.model and {
+        "model": status.model.fingerprint.model,
+        "digest": status.model.fingerprint.digest,
+        "dimension": status.model.fingerprint.dimension,
+        "device": status.model.device,
+        "precision": status.model.precision,
+    }
+    return {"version": status.version, "services": services, "model": model, **collections_as_json(status)}
+
+
+def show_collections(status: Status) -> None:
+    """The collections as a table."""
+    console = out()
+    if not status.collections:
+        console.print("No collections yet: `likeness index DIR` makes one.")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("Collection", overflow="fold")
+    table.add_column("Pictures", justify="right", no_wrap=True)
+    table.add_column("Model", overflow="fold")
+    table.add_column("Dimension", justify="right", no_wrap=True)
+    table.add_column("Searchable", no_wrap=True)
+    for collection in status.collections:
+        fingerprint = collection.fingerprint
+        searchable = "yes" if collection.searchable else "no: other model"
+        if status.model is None:
+            searchable = "no embedder"
+        row = [collection.name, f"{collection.count:,}", fingerprint.model, str(fingerprint.dimension), searchable]
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    console.print(table)
+
+
+def show_status(status: Status, address: str) -> None:
+    """Services, model and collections."""
+    console = out()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("Service", "Address", "State"):
+        table.add_column(name, overflow="fold")
+    table.add_row("gateway", Text(plain(address)), Text(f"serving, release {plain(status.version)}", style="green"))
+    for service in status.services:
+        down = f"down: {service.error}" if service.error else "down"
+        state = Text("serving", style="green") if service.serving else Text(plain(down), style="red")
+        table.add_row(Text(plain(service.name)), Text(plain(service.address)), state)
+    console.print(table)
+    if status.model is not None:
+        model = status.model
+        said = f"{model.fingerprint.model}, {model.fingerprint.dimension} numbers, {model.precision} on {model.device}"
+        console.print(f"\nModel: {plain(said)} (digest {short_id(model.fingerprint.digest)})\n")
+    else:
+        console.print("\nModel: unknown while no embedder answers\n")
+    show_collections(status)
+
+
+def plain(text: str) -> str:
+    """The text without what a terminal would obey rather than show."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def short_id(item_id: str) -> str:
+    """The first digits of a content hash; any other id as it is, up to a length."""
+    limit = SHORT_ID if _SHA256.fullmatch(item_id) else SHORT_ID + 1
+    return plain(item_id) if len(item_id) <= limit else plain(item_id[:SHORT_ID]) + "…"
+
+
+def short_uri(uri: str) -> str:
+    """The path of a ``file://`` URI, relative to where the reader stands if it is below; any other URI as it is."""
+    parts = urlsplit(uri)
+    if parts.scheme != "file":
+        return uri
+    return short_path(Path(unquote(parts.path)))
+
+
+def short_path(path: Path) -> str:
+    """The path relative to the working directory if it is below that, with ``~`` if it is below home."""
+    for base, prefix in ((Path.cwd(), ""), (Path.home(), "~/")):
+        if path.is_relative_to(base):
+            return prefix + str(path.relative_to(base))
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def shorten(text: str, width: int) -> str:
+    """The end of the text, which tells pictures apart, in at most ``width`` characters."""
+    return text if len(text) <= width else "…" + text[-(width - 1) :]
+
+
+def _told(item: Item) -> dict[str, Any]:
+    return {"uri": item.uri, "labels": list(item.labels), "metadata": dict(item.metadata)}
+
+
+def _collection(collection: CollectionStatus) -> dict[str, Any]:
+    return {
+        "name": collection.name,
+        "count": collection.count,
+        "model": collection.fingerprint.model,
+        "digest": collection.fingerprint.digest,
+        "dimension": collection.fingerprint.dimension,
+        "searchable": collection.searchable,
+    }
+
+
+def _score(score: float) -> float:
+    # A float32 holds seven digits: more would show its rounding, 0.91 as 0.9100000262260437.
+    return float(f"{score:.7g}")
+
+
+def _size(item: Item) -> str:
+    width, height = item.metadata.get("width"), item.metadata.get("height")
+    return f"{width}×{height}" if width and height else ""
+
+
+def _readable(value: MetadataValue) -> str:
+    return plain(", ".join(value) if isinstance(value, list) else str(value))

@@ -1,0 +1,170 @@
+"""A gateway that records what it is asked and answers as told, on a free loopback port."""
+
+import hashlib
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NoReturn
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+from likeness.common.v1 import error_pb2
+from likeness.gateway.v1 import gateway_pb2 as pb
+from likeness.gateway.v1 import gateway_pb2_grpc
+
+BAD = b"no picture"
+
+
+@dataclass(frozen=True)
+class Break:
+    """How a stream ends before its time.
+
+    Attributes:
+        after: items read before; every second of them is answered, all of them are stored.
+        status: what it ends with.
+    """
+
+    after: int
+    status: status_pb2.Status
+
+
+class FakeGateway(gateway_pb2_grpc.SearchServiceServicer):
+    """Stores items by id; refuses those whose picture is ``BAD``."""
+
+    def __init__(self) -> None:
+        self.search_requests: list[pb.SearchRequest] = []
+        self.get_requests: list[pb.GetItemsRequest] = []
+        self.delete_requests: list[pb.DeleteItemsRequest] = []
+        self.starts: list[pb.IndexStart] = []
+        self.stored: dict[str, pb.IndexItem] = {}
+        self.found = pb.SearchResponse(collection="images")
+        self.status = pb.GetStatusResponse(version="0.1.0")
+        self.refusal: status_pb2.Status | None = None
+        self.breaks: deque[Break] = deque()
+        self.answer_after = 1
+        self.silent = False
+        self.item_arrived = threading.Event()
+
+    def Search(self, request: pb.SearchRequest, context: grpc.ServicerContext) -> pb.SearchResponse:  # noqa: N802
+        self._refuse_if_told(context)
+        if self.silent:
+            ended = threading.Event()
+            context.add_callback(ended.set)
+            ended.wait()
+        self.search_requests.append(request)
+        return self.found
+
+    def GetItems(self, request: pb.GetItemsRequest, context: grpc.ServicerContext) -> pb.GetItemsResponse:  # noqa: N802
+        self.get_requests.append(request)
+        return pb.GetItemsResponse(
+            items=[pb.Item(id=i, labels=["cat"]) for i in request.ids if i in self.stored],
+            missing_ids=[i for i in request.ids if i not in self.stored],
+        )
+
+    def DeleteItems(  # noqa: N802
+        self, request: pb.DeleteItemsRequest, context: grpc.ServicerContext
+    ) -> pb.DeleteItemsResponse:
+        self.delete_requests.append(request)
+        return pb.DeleteItemsResponse(deleted=sum(self.stored.pop(i, None) is not None for i in request.ids))
+
+    def GetStatus(self, request: pb.GetStatusRequest, context: grpc.ServicerContext) -> pb.GetStatusResponse:  # noqa: N802
+        return self.status
+
+    def IndexImages(  # noqa: N802
+        self, request_iterator: Iterator[pb.IndexImagesRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.IndexImagesResponse]:
+        start = next(request_iterator).start
+        self.starts.append(start)
+        self._refuse_if_told(context)
+        yield pb.IndexImagesResponse(started=pb.IndexStarted(collection=start.collection))
+        end = self.breaks.popleft() if self.breaks else None
+        if end is not None and end.after == 0:
+            abort(context, end.status)
+        answers: list[pb.IndexImagesResponse] = []
+        for count, request in enumerate(request_iterator, start=1):
+            answer = self._store(request.item)
+            self.item_arrived.set()
+            if self.silent:
+                continue
+            if end is None or count % 2:
+                answers.append(answer)
+            if len(answers) >= self.answer_after:
+                yield from answers
+                answers.clear()
+            if end is not None and count == end.after:
+                yield from answers
+                abort(context, end.status)
+        yield from answers
+
+    def _store(self, item: pb.IndexItem) -> pb.IndexImagesResponse:
+        item_id = item.id or hashlib.sha256(item.image.encoded).hexdigest()
+        result = pb.IndexResult(sequence=item.sequence, id=item_id)
+        if item.image.encoded == BAD:
+            refused = status(grpc.StatusCode.INVALID_ARGUMENT, "IMAGE_DAMAGED", "image: cannot be read")
+            result.error.CopyFrom(error_pb2.ItemError(status=refused, reason=error_pb2.REASON_IMAGE_DAMAGED))
+        else:
+            self.stored[item_id] = item
+            result.stored.SetInParent()
+        return pb.IndexImagesResponse(result=result)
+
+    def _refuse_if_told(self, context: grpc.ServicerContext) -> None:
+        if self.refusal is not None:
+            abort(context, self.refusal)
+
+
+@contextmanager
+def serving(servicer: FakeGateway | None) -> Iterator[str]:
+    """Serves on a free port; yields the address. Without a servicer, a gRPC server that knows no call."""
+    server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
+    if servicer is not None:
+        gateway_pb2_grpc.add_SearchServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
+
+
+def status(
+    code: grpc.StatusCode,
+    reason: str,
+    message: str,
+    field: str = "",
+    retry_after_s: float | None = None,
+) -> status_pb2.Status:
+    """A status with the details that the contract promises."""
+    told = status_pb2.Status(code=code.value[0], message=message)
+    told.details.append(_packed(error_details_pb2.ErrorInfo(reason=reason, domain="likeness")))
+    if field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
+        told.details.append(_packed(error_details_pb2.BadRequest(field_violations=[violation])))
+    if retry_after_s is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(round(retry_after_s * 1000))
+        told.details.append(_packed(retry))
+    return told
+
+
+def shutting_down() -> status_pb2.Status:
+    """What a gateway that stops ends its streams with."""
+    return status(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", "the gateway is stopping")
+
+
+def abort(context: grpc.ServicerContext, told: status_pb2.Status) -> NoReturn:
+    """Ends the call so."""
+    context.abort_with_status(rpc_status.to_status(told))
+    raise AssertionError("abort raises")
+
+
+def _packed(
+    message: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo,
+) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
