@@ -24,10 +24,10 @@ help: ## this list
 	@touch $@
 
 gen/.stubs: .venv/installed $(PROTOS)
-	@rm -rf gen && mkdir -p gen
-	@PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos -I$(SITE) --python_out=gen --grpc_python_out=gen \
-		--mypy_out=quiet:gen --mypy_grpc_out=quiet:gen $(PROTOS)
-	@touch $@
+	@rm -rf build/gen && mkdir -p build/gen
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos -I$(SITE) --python_out=build/gen \
+		--grpc_python_out=build/gen --mypy_out=quiet:build/gen --mypy_grpc_out=quiet:build/gen $(PROTOS)
+	@rm -rf gen && mv build/gen gen && touch $@
 
 .PHONY: setup
 setup: .venv/project gen/.stubs ## the environment and the stubs, nothing else

@@ -3,14 +3,15 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from likeness.common.v1 import error_pb2
 
-from chassis.errors import LikenessError, to_status
+from chassis.errors import LikenessError, invalid, to_status
 from chassis.readiness import Readiness
 
 log = structlog.get_logger()
@@ -38,13 +39,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or not method.startswith("/likeness."):
             return handler
+        read = _tolerant(handler.request_deserializer)
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(
-                self._unary(method, handler.unary_unary), handler.request_deserializer, handler.response_serializer
+                self._unary(method, handler.unary_unary), read, handler.response_serializer
             )
         if handler.stream_stream:
             return grpc.stream_stream_rpc_method_handler(
-                self._stream(method, handler.stream_stream), handler.request_deserializer, handler.response_serializer
+                self._stream(method, handler.stream_stream), read, handler.response_serializer
             )
         raise TypeError(f"{method}: the interceptor knows no handler of this kind")
 
@@ -54,6 +56,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 try:
                     if method.rpartition("/")[2] not in ANSWERED_WHILE_STARTING:
                         self._readiness.require_started()
+                    request = _readable(request)
                     if context.time_remaining() is not None:
                         return await handler(request, context)
                     async with asyncio.timeout(self._default_deadline_s):
@@ -76,11 +79,36 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             with _Outcome(method) as outcome:
                 try:
                     self._readiness.require_started()
-                    await handler(requests, context)
+                    await handler(_readable_each(requests), context)
                 except Exception as error:
                     await outcome.abort(context, error)
 
         return call
+
+
+class _Unreadable:
+    """Stands for a request that is no message of its type, so that it is refused as bad input, not as a fault."""
+
+
+def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def read(encoded: bytes) -> Any:
+        try:
+            return deserialize(encoded)
+        except DecodeError:
+            return _Unreadable()
+
+    return read
+
+
+def _readable(request: Any) -> Any:
+    if isinstance(request, _Unreadable):
+        raise invalid("request", "cannot be read: no message of this rpc's type, cut, or nested too deeply")
+    return request
+
+
+async def _readable_each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _readable(request)
 
 
 class _Outcome:

@@ -15,7 +15,13 @@ def configure(level: str, style: str, service: str) -> None:
         service: the name that every line carries.
     """
     console = style == "console" or (style == "auto" and sys.stderr.isatty())
+
+    # Not bound as a context variable: threads begin with an empty context, and their lines need the name too.
+    def name(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        return {"service": service, **event}
+
     shared: list[structlog.typing.Processor] = [
+        name,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -43,4 +49,3 @@ def configure(level: str, style: str, service: str) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(service=service)

@@ -1,0 +1,1 @@
+"""The indexer: collections of vectors with metadata over Chroma, and their nearest neighbours."""

@@ -1,0 +1,319 @@
+"""The Chroma server: one that the indexer starts and looks after, or one that somebody else runs.
+
+Both tell the indexer when Chroma can be spoken to, and when it cannot.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Protocol
+
+import httpx
+import structlog
+from likeness.common.v1 import error_pb2
+
+from chassis.errors import LikenessError
+from indexer import tether
+from indexer.lock import DirectoryLock
+
+log = structlog.get_logger()
+
+HOST = "127.0.0.1"
+PATIENCE_S = 5.0
+STOP_S = 10.0
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 10.0
+WATCH_S = 1.0
+_START_TRIES = 3
+_TETHER = str(Path(tether.__file__).absolute())
+
+
+class ChromaServer(Protocol):
+    """A Chroma server."""
+
+    async def start(self) -> None:
+        """Returns when Chroma can be spoken to, after having said so through ``up``.
+
+        Raises:
+            LikenessError: STORE_UNAVAILABLE: it cannot be had.
+        """
+
+    async def stop(self) -> None:
+        """Ends what was started. Harmless when nothing was."""
+
+
+Up = Callable[[str], Awaitable[None]]
+Down = Callable[[str], Awaitable[None]]
+
+
+class LocalChroma:
+    """``chroma run`` on a free loopback port, started again whenever it dies, gone when the indexer is."""
+
+    def __init__(self, data_dir: Path, start_s: float, up: Up, down: Down) -> None:
+        """A server that is not started yet.
+
+        Args:
+            data_dir: holds the lock, and Chroma's own directory ``chroma``.
+            start_s: longest wait for it to answer, in seconds.
+            up: called with the URL whenever Chroma has begun to answer.
+            down: called with the reason whenever it has gone.
+        """
+        self._directory = data_dir.absolute() / "chroma"
+        self._lock = DirectoryLock(data_dir)
+        self._start_s = start_s
+        self._up = up
+        self._down = down
+        self._process: asyncio.subprocess.Process | None = None
+        self._output: asyncio.Task[None] | None = None
+        self._last_lines: deque[str] = deque(maxlen=20)
+        self._stopping = asyncio.Event()
+        self._supervision: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Takes the directory, starts Chroma, and keeps it running from then on."""
+        await self._lock.acquire(PATIENCE_S)
+        _no_proxy_to_loopback()
+        for failures in range(1, _START_TRIES + 1):
+            try:
+                await self._launch()
+                break
+            except LikenessError as error:
+                if failures == _START_TRIES:
+                    raise
+                log.warning("starting Chroma again", why=error.message)
+        self._supervision = asyncio.create_task(self._supervise(), name="supervision of Chroma")
+        self._supervision.add_done_callback(_log_failure)
+
+    async def stop(self) -> None:
+        """Asks Chroma to end, insists after a while, and gives the directory free."""
+        self._stopping.set()
+        if self._supervision is not None:
+            await asyncio.wait({self._supervision})
+        await self._end()
+        self._lock.release()
+
+    async def _supervise(self) -> None:
+        pause = FIRST_PAUSE_S
+        while True:
+            began = time.monotonic()
+            if await self._stopped_or(self._running.wait()):
+                return
+            if time.monotonic() - began > LONGEST_PAUSE_S:
+                pause = FIRST_PAUSE_S
+            await self._down(f"Chroma ended with {_cause(self._running.returncode)}")
+            log.error("Chroma ended", cause=_cause(self._running.returncode), last_lines=list(self._last_lines))
+            while not await self._stopped_or(asyncio.sleep(pause)):
+                pause = min(pause * 2, LONGEST_PAUSE_S)
+                try:
+                    await self._launch()
+                    break
+                except LikenessError as error:
+                    log.error("Chroma does not come back yet", why=error.message, next_try_s=pause)
+
+    async def _launch(self) -> None:
+        await self._end()
+        port = _free_port()
+        chroma = Path(sys.executable).with_name("chroma")
+        command = [str(chroma), "run", "--path", str(self._directory), "--host", HOST, "--port", str(port)]
+        self._last_lines.clear()
+        try:
+            self._process = await self._spawn(command)
+        except OSError as error:
+            message = f"cannot run {chroma} over {self._directory}: {error}"
+            raise LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, message) from error
+        self._lock.name_holders(self._process.pid)
+        assert self._process.stdout is not None
+        self._output = asyncio.create_task(self._read(self._process.stdout), name="output of Chroma")
+        url = f"http://{HOST}:{port}"
+        if await self._stopped_or(self._answers(url)):
+            return
+        log.info("Chroma runs", url=url, pid=self._process.pid, path=str(self._directory))
+        await self._up(url)
+
+    async def _spawn(self, command: list[str]) -> asyncio.subprocess.Process:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", _TETHER, str(os.getpid()), *command),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            limit=2**20,
+            env=_environment(),
+            pass_fds=[self._lock.fileno],
+            # A Ctrl-C in the terminal is for the indexer, which ends Chroma after its last write.
+            start_new_session=True,
+        )
+
+    async def _answers(self, url: str) -> None:
+        """Returns when the server answers; raises if it ended before, or takes too long."""
+        ended = asyncio.create_task(self._running.wait())
+        began = time.monotonic()
+        async with httpx.AsyncClient(trust_env=False, timeout=1.0) as http:
+            while not await _heartbeat(http, url):
+                await asyncio.wait({ended}, timeout=0.05)
+                if ended.done():
+                    why = f"it ended with {_cause(ended.result())}"
+                elif time.monotonic() - began > self._start_s:
+                    ended.cancel()
+                    why = f"it gave no answer in {self._start_s:g} s (LIKENESS_CHROMA_START_S)"
+                else:
+                    continue
+                message = f"Chroma does not start over {self._directory}: {why}; {' | '.join(self._last_lines)}"
+                raise LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, message)
+        ended.cancel()
+
+    @property
+    def _running(self) -> asyncio.subprocess.Process:
+        assert self._process is not None, "not started"
+        return self._process
+
+    async def _end(self) -> None:
+        """Ends the process, if there is one, and reads its output to the end."""
+        process, output = self._process, self._output
+        if process is not None and process.returncode is None:
+            process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), STOP_S)
+            except TimeoutError:
+                log.warning("Chroma did not end when asked to; killing it", pid=process.pid, waited_s=STOP_S)
+                process.kill()
+                await process.wait()
+        if output is not None:
+            await output
+        self._process = self._output = None
+
+    async def _read(self, output: asyncio.StreamReader) -> None:
+        while True:
+            try:
+                line = await output.readline()
+            except ValueError:  # a line longer than the buffer, which is dropped
+                continue
+            if not line:
+                return
+            text = line.decode(errors="replace").rstrip()
+            if text:
+                self._last_lines.append(text)
+                log.debug("chroma", line=text)
+
+    async def _stopped_or(self, work: Awaitable[object]) -> bool:
+        """Waits for the work, or for ``stop``, which cancels it; True if it was ``stop``."""
+        task = asyncio.ensure_future(work)
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            if not task.done():
+                task.cancel()
+        if task.done():
+            await task
+        return self._stopping.is_set()
+
+
+class RemoteChroma:
+    """A server that somebody else runs: found at start, watched from then on."""
+
+    def __init__(self, url: str, start_s: float, up: Up, down: Down) -> None:
+        """A server that has not been looked for yet.
+
+        Args:
+            url: where it is.
+            start_s: longest wait for it to answer, in seconds.
+            up: called with the URL whenever Chroma has begun to answer.
+            down: called with the reason whenever it has gone.
+        """
+        self._url = url
+        self._start_s = start_s
+        self._up = up
+        self._down = down
+        self._stopping = asyncio.Event()
+        self._watch: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Waits until it answers, and watches it from then on."""
+        began = time.monotonic()
+        why = await self._try()
+        while why is not None:
+            if time.monotonic() - began > self._start_s:
+                message = f"no Chroma server at {self._url} in {self._start_s:g} s ({why}); see LIKENESS_CHROMA_URL"
+                raise LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, message)
+            log.info("waiting for Chroma", url=self._url, why=why)
+            if await self._stopped_within(WATCH_S):
+                return
+            why = await self._try()
+        self._watch = asyncio.create_task(self._look(), name="watch over Chroma")
+        self._watch.add_done_callback(_log_failure)
+
+    async def stop(self) -> None:
+        """Stops watching."""
+        self._stopping.set()
+        if self._watch is not None:
+            await asyncio.wait({self._watch})
+
+    async def _look(self) -> None:
+        serving = True
+        async with httpx.AsyncClient(timeout=5.0) as http:
+            while not await self._stopped_within(WATCH_S):
+                if serving:
+                    # One late answer is no outage: a second look decides.
+                    serving = await _heartbeat(http, self._url) or await _heartbeat(http, self._url)
+                    if not serving:
+                        await self._down(f"no heartbeat from {self._url}")
+                else:
+                    serving = await self._try() is None
+
+    async def _try(self) -> str | None:
+        try:
+            await self._up(self._url)
+        except LikenessError as error:
+            return error.message
+        return None
+
+    async def _stopped_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._stopping.wait()
+        except TimeoutError:
+            return False
+
+
+async def _heartbeat(http: httpx.AsyncClient, url: str) -> bool:
+    try:
+        return (await http.get(f"{url}/api/v2/heartbeat")).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _environment() -> dict[str, str]:
+    """The child's: without what would configure Chroma behind our back, quiet, and sending nothing anywhere."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CHROMA_", "OTEL_", "RUST_LOG"))}
+    # At its own level Chroma writes 1.5 kB for every request.
+    return inherited | {"ANONYMIZED_TELEMETRY": "False", "RUST_LOG": "warn", "NO_COLOR": "1"}
+
+
+def _no_proxy_to_loopback() -> None:
+    # Chroma's client takes HTTP_PROXY from the environment, for loopback addresses too.
+    exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    os.environ["no_proxy"] = ",".join([*([exempt] if exempt else []), HOST])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _cause(code: int | None) -> str:
+    return f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("no longer looking after Chroma", task=task.get_name(), exc_info=error)

@@ -1,0 +1,159 @@
+"""Services as real processes for tests: started on a free port, waited for, ended, their log shown on failure."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from chassis.health import wait_until_serving
+
+ROOT = Path(__file__).resolve().parent.parent
+START_S = 60.0
+STOP_S = 40.0
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class Service:
+    """A running service.
+
+    Attributes:
+        address: ``host:port`` of its gRPC server.
+        process: the process.
+        log_file: its standard output and error; what earlier processes of this test wrote stands before.
+    """
+
+    address: str
+    process: subprocess.Popen[bytes]
+    log_file: Path
+
+    @property
+    def log(self) -> str:
+        """What it has written so far."""
+        return self.log_file.read_text(errors="replace")
+
+    def wait_until_serving(self, timeout_s: float = START_S) -> None:
+        """Waits for its health check to say SERVING; fails with its log if that does not come."""
+        why = wait_until_serving(self.address, timeout_s)
+        assert why is None, f"{self.address}: {why}; it wrote:\n{self.log}"
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit code once it has ended (again, if it had ended before)."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"did not stop within {STOP_S:g} s; it wrote:\n{self.log}") from None
+
+    def kill(self) -> None:
+        """SIGKILL, and waits until it is gone."""
+        self.process.kill()
+        self.process.wait(STOP_S)
+
+
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment without settings of its own, and with these."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("LIKENESS_")}
+    return inherited | {"PYTHONUNBUFFERED": "1", "LIKENESS_LOG_STYLE": "json"} | dict(variables)
+
+
+def launch(module: str, env: Mapping[str, str], port_variable: str, tmp_path: Path) -> Service:
+    """Starts ``python -m MODULE`` on a free port (or the one that ``env`` names) and does not wait for it."""
+    port = env.get(port_variable) or str(free_port())
+    log_file = tmp_path / f"{module}-{port}.log"
+    with log_file.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            cwd=ROOT,
+            env=environment({**env, port_variable: port}),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    return Service(f"127.0.0.1:{port}", process, log_file)
+
+
+def start_service(module: str, env: Mapping[str, str], port_variable: str, tmp_path: Path) -> Service:
+    """Starts ``python -m MODULE`` on a free port (or the one that ``env`` names) and waits for SERVING.
+
+    Args:
+        module: such as ``indexer``.
+        env: its settings; ``LIKENESS_*`` of the surrounding environment do not reach it.
+        port_variable: the setting of its port, such as ``LIKENESS_INDEXER_PORT``.
+        tmp_path: where its log goes.
+    """
+    service = launch(module, env, port_variable, tmp_path)
+    try:
+        service.wait_until_serving()
+    except BaseException:
+        service.kill()
+        raise
+    return service
+
+
+def run_to_end(
+    module: str, env: Mapping[str, str], arguments: Sequence[str] = (), timeout_s: float = START_S
+) -> subprocess.CompletedProcess[str]:
+    """Runs ``python -m MODULE ARGUMENTS…`` until it ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env=environment(env),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def start_chroma(path: Path, port: int = 0) -> tuple[subprocess.Popen[bytes], str]:
+    """A Chroma server over a directory, as somebody else would run it, and its URL; returns once it answers."""
+    port = port or free_port()
+    url = f"http://127.0.0.1:{port}"
+    path.mkdir(parents=True, exist_ok=True)
+    with (path.parent / f"{path.name}-{port}.log").open("ab") as log:
+        process = subprocess.Popen(
+            [
+                Path(sys.executable).with_name("chroma"),
+                "run",
+                "--path",
+                path,
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+            ],
+            env={**os.environ, "RUST_LOG": "warn"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    deadline = time.monotonic() + START_S
+    with httpx.Client(trust_env=False, timeout=1.0) as http:
+        while time.monotonic() < deadline:
+            try:
+                if http.get(f"{url}/api/v2/heartbeat").is_success:
+                    return process, url
+            except httpx.TransportError:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    code = process.wait(0.05)
+                    raise AssertionError(f"chroma run ended with exit code {code}") from None
+    process.kill()
+    raise AssertionError(f"no Chroma at {url} within {START_S:g} s")

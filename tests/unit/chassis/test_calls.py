@@ -1,0 +1,168 @@
+"""What happens around every call: readiness, default deadline, error mapping. A real server on loopback."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+from likeness.common.v1 import error_pb2
+from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+
+from chassis.errors import LikenessError, from_rpc_error, invalid
+from chassis.interceptor import CallInterceptor
+from chassis.readiness import Readiness
+
+SERVICE = "likeness.embedder.v1.EmbedderService"
+Answer = Callable[[], Awaitable[embedder_pb2.GetModelResponse]]
+
+
+class Servicer(embedder_pb2_grpc.EmbedderServiceServicer):
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    async def GetModel(self, request: Any, context: Any) -> embedder_pb2.GetModelResponse:  # noqa: N802
+        return await self._answer()
+
+    async def Embed(self, request: Any, context: Any) -> embedder_pb2.EmbedResponse:  # noqa: N802
+        raise NotImplementedError
+
+
+@asynccontextmanager
+async def serving(
+    answer: Answer, *, ready: bool = True, default_deadline_s: float = 30
+) -> AsyncIterator[tuple[grpc.aio.Channel, Readiness]]:
+    readiness = Readiness(SERVICE)
+    await readiness.set(ready, "test")
+    server = grpc.aio.server(interceptors=[CallInterceptor(readiness, default_deadline_s)])
+    embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(Servicer(answer), server)
+    health_pb2_grpc.add_HealthServicer_to_server(readiness.health, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield channel, readiness
+    await server.stop(0)
+
+
+async def failure(channel: grpc.aio.Channel, timeout_s: float | None = None) -> grpc.aio.AioRpcError:
+    stub = embedder_pb2_grpc.EmbedderServiceStub(channel)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.GetModel(embedder_pb2.GetModelRequest(), timeout=timeout_s)
+    return caught.value
+
+
+def raising(error: Exception) -> Answer:
+    async def answer() -> embedder_pb2.GetModelResponse:
+        raise error
+
+    return answer
+
+
+async def test_an_error_arrives_with_code_reason_violations_and_pushback() -> None:
+    error = LikenessError(error_pb2.REASON_OVERLOADED, "the queue is full", retry_after_s=0.25)
+    async with serving(raising(error)) as (channel, _):
+        seen = await failure(channel)
+
+    assert seen.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert ("grpc-retry-pushback-ms", "250") in tuple(seen.trailing_metadata())
+    back = from_rpc_error(seen, error_pb2.REASON_EMBEDDER_UNAVAILABLE, "the embedder")
+    assert (back.reason, back.message, back.retry_after_s) == (error.reason, "the queue is full", 0.25)
+
+
+async def test_a_bad_field_arrives_as_a_bad_request_violation() -> None:
+    async with serving(raising(invalid("inputs[2].text", "is empty"))) as (channel, _):
+        seen = await failure(channel)
+
+    status = rpc_status.from_call(seen)  # type: ignore[arg-type]
+    assert status is not None
+    request = error_details_pb2.BadRequest()
+    assert any(detail.Unpack(request) for detail in status.details)
+    assert request.field_violations[0].field == "inputs[2].text"
+
+
+async def test_a_fault_of_ours_shows_an_incident_and_no_cause() -> None:
+    async with serving(raising(ZeroDivisionError("secret detail"))) as (channel, _):
+        seen = await failure(channel)
+
+    assert seen.code() is grpc.StatusCode.INTERNAL
+    assert "incident" in (seen.details() or "")
+    assert "secret" not in str(seen.trailing_metadata()) + (seen.details() or "")
+
+
+async def test_a_call_before_the_first_readiness_is_refused_as_not_ready() -> None:
+    async with serving(raising(AssertionError("reached")), ready=False) as (channel, _):
+        seen = await failure(channel)
+
+    assert seen.code() is grpc.StatusCode.UNAVAILABLE
+    assert from_rpc_error(seen, error_pb2.REASON_UNSPECIFIED, "").reason == error_pb2.REASON_NOT_READY
+
+
+async def test_a_request_that_is_no_message_is_refused_as_bad_input() -> None:
+    async with serving(raising(AssertionError("reached"))) as (channel, _):
+        call = channel.unary_unary(f"/{SERVICE}/GetModel")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(b"\xff\xff\xff", timeout=10)
+
+    assert from_rpc_error(caught.value, error_pb2.REASON_UNSPECIFIED, "").reason_name == "FIELD_INVALID"
+
+
+async def test_a_call_without_a_deadline_gets_the_default_one() -> None:
+    async def forever() -> embedder_pb2.GetModelResponse:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with serving(forever, default_deadline_s=0.05) as (channel, _):
+        seen = await failure(channel)
+
+    assert seen.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "default deadline" in (seen.details() or "")
+
+
+async def test_the_handler_of_a_call_whose_deadline_passed_is_cancelled() -> None:
+    cancelled = asyncio.Event()
+
+    async def forever() -> embedder_pb2.GetModelResponse:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        raise AssertionError
+
+    async with serving(forever) as (channel, _):
+        seen = await failure(channel, timeout_s=0.1)
+        await asyncio.wait_for(cancelled.wait(), 5)
+
+    assert seen.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_a_server_that_is_not_there_is_named_with_its_address() -> None:
+    async with grpc.aio.insecure_channel("127.0.0.1:1") as channel:
+        back = from_rpc_error(
+            await failure(channel, timeout_s=5), error_pb2.REASON_EMBEDDER_UNAVAILABLE, "the embedder at 127.0.0.1:1"
+        )
+
+    assert back.reason == error_pb2.REASON_EMBEDDER_UNAVAILABLE
+    assert "127.0.0.1:1" in back.message
+
+
+async def test_health_follows_readiness_by_name_and_stays_down_after_stopping() -> None:
+    async def state(channel: grpc.aio.Channel, service: str) -> int:
+        stub = health_pb2_grpc.HealthStub(channel)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))  # type: ignore[attr-defined]
+        return int(answer.status)
+
+    async with serving(raising(AssertionError())) as (channel, readiness):
+        up = [await state(channel, name) for name in ("", SERVICE)]
+        await readiness.set(False, "test")
+        down = [await state(channel, name) for name in ("", SERVICE)]
+        await readiness.stop()
+        await readiness.set(True, "too late")
+        stopped = [await state(channel, name) for name in ("", SERVICE)]
+
+    serving_, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    assert (up, down, stopped) == ([serving_] * 2, [not_serving] * 2, [not_serving] * 2)
