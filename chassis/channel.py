@@ -44,6 +44,8 @@ def connect(
         options=[
             ("grpc.service_config", json.dumps(config)),
             ("grpc.use_local_subchannel_pool", 1),
+            # A call larger than this buffer is not retried; the default, 256 KiB, is less than one photograph.
+            ("grpc.per_rpc_retry_buffer_size", limit),
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", limit),
             ("grpc.keepalive_time_ms", 30_000),

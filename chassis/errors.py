@@ -5,17 +5,24 @@ and ``RetryInfo``; the next service up reads it back with ``from_rpc_error``. Th
 reason.
 """
 
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import grpc
+import structlog
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from likeness.common.v1 import error_pb2
 from likeness.common.v1.error_pb2 import Reason
 
+log = structlog.get_logger()
+
 DOMAIN = "likeness"
+
+# All of a status travels in HTTP/2 trailers, of which clients take 8 KiB.
+_MAX_MESSAGE, _MAX_DESCRIPTION, _MAX_VIOLATIONS = 1500, 500, 8
 
 _CODES: dict[Reason.ValueType, grpc.StatusCode] = {
     error_pb2.REASON_COLLECTION_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
@@ -48,7 +55,7 @@ class Violation:
     description: str
 
 
-@dataclass
+@dataclass(eq=False)  # compared by identity, so that it can be hashed like any exception
 class LikenessError(Exception):
     """A failure with a reason that the contract names.
 
@@ -83,19 +90,29 @@ def invalid(where: str, description: str, reason: Reason.ValueType = error_pb2.R
     return LikenessError(reason, f"{where}: {description}", [Violation(where, description)])
 
 
+def incident(event: str, error: BaseException) -> LikenessError:
+    """Logs a fault of ours in full and returns what its caller may see of it: the id of the log line."""
+    number = uuid.uuid4().hex
+    log.error(event, incident=number, exc_info=error)
+    message = f"an unexpected error; the service's log has its cause under incident {number}"
+    return LikenessError(error_pb2.REASON_INTERNAL, message)
+
+
 def to_status(error: LikenessError) -> status_pb2.Status:
     """The error as ``google.rpc.Status``, details included."""
     details = [_pack(error_details_pb2.ErrorInfo(reason=error.reason_name, domain=DOMAIN))]
     if error.violations:
         request = error_details_pb2.BadRequest()
-        for violation in error.violations:
-            request.field_violations.add(field=violation.field, description=violation.description)
+        for violation in error.violations[:_MAX_VIOLATIONS]:
+            request.field_violations.add(
+                field=violation.field[:_MAX_DESCRIPTION], description=violation.description[:_MAX_DESCRIPTION]
+            )
         details.append(_pack(request))
     if error.retry_after_s is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(round(error.retry_after_s * 1000))
         details.append(_pack(retry))
-    return status_pb2.Status(code=error.code.value[0], message=error.message, details=details)
+    return status_pb2.Status(code=error.code.value[0], message=error.message[:_MAX_MESSAGE], details=details)
 
 
 def to_item_error(error: LikenessError) -> error_pb2.ItemError:
@@ -143,7 +160,13 @@ def from_rpc_error(error: grpc.RpcError, unavailable: Reason.ValueType, what: st
         return LikenessError(unavailable, f"{what} cannot be reached ({error.details()}); try again", retry_after_s=1.0)
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return LikenessError(error_pb2.REASON_DEADLINE_EXCEEDED, f"{what} did not answer before the deadline")
-    return LikenessError(_nearest_reason(error.code().value[0]), f"{what} answered {error.details()}")
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:  # gRPC's own, for a message over the limit
+        message = f"{what}: {error.details()}; send or ask for less, or raise LIKENESS_MAX_MESSAGE_MB"
+        return LikenessError(error_pb2.REASON_BATCH_TOO_LARGE, message)
+    reason = _nearest_reason(error.code().value[0])
+    if reason == error_pb2.REASON_INTERNAL:
+        return incident(f"{what} answered {error.code().name}", error)
+    return LikenessError(reason, f"{what} answered {error.details()}")
 
 
 def in_request(error: LikenessError, rename: Callable[[str], str]) -> LikenessError:

@@ -49,6 +49,8 @@ def wait_until_serving(address: str, timeout_s: float) -> str | None:
                         return None
             except grpc.RpcError as error:
                 last = f"{error.code().name}: {error.details()} (last heard: {last})"
+                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                    return last
     return last
 
 

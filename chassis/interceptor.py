@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import structlog
 from google.protobuf.message import DecodeError
 from likeness.common.v1 import error_pb2
 
-from chassis.errors import LikenessError, invalid, to_status
+from chassis.errors import LikenessError, incident, invalid, to_status
 from chassis.readiness import Readiness
 
 log = structlog.get_logger()
@@ -124,7 +123,7 @@ class _Outcome:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        if isinstance(error, asyncio.CancelledError):
             self._code = grpc.StatusCode.CANCELLED
         milliseconds = round((time.perf_counter() - self._started) * 1000, 1)
         write = log.debug if self._code is grpc.StatusCode.OK else log.info
@@ -135,12 +134,10 @@ class _Outcome:
         if isinstance(error, grpc.aio.AbortError):
             raise error
         if not isinstance(error, LikenessError):
-            incident = uuid.uuid4().hex
-            log.exception("unexpected error", method=self._method, incident=incident, exc_info=error)
-            message = f"an unexpected error; the service's log has its cause under incident {incident}"
-            error = LikenessError(error_pb2.REASON_INTERNAL, message)
+            error = incident(f"unexpected error in {self._method}", error)
         self._code, self._reason = error.code, error.reason_name
-        trailers: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", to_status(error).SerializeToString())]
+        status = to_status(error)
+        trailers: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", status.SerializeToString())]
         if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.retry_after_s is not None:
             trailers.append(("grpc-retry-pushback-ms", str(round(error.retry_after_s * 1000))))
-        await context.abort(error.code, error.message, tuple(trailers))
+        await context.abort(error.code, status.message, tuple(trailers))

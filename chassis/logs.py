@@ -5,6 +5,9 @@ import sys
 
 import structlog
 
+# Without the frames' variables: they hold pictures and keys.
+_tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+
 
 def configure(level: str, style: str, service: str) -> None:
     """Sends structlog's events, and those of the libraries' own loggers, to standard error.
@@ -28,9 +31,9 @@ def configure(level: str, style: str, service: str) -> None:
         structlog.stdlib.ExtraAdder(),
     ]
     renderer: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if console
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        else [structlog.processors.ExceptionRenderer(_tracebacks), structlog.processors.JSONRenderer()]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

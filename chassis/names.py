@@ -6,7 +6,7 @@ from chassis.errors import invalid
 
 _COLLECTION = re.compile(r"[a-z0-9][a-z0-9._-]{1,126}[a-z0-9]")
 MAX_ID_BYTES = 512
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def check_collection(name: str, field: str) -> str:

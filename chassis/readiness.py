@@ -1,6 +1,8 @@
 """Whether a service can answer: the one source behind its health check."""
 
+import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import structlog
 from grpc_health.v1 import health_pb2
@@ -10,6 +12,30 @@ from likeness.common.v1 import error_pb2
 from chassis.errors import LikenessError
 
 log = structlog.get_logger()
+
+
+class _Health(health_aio.HealthServicer):
+    """Ends the streams of its watchers when the process stops: the server would wait for them as for calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ended = asyncio.Event()
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802
+        """Tells the state and every change of it, until ``end_watches``."""
+        watching = asyncio.ensure_future(super().Watch(request, context))
+        ended = asyncio.ensure_future(self._ended.wait())
+        try:
+            await asyncio.wait({watching, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if watching.done():
+                await watching
+        finally:
+            for future in (watching, ended):
+                future.cancel()
+
+    def end_watches(self) -> None:
+        """Ends every watcher's stream, now and in future."""
+        self._ended.set()
 
 
 class Readiness:
@@ -24,7 +50,7 @@ class Readiness:
         self._started = False
         self._stopping = False
         self._on_stop: list[Callable[[], None]] = []
-        self.health = health_aio.HealthServicer()
+        self.health = _Health()
 
     async def set(self, serving: bool, why: str) -> None:
         """Changes the answer of the health check; after ``stop`` it stays NOT_SERVING.
@@ -46,6 +72,7 @@ class Readiness:
         await self.set(False, "stopping")
         for call in self._on_stop:
             call()
+        self.health.end_watches()
 
     def on_stop(self, call: Callable[[], None]) -> None:
         """Has ``call`` called once the process is told to stop, before the calls under way are waited for."""

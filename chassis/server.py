@@ -98,6 +98,7 @@ def _server(settings: ServiceSettings, service: Service, readiness: Readiness) -
     limit = settings.max_message_mb * 2**20
     server = grpc.aio.server(
         interceptors=[CallInterceptor(readiness, settings.default_deadline_s)],
+        maximum_concurrent_rpcs=settings.max_concurrent_calls,
         options=[
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", limit),

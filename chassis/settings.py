@@ -32,6 +32,9 @@ class ServiceSettings(BaseSettings):
     default_deadline_s: float = Field(
         60, gt=0, le=3600, description="Deadline, in seconds, of a call that brings none. Streams have none."
     )
+    max_concurrent_calls: int = Field(
+        1000, ge=1, description="Most calls and streams under way at once; gRPC refuses more with RESOURCE_EXHAUSTED."
+    )
     drain_s: float = Field(30, ge=0, le=3600, description="Longest wait for calls under way when stopping, in seconds.")
     max_connection_age_s: int = Field(
         300, ge=1, description="Age at which a connection is renewed so that new replicas get traffic, in seconds."

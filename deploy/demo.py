@@ -98,7 +98,7 @@ def main() -> int:
         "  make down                                        stop the services\n"
         "CLIP instead of the starter model: see docs/starter-model.md."
     )
-    return max(codes)
+    return int(any(codes))
 
 
 def _show(title: str, arguments: list[str], server: list[str]) -> int:

@@ -28,6 +28,7 @@ PORTS = {
     "indexer": ("LIKENESS_INDEXER_PORT", 50052),
     "gateway": ("LIKENESS_GATEWAY_PORT", 50050),
 }
+LOOPBACK = "127.0.0.1"
 START_S, STOP_S = 180.0, 40.0
 
 
@@ -51,8 +52,10 @@ class Services:
             logs: the directory for one log file a service.
         """
         self._logs = logs
-        ports = {name: environment.get(variable, str(default)) for name, (variable, default) in PORTS.items()}
-        self.addresses = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
+        ports = {name: environment.get(variable) or str(default) for name, (variable, default) in PORTS.items()}
+        host = environment.get("LIKENESS_HOST") or LOOPBACK
+        host = LOOPBACK if host in ("0.0.0.0", "::") else host  # noqa: S104  (every interface: loopback among them)
+        self.addresses = {name: f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for name, port in ports.items()}
         self.environment = {
             "LIKENESS_EMBEDDER_ADDRESS": self.addresses["embedder"],
             "LIKENESS_INDEXER_ADDRESS": self.addresses["indexer"],
@@ -69,6 +72,17 @@ class Services:
         names = names or tuple(PORTS)
         self._logs.mkdir(parents=True, exist_ok=True)
         for name in names:
+            if _taken(self.addresses[name]):
+                variable = PORTS[name][0]
+                raise StartError(f"{self.addresses[name]} is taken: stop what listens there, or set {variable}")
+        try:
+            self._start(names)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, names: Iterable[str]) -> None:
+        for name in names:
             with self.log(name).open("ab") as log:
                 self.processes[name] = psutil.Popen(
                     [sys.executable, "-m", name],
@@ -82,12 +96,11 @@ class Services:
         for name in names:
             why = self._wait(name)
             if why is not None:
-                self.stop()
                 tail = "\n".join(self.log(name).read_text(errors="replace").splitlines()[-15:])
                 raise StartError(f"the {name} did not come up ({why}); its log, {self.log(name)}, ends:\n{tail}")
 
     def stop(self) -> None:
-        """Stops all that run, the gateway first."""
+        """Stops all that run, the gateway first: what it has read, it answers with the help of the others."""
         _stop([self.processes.pop(name) for name in reversed(PORTS) if name in self.processes])
 
     def log(self, name: str) -> Path:
@@ -106,16 +119,23 @@ class Services:
 
 
 def _stop(processes: Iterable[psutil.Process]) -> None:
-    """Asks processes to stop, and kills those that have not after 40 seconds."""
-    asked = []
+    """Stops processes, one after another: asks each, and kills it if it has not stopped after 40 seconds."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-            asked.append(process)
-    _, left = psutil.wait_procs(asked, timeout=STOP_S)
-    for process in left:
-        process.kill()
-    psutil.wait_procs(left)
+        _, left = psutil.wait_procs([process], timeout=STOP_S)
+        for stuck in left:
+            stuck.kill()
+        psutil.wait_procs(left)
+
+
+def _taken(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def free_ports() -> dict[str, str]:
@@ -124,7 +144,7 @@ def free_ports() -> dict[str, str]:
         ports = {}
         for variable, _ in PORTS.values():
             probe = open_until_all_are_chosen.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((LOOPBACK, 0))
             ports[variable] = str(probe.getsockname()[1])
     return ports
 
@@ -132,8 +152,11 @@ def free_ports() -> dict[str, str]:
 @contextlib.contextmanager
 def running(directory: Path, environment: Mapping[str, str] = os.environ) -> Iterator[Services]:
     """The three services on free ports over ``directory``, for as long as the context lasts."""
+    # Whatever the caller's own services are told must not lead these to other people's data.
+    theirs = {"LIKENESS_EMBEDDER_ADDRESS", "LIKENESS_INDEXER_ADDRESS", "LIKENESS_HOST", "LIKENESS_CHROMA_URL"}
+    kept = {name: value for name, value in environment.items() if name not in theirs}
     data = {"LIKENESS_DATA_DIR": str(directory / "indexer")}
-    services = Services({**environment, **free_ports(), **data}, directory / "logs")
+    services = Services({**kept, **free_ports(), **data}, directory / "logs")
     try:
         services.start()
         yield services
@@ -143,9 +166,10 @@ def running(directory: Path, environment: Mapping[str, str] = os.environ) -> Ite
 
 def up() -> int:
     """Starts the services in the background."""
-    if _recorded():
-        print("Already up (or half up): `make down` stops it.")
-        return 0
+    if recorded := _recorded():
+        whole = len(recorded) == len(PORTS)
+        print("Already up: `make down` stops it." if whole else "Half up: `make down` first.")
+        return int(not whole)
     print("Starting embedder, indexer and gateway …", flush=True)
     try:
         services = Services(os.environ, STATE / "logs")

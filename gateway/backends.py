@@ -1,5 +1,6 @@
 """The two services behind the gateway: typed calls, each with a timeout, failures as ``LikenessError``."""
 
+import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
@@ -21,6 +22,9 @@ INDEXER = "likeness.indexer.v1.IndexerService"
 
 Answer = TypeVar("Answer")
 
+# Between two watches at start, should the first end at once.
+_WATCH_AGAIN_S = 0.5
+
 
 class _Backend:
     """A service: where it is, and what its failures are called."""
@@ -36,6 +40,16 @@ class _Backend:
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, self._unavailable, f"the {self.name} at {self.address}") from error
 
+    async def _bulk_call(self, call: Awaitable[Answer]) -> Answer:
+        """A call whose time limit is ours, not the caller's: to it, no answer in time is a service away."""
+        try:
+            return await self._call(call)
+        except LikenessError as error:
+            if error.reason != error_pb2.REASON_DEADLINE_EXCEEDED:
+                raise
+            message = f"the {self.name} at {self.address} gave no answer in time; see LIKENESS_INGEST_CALL_S"
+            raise LikenessError(self._unavailable, message, retry_after_s=1.0) from error
+
     async def _wait_until_serving(self, channel: grpc.aio.Channel, service: str) -> None:
         log.info("waiting for a service", name=self.name, address=self.address)
         while True:
@@ -46,15 +60,20 @@ class _Backend:
                 async for answer in watch:
                     if answer.status == health_pb2.HealthCheckResponse.SERVING:
                         return
+                    if answer.status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+                        raise self._misplaced(f"it does not know {service}")
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                    message = (
-                        f"{self.address} does not answer as the {self.name} ({error.code().name}: {error.details()}); "
-                        f"set LIKENESS_{self.name.upper()}_ADDRESS to where it is"
-                    )
-                    raise LikenessError(self._unavailable, message) from error
+                    raise self._misplaced(f"{error.code().name}: {error.details()}") from error
             finally:
                 watch.cancel()
+            await asyncio.sleep(_WATCH_AGAIN_S)
+
+    def _misplaced(self, why: str) -> LikenessError:
+        message = (
+            f"{self.address} is not the {self.name} ({why}); set LIKENESS_{self.name.upper()}_ADDRESS to where it is"
+        )
+        return LikenessError(self._unavailable, message)
 
 
 class Embedder(_Backend):
@@ -81,8 +100,9 @@ class Embedder(_Backend):
     ) -> embedder_pb2.EmbedResponse:
         """Vectors, or errors, for pictures and texts, in their order."""
         request = embedder_pb2.EmbedRequest(inputs=inputs)
-        stub = self._bulk_stub if bulk else self._stub
-        return await self._call(stub.Embed(request, timeout=timeout_s, wait_for_ready=bulk))
+        if bulk:
+            return await self._bulk_call(self._bulk_stub.Embed(request, timeout=timeout_s, wait_for_ready=True))
+        return await self._call(self._stub.Embed(request, timeout=timeout_s))
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -124,7 +144,7 @@ class Indexer(_Backend):
 
     async def upsert(self, request: indexer_pb2.UpsertItemsRequest, timeout_s: float) -> None:
         """Stores items; they are on disk when this returns."""
-        await self._call(self._bulk_stub.UpsertItems(request, timeout=timeout_s, wait_for_ready=True))
+        await self._bulk_call(self._bulk_stub.UpsertItems(request, timeout=timeout_s, wait_for_ready=True))
 
     async def get(self, request: indexer_pb2.GetItemsRequest, timeout_s: float) -> indexer_pb2.GetItemsResponse:
         """Reads items."""

@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-import structlog
 from likeness.common.v1 import error_pb2, types_pb2
 from likeness.common.v1.metadata_pb2 import Metadata
 from likeness.embedder.v1 import embedder_pb2
@@ -23,14 +22,15 @@ from chassis.metadata import MAX_LIST_LENGTH, MAX_STRING_BYTES, Plain
 from chassis.pictures import PictureLimits
 from gateway import items, picture_facts
 from gateway.backends import Embedder, Indexer
-from gateway.search import collection_name, mismatch
+from gateway.search import collection_name, expected_fingerprint, mismatch
 from gateway.settings import GatewaySettings
 from gateway.window import Window
 
-log = structlog.get_logger()
-
 Requests = AsyncIterator[gateway_pb2.IndexImagesRequest]
 Write = Callable[[gateway_pb2.IndexImagesResponse], Awaitable[None]]
+
+# What a batch's message holds besides the pictures.
+_ENVELOPE_BYTES = 64 * 1024
 
 # Above this, hashing a picture takes longer than handing it to a thread (0.5 ms at 2 GB/s).
 _HASH_IN_THREAD_BYTES = 2**20
@@ -48,14 +48,17 @@ class _Item:
     stored_metadata: Metadata | None = None
 
 
-@dataclass(frozen=True)
 class Ingest:
     """Opens ingest streams."""
 
-    embedder: Embedder
-    indexer: Indexer
-    settings: GatewaySettings
-    stopping: asyncio.Event
+    def __init__(
+        self, embedder: Embedder, indexer: Indexer, settings: GatewaySettings, stopping: asyncio.Event
+    ) -> None:
+        self.embedder = embedder
+        self.indexer = indexer
+        self.settings = settings
+        self.stopping = stopping
+        self._open = asyncio.Semaphore(settings.ingest_streams)
 
     async def __call__(self, requests: Requests, write: Write) -> None:
         """Serves one stream to its end.
@@ -64,18 +67,38 @@ class Ingest:
             LikenessError: the stream cannot be opened, a message is out of order, a service behind the gateway
                 cannot be reached, or (SHUTTING_DOWN) the gateway stops; everything already read was then answered.
         """
+        if self._open.locked():
+            message = f"{self.settings.ingest_streams} ingest streams are open already; try again in a moment"
+            raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=1.0)
+        async with self._open:
+            opening = asyncio.ensure_future(self._start(requests))
+            stopping = asyncio.ensure_future(self.stopping.wait())
+            try:
+                await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if not opening.done():
+                    raise _shutting_down()
+                started, model = opening.result()
+            finally:
+                opening.cancel()
+                stopping.cancel()
+            await write(gateway_pb2.IndexImagesResponse(started=started))
+            await _Stream(self, started.collection, model, write).run(requests)
+
+    async def _start(self, requests: Requests) -> tuple[gateway_pb2.IndexStarted, embedder_pb2.GetModelResponse]:
+        """Reads the first message, and makes sure that the collection it names fits the embedder's model."""
         start = await _read_start(requests)
         collection = collection_name(start.collection)
+        expected = expected_fingerprint(start, "start.expected_fingerprint")
         model = await self.embedder.model(self.settings.default_deadline_s)
-        expected = start.expected_fingerprint
-        if start.HasField("expected_fingerprint") and expected.digest != model.fingerprint.digest:
+        if expected is not None and expected.digest != model.fingerprint.digest:
             raise mismatch(model.fingerprint, expected, "the model that the stream expects")
-        created = await self._open(collection, model.fingerprint, create=start.create_collection)
-        opened = gateway_pb2.IndexStarted(collection=collection, fingerprint=model.fingerprint, created=created)
-        await write(gateway_pb2.IndexImagesResponse(started=opened))
-        await _Stream(self, collection, model, write).run(requests)
+        created = await self._find_or_create(collection, model.fingerprint, create=start.create_collection)
+        return (
+            gateway_pb2.IndexStarted(collection=collection, fingerprint=model.fingerprint, created=created),
+            model,
+        )
 
-    async def _open(self, collection: str, fingerprint: types_pb2.ModelFingerprint, *, create: bool) -> bool:
+    async def _find_or_create(self, collection: str, fingerprint: types_pb2.ModelFingerprint, *, create: bool) -> bool:
         """Makes sure that the collection exists and is of the embedder's model; returns whether it was made now."""
         timeout_s = self.settings.default_deadline_s
         created = False
@@ -109,12 +132,15 @@ class _Stream:
         self._collection = collection
         self._limits = PictureLimits(model.limits.max_encoded_bytes, model.limits.max_pixels)
         self._batch_items = min(settings.ingest_batch_items, model.limits.max_inputs)
+        largest_message = min(settings.max_message_mb * 2**20, model.limits.max_message_bytes) - _ENVELOPE_BYTES
+        self._batch_bytes = min(settings.ingest_batch_mb * 2**20, largest_message)
         self._write = write
         # Twice what the workers hold, so that the next batches fill while these are under way.
         self._window = Window(2 * settings.ingest_batches * self._batch_items, settings.ingest_window_mb * 2**20)
         self._waiting: asyncio.Queue[_Item | None] = asyncio.Queue()  # bounded by the window
         self._results: asyncio.Queue[tuple[_Item, gateway_pb2.IndexResult] | None] = asyncio.Queue()  # likewise
         self._under_way: dict[str, _Item] = {}
+        self._half_closed = False
         self._failure: LikenessError | None = None
         self._failed = asyncio.Event()
 
@@ -129,9 +155,8 @@ class _Stream:
                 await self._window.give_back(item.size)
         if self._failure is not None:
             raise self._failure
-        if self._ingest.stopping.is_set():
-            message = "the gateway is stopping; everything read was answered: send the rest again in a new stream"
-            raise LikenessError(error_pb2.REASON_SHUTTING_DOWN, message, retry_after_s=1.0)
+        if not self._half_closed:
+            raise _shutting_down()
 
     async def _read(self, requests: Requests) -> None:
         """Takes items until the client ends the stream, the gateway stops, or a worker has failed."""
@@ -142,9 +167,10 @@ class _Stream:
                 reading = asyncio.ensure_future(self._admit_next(requests))
                 await asyncio.wait({reading, *ends}, return_when=asyncio.FIRST_COMPLETED)
                 if reading.done() and not reading.result():
+                    self._half_closed = True
                     return
         except LikenessError as error:  # a message out of order; what came before it is still seen through
-            self._failure = error
+            self._failure = self._failure or error
         finally:
             for future in (reading, *ends):
                 if future is not None:
@@ -182,24 +208,29 @@ class _Stream:
 
     async def _batches(self) -> None:
         """One worker: takes what waits, up to a batch, and sees it through; ends at None, or when one has failed."""
-        ending = False
-        while not ending and not self._failed.is_set():
-            item = await self._waiting.get()
-            batch: list[_Item] = []
-            size = 0
-            while item is not None:
-                batch.append(item)
-                size += item.size
-                full = len(batch) == self._batch_items or size >= self._settings.ingest_batch_mb * 2**20
-                if full or self._waiting.empty():
+        held: _Item | None = None  # taken, but too large for the batch before
+        while not self._failed.is_set():
+            first = held or await self._waiting.get()
+            held = None
+            if first is None:
+                return
+            batch, size, ended = [first], first.size, False
+            while len(batch) < self._batch_items and not self._waiting.empty():
+                following = self._waiting.get_nowait()
+                if following is None:
+                    ended = True
                     break
-                item = self._waiting.get_nowait()
-            ending = item is None
-            if batch and not self._failed.is_set():
-                try:
-                    await self._store(batch)
-                except LikenessError as error:
-                    self._fail(error)
+                if size + following.size > self._batch_bytes:
+                    held = following
+                    break
+                batch.append(following)
+                size += following.size
+            try:
+                await self._store(batch)
+            except LikenessError as error:
+                self._fail(error)
+            if ended:
+                return
 
     async def _store(self, batch: Sequence[_Item]) -> None:
         """Sees one batch through; answers every item of it, unless a whole call fails."""
@@ -237,7 +268,9 @@ class _Stream:
         names.check_item_id(item.id, "item.id")
         theirs = _their_metadata(message)
         own: dict[str, Plain] = picture_facts.read(message.image, self._limits, "item.image")
-        return items.to_stored({**own, "sha256": item.sha256}, message.uri, message.labels, theirs)
+        stored = items.to_stored({**own, "sha256": item.sha256}, message.uri, message.labels, theirs)
+        metadata.from_proto(stored, "item.metadata")  # all of it together must keep the rules too
+        return stored
 
     def _answer(self, item: _Item, error: LikenessError | None) -> None:
         result = gateway_pb2.IndexResult(sequence=item.message.sequence, id=item.id)
@@ -260,6 +293,11 @@ async def _read_start(requests: Requests) -> gateway_pb2.IndexStart:
             return request.start
         break
     raise invalid("start", "is unset; expected the first message of the stream to set it")
+
+
+def _shutting_down() -> LikenessError:
+    message = "the gateway is stopping; everything read was answered: send the rest again in a new stream"
+    return LikenessError(error_pb2.REASON_SHUTTING_DOWN, message, retry_after_s=1.0)
 
 
 def _their_metadata(message: gateway_pb2.IndexItem) -> dict[str, Plain]:

@@ -81,11 +81,14 @@ class Search:
         self, request: gateway_pb2.SearchRequest, deadline: Deadline
     ) -> tuple[ModelFingerprint | None, dict[int, Vector]]:
         """The vectors of the picture and text terms, by position, and the model that the search must be in."""
-        expected = request.expected_fingerprint if request.HasField("expected_fingerprint") else None
+        expected = expected_fingerprint(request)
         positions = [i for i, term in enumerate(request.terms) if term.WhichOneof("term") in ("image", "text")]
         if not positions:
             return expected, {}
-        answer = await self.embedder.embed([_input(request.terms[i]) for i in positions], deadline.left())
+        try:
+            answer = await self.embedder.embed([_input(request.terms[i]) for i in positions], deadline.left())
+        except LikenessError as error:
+            raise in_request(error, lambda field: field.replace("inputs", "terms", 1)) from error
         if expected is not None and expected.digest != answer.fingerprint.digest:
             raise mismatch(answer.fingerprint, expected, "the model that the request expects")
         vectors: dict[int, Vector] = {}
@@ -101,11 +104,22 @@ def collection_name(name: str) -> str:
     return names.check_collection(name, "collection") if name else DEFAULT_COLLECTION
 
 
+def expected_fingerprint(
+    request: gateway_pb2.SearchRequest | gateway_pb2.IndexStart, field: str = "expected_fingerprint"
+) -> ModelFingerprint | None:
+    """The model that a caller expects; None: any."""
+    if not request.HasField("expected_fingerprint"):
+        return None
+    if not request.expected_fingerprint.digest:
+        raise invalid(f"{field}.digest", "is empty; expected the digest that GetStatus tells, or no fingerprint at all")
+    return request.expected_fingerprint
+
+
 def mismatch(embedder: ModelFingerprint, other: ModelFingerprint, whose: str) -> LikenessError:
     """The error for vectors of two models that would be mixed."""
     return LikenessError(
         error_pb2.REASON_MODEL_MISMATCH,
-        f"the embedder runs {embedder.model} ({embedder.digest[:12]}…), but {whose} is {other.model} "
+        f"the embedder runs {embedder.model[:100]} ({embedder.digest[:12]}…), but {whose} is {other.model[:100]} "
         f"({other.digest[:12]}…); vectors of two models cannot be compared: use the same model, or another collection",
     )
 
@@ -137,7 +151,7 @@ def _example(term: gateway_pb2.Term, vector: Vector | None) -> indexer_pb2.Examp
 
 def _search_field(field: str) -> str:
     """The name, in a SearchRequest, of a field of the QueryRequest made from it."""
-    return field.removeprefix("queries[0].").replace("examples[", "terms[", 1)
+    return re.sub(r"^examples\b", "terms", field.removeprefix("queries[0]."))
 
 
 def _duration(seconds: float) -> Duration:

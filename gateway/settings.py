@@ -23,6 +23,9 @@ class GatewaySettings(ServiceSettings):
     ingest_batches: int = Field(
         3, ge=1, le=64, description="Batches under way at once for one ingest stream; raise it with embedder replicas."
     )
+    ingest_streams: int = Field(
+        16, ge=1, le=1024, description="Most ingest streams open at once; more are refused and told to come again."
+    )
     ingest_window_mb: int = Field(
         64, ge=1, le=4096, description="Most encoded bytes, in MiB, read from one ingest stream and not yet answered."
     )

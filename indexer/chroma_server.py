@@ -113,8 +113,8 @@ class LocalChroma:
                 try:
                     await self._launch()
                     break
-                except LikenessError as error:
-                    log.error("Chroma does not come back yet", why=error.message, next_try_s=pause)
+                except Exception as error:  # whatever it is (a full disk, say), the next try may succeed
+                    log.error("Chroma does not come back yet", why=str(error), next_try_s=pause)
 
     async def _launch(self) -> None:
         await self._end()
@@ -219,16 +219,18 @@ class LocalChroma:
 class RemoteChroma:
     """A server that somebody else runs: found at start, watched from then on."""
 
-    def __init__(self, url: str, start_s: float, up: Up, down: Down) -> None:
+    def __init__(self, url: str, headers: dict[str, str], start_s: float, up: Up, down: Down) -> None:
         """A server that has not been looked for yet.
 
         Args:
             url: where it is.
+            headers: sent with every heartbeat, since whatever guards the server may guard that path too.
             start_s: longest wait for it to answer, in seconds.
             up: called with the URL whenever Chroma has begun to answer.
             down: called with the reason whenever it has gone.
         """
         self._url = url
+        self._headers = headers
         self._start_s = start_s
         self._up = up
         self._down = down
@@ -258,7 +260,7 @@ class RemoteChroma:
 
     async def _look(self) -> None:
         serving = True
-        async with httpx.AsyncClient(timeout=5.0) as http:
+        async with httpx.AsyncClient(timeout=5.0, headers=self._headers) as http:
             while not await self._stopped_within(WATCH_S):
                 if serving:
                     # One late answer is no outage: a second look decides.

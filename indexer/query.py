@@ -126,10 +126,10 @@ def combine(query: Query, stored: dict[str, Array], collection: Collection) -> A
         LikenessError: ITEM_NOT_FOUND or QUERY_CANCELS_OUT.
     """
     rows: list[npt.NDArray[np.float64]] = []
-    for i, example in enumerate(query.examples):
+    for example in query.examples:
         vector = stored.get(example.id) if example.vector is None else example.vector
         if vector is None:
-            message = f"{query.field}.examples[{i}].id: collection {collection.name!r} has no item {example.id!r}"
+            message = f"collection {collection.name!r} has no item {example.id!r}, which the query names as an example"
             raise LikenessError(error_pb2.REASON_ITEM_NOT_FOUND, message)
         rows.append(vector.astype(np.float64))
     weights = np.array([e.weight for e in query.examples], np.float64)

@@ -22,7 +22,7 @@ class IndexerService:
     def __init__(self, settings: IndexerSettings) -> None:
         self._settings = settings
         turnstile = Turnstile(settings.searches, settings.search_queue)
-        self._store = ChromaStore(settings.chroma_token.get_secret_value(), settings.store_timeout_s, turnstile)
+        self._store = ChromaStore(settings.chroma_headers, settings.store_timeout_s, turnstile)
         self._writers = Writers(self._store, settings.write_chunk, settings.write_queue)
         self._servicer = IndexerServicer(Collections(self._store), self._writers, self._store)
         self._chroma: ChromaServer | None = None
@@ -56,7 +56,7 @@ class IndexerService:
 
         settings = self._settings
         if settings.chroma_url:
-            self._chroma = RemoteChroma(settings.chroma_url, settings.chroma_start_s, up, down)
+            self._chroma = RemoteChroma(settings.chroma_url, settings.chroma_headers, settings.chroma_start_s, up, down)
         else:
             self._chroma = LocalChroma(settings.data_dir, settings.chroma_start_s, up, down)
         await self._chroma.start()

@@ -53,11 +53,19 @@ class IndexerSettings(ServiceSettings):
         1024, ge=128, le=1_000_000, description="Most searches waiting for their turn, 128 to 1,000,000."
     )
 
+    @property
+    def chroma_headers(self) -> dict[str, str]:
+        """What every request to Chroma carries."""
+        token = self.chroma_token.get_secret_value()
+        return {"x-chroma-token": token} if token else {}
+
     @field_validator("chroma_url")
     @classmethod
     def _is_an_address(cls, url: str) -> str:
         if url:
             parts = urlsplit(url)
+            if parts.username or parts.password:
+                raise ValueError("expected no name and password in it; see LIKENESS_CHROMA_TOKEN")
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
                 raise ValueError("expected http://HOST:PORT or https://HOST:PORT")
             _ = parts.port  # raises ValueError itself when out of range

@@ -39,15 +39,15 @@ _PAGE, _OVERLAP = 1000, 50
 class ChromaStore:
     """Collections and items in Chroma."""
 
-    def __init__(self, token: str, timeout_s: float, turnstile: Turnstile) -> None:
+    def __init__(self, headers: dict[str, str], timeout_s: float, turnstile: Turnstile) -> None:
         """A store that is not connected yet.
 
         Args:
-            token: sent as x-chroma-token; empty: not sent.
+            headers: sent with every request.
             timeout_s: longest wait for one piece of work, in seconds.
             turnstile: bounds the searches under way.
         """
-        self._headers = {"x-chroma-token": token} if token else {}
+        self._headers = headers
         self._timeout_s = timeout_s
         self._turnstile = turnstile
         self._client: AsyncClientAPI | None = None

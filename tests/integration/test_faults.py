@@ -40,7 +40,6 @@ class Ingest:
                         self.first_stored.set()
             except grpc.RpcError as error:
                 self.error = error
-            finally:
                 self.first_stored.set()
 
     def join(self) -> None:
@@ -56,6 +55,7 @@ def test_killing_a_service_during_indexing_loses_nothing_acknowledged(
     services = own_services()
     ingest = Ingest(services, pictures(), "killed")
     assert ingest.first_stored.wait(60)
+    assert 0 < len(ingest.stored) < PICTURES, ingest.error  # the ingest is under way
 
     services.processes[victim].send_signal(signal.SIGKILL)
     services.processes[victim].wait()
@@ -65,9 +65,8 @@ def test_killing_a_service_during_indexing_loses_nothing_acknowledged(
 
     with connect(services) as channel:
         stub = Stub(channel)
-        if ingest.stored:
-            request = gateway_pb2.GetItemsRequest(collection="killed", ids=sorted(ingest.stored))
-            assert not stub.GetItems(request, timeout=30, wait_for_ready=True).missing_ids
+        request = gateway_pb2.GetItemsRequest(collection="killed", ids=sorted(ingest.stored))
+        assert not stub.GetItems(request, timeout=30, wait_for_ready=True).missing_ids
         if victim == "gateway":
             assert ingest.error is not None
             assert ingest.error.code() is grpc.StatusCode.UNAVAILABLE

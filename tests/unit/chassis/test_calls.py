@@ -103,7 +103,7 @@ async def test_a_call_before_the_first_readiness_is_refused_as_not_ready() -> No
 
 async def test_a_request_that_is_no_message_is_refused_as_bad_input() -> None:
     async with serving(raising(AssertionError("reached"))) as (channel, _):
-        call = channel.unary_unary(f"/{SERVICE}/GetModel")
+        call: Any = channel.unary_unary(f"/{SERVICE}/GetModel")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(b"\xff\xff\xff", timeout=10)
 

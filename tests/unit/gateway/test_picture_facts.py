@@ -8,7 +8,7 @@ import pytest
 from likeness.common.v1 import error_pb2
 from likeness.common.v1.types_pb2 import Image as ImageMessage
 from likeness.common.v1.types_pb2 import RgbImage
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
 from chassis.errors import LikenessError
 from chassis.pictures import PictureLimits
@@ -80,6 +80,23 @@ def test_a_place_off_the_globe_is_left_out() -> None:
 
     assert "latitude" not in facts
     assert "longitude" not in facts
+
+
+def test_no_pixel_of_a_png_is_decoded_to_look_for_exif(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(out, "PNG")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
+
+    assert read(ImageMessage(encoded=out.getvalue()), LIMITS, "image")["format"] == "PNG"
+
+
+def test_a_sideways_tiff_is_measured_upright() -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(out, "TIFF", exif=camera_exif(orientation=6))
+
+    facts = read(ImageMessage(encoded=out.getvalue()), LIMITS, "image")
+
+    assert (facts["width"], facts["height"]) == (30, 40)
 
 
 def test_garbage_instead_of_exif_costs_only_the_exif() -> None:
