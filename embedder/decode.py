@@ -1,0 +1,121 @@
+"""Picture bytes → upright 8-bit RGB pixels, safely.
+
+Every rule here shapes vectors; who changes one raises ``DECODE_RULES``, which is part of the model's fingerprint.
+
+1. Format, byte count and pixel count are checked by the header (``chassis.pictures``); only then pixels are decoded.
+2. The first frame or page counts. What is cut short or damaged is refused, not filled up with grey.
+3. EXIF orientation is applied; one that is no number from 1 to 8, or EXIF that cannot be read, counts as none.
+4. Pixels become RGB as Pillow's ``convert`` does it, before resizing: alpha is dropped, palettes are looked up, ICC
+   profiles are not applied. More than 8 bits a channel are scaled to 8, where ``convert`` would clip grey to white.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from likeness.common.v1 import error_pb2
+from PIL import ExifTags, Image
+
+from chassis.errors import invalid
+from chassis.pictures import PictureLimits, damaged, open_header
+from embedder.inputs import Picture, RgbPicture
+
+DECODE_RULES = 1
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def open_picture(picture: Picture, limits: PictureLimits) -> Image.Image:
+    """Checks what can be checked without decoding; costs no memory to speak of.
+
+    Returns:
+        The picture; ``size`` says how many pixels ``upright_rgb`` will decode.
+
+    Raises:
+        LikenessError: IMAGE_TOO_LARGE, IMAGE_FORMAT_UNSUPPORTED, IMAGE_DAMAGED, IMAGE_TOO_MANY_PIXELS, or, of a decoded
+            picture, FIELD_INVALID.
+    """
+    if isinstance(picture, RgbPicture):
+        return _from_pixels(picture, limits)
+    return open_header(picture.encoded, limits, f"{picture.field}.encoded")
+
+
+def upright_rgb(opened: Image.Image, limits: PictureLimits, field: str) -> Image.Image:
+    """Decodes what ``open_picture`` gave, and closes it.
+
+    Returns:
+        The picture in mode RGB, upright.
+
+    Raises:
+        LikenessError: IMAGE_DAMAGED, IMAGE_TOO_MANY_PIXELS or IMAGE_FORMAT_UNSUPPORTED.
+    """
+    try:
+        opened.load()
+    except MemoryError:
+        raise  # ours, not the picture's: its header was within the limits
+    except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
+        raise damaged(field, error) from error
+    limits.check_pixels(*opened.size, field)
+    # Read after loading: a PNG may carry EXIF behind its pixels, and a TIFF is turned upright by Pillow's own loader.
+    turn = _UPRIGHT.get(_orientation(opened))
+    rgb = _rgb(opened, field)
+    upright = rgb if turn is None else rgb.transpose(turn)
+    if upright is not opened:
+        opened.close()  # the caller still holds it, and with it up to hundreds of megabytes of pixels
+    return upright
+
+
+def _from_pixels(picture: RgbPicture, limits: PictureLimits) -> Image.Image:
+    for name, side in (("width", picture.width), ("height", picture.height)):
+        if side < 1:
+            raise invalid(f"{picture.field}.rgb.{name}", "0 pixels; expected at least 1")
+    limits.check_pixels(picture.width, picture.height, f"{picture.field}.rgb")
+    expected = 3 * picture.width * picture.height
+    if len(picture.pixels) != expected:
+        description = (
+            f"{len(picture.pixels)} bytes; expected {expected}: 3 bytes (R, G, B) for each of "
+            f"{picture.width} × {picture.height} pixels, without padding"
+        )
+        raise invalid(f"{picture.field}.rgb.pixels", description)
+    return Image.frombytes("RGB", (picture.width, picture.height), picture.pixels)
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        value = picture.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # whatever garbage leads Pillow's EXIF reader to: the pixels are fine
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _rgb(picture: Image.Image, field: str) -> Image.Image:
+    if picture.mode == "RGB":
+        return picture
+    if picture.mode.startswith("I;16"):
+        # The high byte, as Pillow's readers take it of 16-bit colour.
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):
+        return Image.fromarray(_to_8_bit(np.asarray(picture, np.float32))).convert("RGB")
+    try:
+        return picture.convert("RGB")
+    except ValueError as error:
+        description = f"its pixel format {picture.mode} cannot be turned into RGB; send it as 8-bit RGB"
+        raise invalid(field, description, error_pb2.REASON_IMAGE_FORMAT_UNSUPPORTED) from error
+
+
+def _to_8_bit(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Scientific TIFFs say nothing of their range: take the narrowest usual one that holds the values."""
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    if low < 0 or high > 65535:
+        values, high = values - low, high - low
+        top = high
+    else:
+        top = 1.0 if high <= 1 else 255.0 if high <= 255 else 65535.0
+    return (values * np.float32(255.0 / top)).astype(np.uint8)

@@ -1,0 +1,185 @@
+"""Finds and loads a model: built in, by open_clip's name and tag or checkpoint file, from a folder or from a hub.
+
+A model is what was asked for or an error that says what to do; there is no second choice. Checkpoints are read with
+``weights_only=True``: a file that would run code is refused.
+"""
+
+import contextlib
+import difflib
+import logging
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from PIL import Image
+
+from chassis.errors import LikenessError, invalid
+
+Triple = tuple[torch.nn.Module, Callable[[Image.Image], torch.Tensor], Any]
+
+_MODEL, _PRETRAINED = "LIKENESS_MODEL", "LIKENESS_PRETRAINED"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on the CPU, in float32 and evaluation mode.
+
+    Attributes:
+        name: for people, such as "starter" or "ViT-B-32/laion2b_s34b_b79k".
+        network: open_clip's model, with ``encode_image`` and ``encode_text``.
+        transform: its validation transform, from a picture to float32 [3, height, width].
+        tokenizer: its tokenizer.
+        preprocess: open_clip's configuration behind ``transform``.
+        architecture: what the network is besides its weights, for the fingerprint.
+    """
+
+    name: str
+    network: torch.nn.Module
+    transform: Callable[[Image.Image], torch.Tensor]
+    tokenizer: Any
+    preprocess: Mapping[str, Any]
+    architecture: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """A model that comes with this project.
+
+    Attributes:
+        load: gives what open_clip gives for any model: network, validation transform, tokenizer. Raises RuntimeError
+            with a message for people.
+        revision: raised when the network computes something else from the same weights.
+    """
+
+    load: Callable[[], Triple]
+    revision: int
+
+
+def _starter() -> Triple:
+    from embedder.starter import load_starter  # noqa: PLC0415 (its towers' libraries are needed by no other model)
+
+    return load_starter()
+
+
+BUILTIN: dict[str, Builtin] = {"starter": Builtin(_starter, revision=1)}
+
+
+def load(model: str, pretrained: str) -> LoadedModel:
+    """Loads a model.
+
+    Args:
+        model: a name in ``BUILTIN``, a name of open_clip, ``hf-hub:…`` or ``local-dir:…``.
+        pretrained: for a name of open_clip: its tag, or a checkpoint file's path; for all others empty.
+
+    Raises:
+        LikenessError: there is no such model, its weights cannot be had, or they do not fit.
+    """
+    if model in BUILTIN or ":" in model:
+        if pretrained:
+            raise invalid(_PRETRAINED, f"{pretrained!r} is set, but {model} brings its own weights; leave it empty")
+        return _load_builtin(model) if model in BUILTIN else _load_open_clip(model, None, model)
+    name = model.replace("/", "-")
+    if name not in open_clip.list_models():
+        known = [*BUILTIN, *open_clip.list_models()]
+        raise invalid(_MODEL, f"{model!r} is no model that is built in or known to open_clip.{_nearest(name, known)}")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    known_tag = next((t for t in tags if t == pretrained.lower().replace("-", "_") or t == pretrained), None)
+    if known_tag:
+        _check_activation(name, known_tag)
+        return _load_open_clip(name, known_tag, f"{name}/{known_tag}")
+    if pretrained and Path(pretrained).is_file():
+        return _load_open_clip(name, pretrained, f"{name}/{Path(pretrained).name}")
+    what = (
+        f"{pretrained!r} is neither a file nor one of {name}'s tags" if pretrained else f"not set, but {name} needs it"
+    )
+    offer = f"open_clip's tags for {name}: {', '.join(tags)}." if tags else f"open_clip has no weights for {name}."
+    raise invalid(_PRETRAINED, f"{what}. {offer} Or give the path of a checkpoint file.{_nearest(pretrained, tags)}")
+
+
+def _load_builtin(name: str) -> LoadedModel:
+    try:
+        network, transform, tokenizer = BUILTIN[name].load()
+    except RuntimeError as error:
+        raise invalid(_MODEL, f"{name} cannot be loaded: {error}") from error
+    architecture = {"builtin": name, "revision": BUILTIN[name].revision}
+    return _loaded(name, network, transform, tokenizer, architecture)
+
+
+def _load_open_clip(model: str, pretrained: str | None, shown: str) -> LoadedModel:
+    try:
+        with _without_chatter():
+            network, transform = open_clip.create_model_from_pretrained(model, pretrained=pretrained, weights_only=True)
+            tokenizer = open_clip.get_tokenizer(model)
+            architecture = open_clip.get_model_config(model)
+    except Exception as error:  # open_clip, torch, safetensors and the hub have no error class in common
+        raise _explain(error, model, pretrained) from error
+    return _loaded(shown, network, transform, tokenizer, architecture)
+
+
+def _loaded(
+    name: str,
+    network: Any,
+    transform: Callable[[Image.Image], torch.Tensor],
+    tokenizer: Any,
+    architecture: Mapping[str, Any],
+) -> LoadedModel:
+    network = network.eval().requires_grad_(False)
+    return LoadedModel(name, network, transform, tokenizer, network.visual.preprocess_cfg, architecture)
+
+
+def _check_activation(name: str, tag: str) -> None:
+    """open_clip only warns where a tag was trained with another activation; its vectors would be quietly wrong."""
+    trained = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    built = bool((open_clip.get_model_config(name) or {}).get("quick_gelu", False))
+    if trained != built:
+        sibling = f"{name}-quickgelu" if trained else name.removesuffix("-quickgelu")
+        offer = f"; set {_MODEL}={sibling}" if sibling in open_clip.list_models() else ""
+        raise invalid(_PRETRAINED, f"{tag!r} was trained with another activation function than {name} has{offer}")
+
+
+def _explain(error: Exception, model: str, pretrained: str | None) -> LikenessError:
+    where = _PRETRAINED if pretrained else _MODEL
+    cause = str(error).strip()[:600] or type(error).__name__
+    if pretrained and Path(pretrained).is_file():
+        unsafe = isinstance(error, pickle.UnpicklingError) or "weights_only" in cause
+        if unsafe:
+            advice = (
+                "it is no plain checkpoint: reading it would run code from the file, which is refused. Save the "
+                "state_dict alone, best as .safetensors"
+            )
+        else:
+            advice = f"it does not fit {model} or cannot be read ({cause}). Check that model and file belong together"
+        return invalid(where, f"{pretrained}: {advice}.")
+    if model.startswith("local-dir:"):
+        return invalid(where, f"{model} cannot be loaded ({cause}).")
+    return invalid(
+        where,
+        f"the files of {' '.join(filter(None, (model, pretrained)))} are not in the cache and could not be downloaded "
+        f"({cause}). Give this machine access to the hub for one start, copy a filled cache to it (HF_HOME), or "
+        "download the checkpoint elsewhere and set LIKENESS_PRETRAINED to its path.",
+    )
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Mutes what open_clip writes to the root logger itself; other loggers' lines do not pass a filter there."""
+    root = logging.getLogger()
+    root.addFilter(_is_warning)
+    try:
+        yield
+    finally:
+        root.removeFilter(_is_warning)
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
+
+
+def _nearest(wrong: str, known: list[str]) -> str:
+    folded = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(wrong.lower(), folded, n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(folded[n] for n in near)}?" if near else ""
