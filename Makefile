@@ -37,13 +37,11 @@ stubs: gen/.stubs ## Python stubs from protos/ into gen/
 
 .PHONY: lock
 lock: .venv/installed ## compile requirements/*.lock from pyproject.toml again
-	@for set in embedder indexer gateway client build dev; do \
-		extras=$$([[ $$set == dev ]] && echo --all-extras || echo --extra $$set); \
-		[[ $$set == dev ]] || constrain="-c requirements/dev.lock"; \
-		[[ $$set == dev ]] && constrain=; \
-		echo "requirements/$$set.lock"; \
-		$(BIN)/uv pip compile pyproject.toml $$extras --universal --python-version 3.11 --generate-hashes \
-			--no-emit-index-url --no-header --no-annotate $${constrain:-} --quiet -o requirements/$$set.lock; \
+	@compile() { echo "$$1"; $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header --no-annotate --quiet -o "$$@"; }; \
+	compile requirements/dev.lock --all-extras; \
+	for set in embedder indexer gateway client build; do \
+		compile requirements/$$set.lock --extra $$set -c requirements/dev.lock; \
 	done
 
 # --- the main job ----------------------------------------------------------------------------------------------------

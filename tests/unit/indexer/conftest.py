@@ -40,6 +40,6 @@ class Connected:
 @pytest.fixture(scope="module")
 def connected(chroma_url: str) -> Iterator[Connected]:
     with asyncio.Runner() as loop:
-        store = ChromaStore("", 60, Turnstile(4, 128))
+        store = ChromaStore({}, 60, Turnstile(4, 128))
         loop.run(store.connect(chroma_url))
         yield Connected(store, loop)
