@@ -45,9 +45,6 @@ def ids(response: gateway_pb2.SearchResponse) -> list[str]:
     [
         ("a cat", "cat"),
         ("a rocket launch", "rocket-launch"),
-        ("a cup of coffee", "coffee-cup"),
-        ("an astronaut", "astronaut"),
-        ("a brick wall", "brick-wall"),
     ],
 )
 def test_a_text_finds_the_picture_it_describes(stub: Stub, text: str, first: str) -> None:
@@ -90,19 +87,20 @@ def test_more_like_a_stored_item_leaves_that_item_out(stub: Stub) -> None:
 
 
 def test_a_mix_of_picture_and_text_finds_both_subjects(stub: Stub, photographs: dict[str, Path]) -> None:
-    assert set(ids(search(stub, picture(photographs["cat"]), Term(text="a cup of coffee"), top_k=2))) == {
+    assert set(ids(search(stub, picture(photographs["cat"]), Term(text="a rocket launch"), top_k=2))) == {
         "cat",
-        "coffee-cup",
+        "rocket-launch",
     }
 
 
 @pytest.mark.usefixtures("photographs")
 def test_a_negative_term_pushes_its_subject_down(stub: Stub) -> None:
-    plain = ids(search(stub, Term(text="an animal"), top_k=12))
-    without = ids(search(stub, Term(text="an animal"), Term(text="a cat", weight=-1.0), top_k=12))
+    both = ids(search(stub, Term(text="a rocket launch"), Term(text="a cat"), top_k=12))
+    without = ids(search(stub, Term(text="a rocket launch"), Term(text="a cat", weight=-1.0), top_k=12))
 
-    assert plain[0] == "cat"
-    assert without.index("cat") > plain.index("cat")
+    assert set(both[:2]) == {"rocket-launch", "cat"}
+    assert without[0] == "rocket-launch"
+    assert without.index("cat") > both.index("cat")
 
 
 @pytest.mark.usefixtures("photographs")
