@@ -27,7 +27,11 @@ class GatewaySettings(ServiceSettings):
         16, ge=1, le=1024, description="Most ingest streams open at once; more are refused and told to come again."
     )
     ingest_window_mb: int = Field(
-        64, ge=1, le=4096, description="Most encoded bytes, in MiB, read from one ingest stream and not yet answered."
+        64,
+        ge=1,
+        le=4096,
+        description="Most encoded bytes, in MiB, read from one ingest stream and not yet answered. With the copies on "
+        "their way to the embedder, a busy stream holds about five times that.",
     )
     ingest_call_s: float = Field(
         120, gt=0, le=3600, description="Longest wait for one embedding or storing call of an ingest, in seconds."
