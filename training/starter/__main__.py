@@ -22,7 +22,7 @@ from embedder.starter.model import load_starter
 from embedder.starter.towers import TEXT_FEATURE_DIM, TOP_FEATURE_DIM, Towers, load_towers
 from training.starter import data, evaluate
 from training.starter.batches import Features, Settings
-from training.starter.data import Captioned
+from training.starter.data import TEMPLATES, Captioned
 from training.starter.features import CENTRE, encode_pictures, encode_texts, image_features, text_features
 from training.starter.train import Heads, train
 
@@ -132,7 +132,8 @@ def fit(towers: Towers, seen: list[Captioned], root: Path, cache: Path, settings
 
     Features are kept a part of the data set at a time, so that both kinds of run share them.
     """
-    examples, named = data.read_imagenet_examples(root), data.read_class_texts(root)
+    examples, names = data.read_imagenet_names(root)
+    named = [[template.format(name) for name in every for template in TEMPLATES] for every in names]
     class_texts = text_features(towers, [text for texts in named for text in texts], cache)
     captions = [text_features(towers, [text for five in part.captions for text in five], cache) for part in seen]
     features = Features(
@@ -140,7 +141,7 @@ def fit(towers: Towers, seen: list[Captioned], root: Path, cache: Path, settings
             torch.cat([image_features(towers, part.pictures, view, cache) for part in seen]) for view in settings.views
         ],
         captions=torch.cat(captions).view(-1, data.CAPTIONS_A_PICTURE, TEXT_FEATURE_DIM),
-        examples=[image_features(towers, examples, view, cache) for view in settings.views],
+        examples=[image_features(towers, examples.pictures, view, cache) for view in settings.views],
         class_texts=list(torch.split(class_texts, [len(texts) for texts in named])),
         classifier=towers.classifier,
     )

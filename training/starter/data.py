@@ -4,8 +4,6 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from timm.data.imagenet_info import ImageNetInfo
-
 CAPTIONS_A_PICTURE = 5
 TEST_PICTURES = 1000
 DEV_PICTURES = 500
@@ -81,31 +79,16 @@ def read_flickr8k(root: Path) -> FlickrSplit:
     )
 
 
-def read_imagenet_examples(root: Path) -> list[Path]:
-    """Reads `imagenet-names`: one example picture of each of the 1,000 ImageNet classes, in the order of the classes."""
-    return [root / "imagenet-names" / "images" / f"{row['wnid']}.jpg" for row in read_classes(root)]
+def read_imagenet_names(root: Path) -> tuple[Labelled, list[list[str]]]:
+    """Reads `imagenet-names`: one example picture of each of the 1,000 ImageNet classes, and every name a class has.
 
-
-def read_class_texts(root: Path) -> list[list[str]]:
-    """For each ImageNet class the texts that stand for it: every name in every template, and what WordNet says it is.
-
-    The names are the curated one, ImageNet's own and WordNet's lemmas. WordNet's definition counts as much as one name in
-    all templates: it leads from the rare word to the common one, as from espresso to coffee.
+    Returns:
+        The examples, in class order, and for each class its names: the curated one, ImageNet's, and WordNet's lemmas.
     """
-    wordnet = ImageNetInfo("imagenet-1k")
-    texts = []
-    for row in read_classes(root):
-        names = distinct([row["open_clip_name"], row["name"], *row["lemmas"].split(",")])
-        _, definition = wordnet.index_to_description(int(row["index"]), detailed=True).split(": ", 1)
-        texts.append(
-            [template.format(name) for name in names for template in TEMPLATES] + [definition] * len(TEMPLATES)
-        )
-    return texts
-
-
-def read_classes(root: Path) -> list[dict[str, str]]:
-    """Reads the table of ImageNet classes."""
-    return read_table(root / "imagenet-names" / "classes.tsv")
+    rows = read_table(root / "imagenet-names" / "classes.tsv")
+    pictures = [root / "imagenet-names" / "images" / f"{row['wnid']}.jpg" for row in rows]
+    names = [distinct([row["open_clip_name"], row["name"], *row["lemmas"].split(",")]) for row in rows]
+    return Labelled(pictures, [int(row["index"]) for row in rows], [every[0] for every in names]), names
 
 
 def read_imagen(root: Path) -> Labelled:
