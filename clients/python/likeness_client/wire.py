@@ -1,8 +1,10 @@
 """Between the client's values and the contract's messages; nothing else here or above touches protobuf."""
 
+import os
 import sys
 from array import array
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from google.protobuf.duration_pb2 import Duration
 from likeness.common.v1 import metadata_pb2, types_pb2
@@ -67,7 +69,8 @@ def picture_to_proto(picture: Picture, encoded: bytes, sequence: int) -> gateway
     """
     uri = picture.uri
     if uri is None:
-        uri = picture.path.absolute().as_uri() if picture.path else ""
+        # Without "..", and without following links: the name the caller knows it by.
+        uri = Path(os.path.abspath(picture.path)).as_uri() if picture.path else ""  # noqa: PTH100
     item = gateway_pb2.IndexItem(sequence=sequence, id=picture.id, uri=uri, labels=picture.labels)
     item.image.encoded = encoded
     for key, value in picture.metadata.items():

@@ -335,3 +335,11 @@ def test_the_model_expected_of_an_ingest_is_sent(client: Client, gateway: FakeGa
     assert gateway.starts[0].expected_fingerprint == types_pb2.ModelFingerprint(
         model="m", digest="ab" * 32, dimension=512
     )
+
+
+def test_a_files_uri_is_its_plain_absolute_name(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a b.jpg").write_bytes(b"picture")
+    list(client.index([Picture(tmp_path / "sub" / ".." / "a b.jpg", id="a")]))
+
+    assert gateway.stored["a"].uri == (tmp_path / "a b.jpg").as_uri()
