@@ -76,7 +76,7 @@ def main() -> int:
         if query is not None:
             searches.insert(0, ("By picture", ["--image", str(query)]))
             searches.append(("By both", ["--image", str(query), "--text", text]))
-        print("Starting the three services (the first start builds the starter model) …", flush=True)
+        print("Starting the three services …", flush=True)
         try:
             with running(directory) as services:
                 server = ["--server", services.addresses["gateway"]]

@@ -29,7 +29,8 @@ PORTS = {
     "gateway": ("LIKENESS_GATEWAY_PORT", 50050),
 }
 LOOPBACK = "127.0.0.1"
-START_S, STOP_S = 180.0, 40.0
+# The first start of a model that is downloaded takes as long as the download.
+START_S, STOP_S = 900.0, 40.0
 
 
 class StartError(Exception):

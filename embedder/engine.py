@@ -49,7 +49,8 @@ class Engine:
         """To be called once in the thread that runs ``backend``, before ``set_up_decode_thread`` in any other."""
         torch.set_num_threads(self.torch_threads)
         # torch keeps the number by thread, but a thread that has not asked yet would take what was set last anywhere.
-        assert torch.get_num_threads() == self.torch_threads
+        if torch.get_num_threads() != self.torch_threads:
+            raise RuntimeError(f"torch runs {torch.get_num_threads()} threads instead of {self.torch_threads}")
 
     def set_up_decode_thread(self) -> None:
         """To be called once in each decode thread.
@@ -68,7 +69,7 @@ def load_engine(settings: EmbedderSettings) -> Engine:
     """
     device = resolve_device(settings.device)
     begun = time.perf_counter()
-    loaded = load(settings.model, settings.pretrained)
+    loaded = load(settings.model, settings.pretrained, settings.preprocess_like)
     loaded_at = time.perf_counter()
     tokenizer = Tokenizer(loaded.tokenizer)
     digest = fingerprint(loaded.network, loaded.tokenizer, loaded.preprocess, loaded.architecture)

@@ -86,7 +86,7 @@ def _tokenizer(tokenizer: Any) -> dict[str, Any]:
         return content | {"vocabulary": inner.get_vocab()}
     model = json.loads(backend.to_str())["model"]
     merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])]
-    return content | {"vocabulary": model["vocab"], "merges": merges}
+    return content | {"vocabulary": model["vocab"], "merges": merges, "added": inner.get_added_vocab()}
 
 
 def _add_json(digest: "hashlib._Hash", name: str, value: Any) -> None:

@@ -8,9 +8,10 @@ import contextlib
 import difflib
 import logging
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import open_clip
@@ -21,7 +22,7 @@ from chassis.errors import LikenessError, invalid
 
 Triple = tuple[torch.nn.Module, Callable[[Image.Image], torch.Tensor], Any]
 
-_MODEL, _PRETRAINED = "LIKENESS_MODEL", "LIKENESS_PRETRAINED"
+_MODEL, _PRETRAINED, _LIKE = "LIKENESS_MODEL", "LIKENESS_PRETRAINED", "LIKENESS_PREPROCESS_LIKE"
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,14 @@ def _starter() -> Triple:
 BUILTIN: dict[str, Builtin] = {"starter": Builtin(_starter, revision=1)}
 
 
-def load(model: str, pretrained: str) -> LoadedModel:
+def load(model: str, pretrained: str, preprocess_like: str = "") -> LoadedModel:
     """Loads a model.
 
     Args:
         model: a name in ``BUILTIN``, a name of open_clip, ``hf-hub:…`` or ``local-dir:…``.
         pretrained: for a name of open_clip: its tag, or a checkpoint file's path; for all others empty.
+        preprocess_like: for a checkpoint file: the tag with whose preprocessing it was trained. Needed only where the
+            tags of that name differ in it.
 
     Raises:
         LikenessError: there is no such model, its weights cannot be had, or they do not fit.
@@ -92,7 +95,8 @@ def load(model: str, pretrained: str) -> LoadedModel:
         _check_activation(name, known_tag)
         return _load_open_clip(name, known_tag, f"{name}/{known_tag}")
     if pretrained and Path(pretrained).is_file():
-        return _load_open_clip(name, pretrained, f"{name}/{Path(pretrained).name}")
+        preprocessing = _preprocessing_of_a_file(name, tags, preprocess_like)
+        return _load_open_clip(name, pretrained, f"{name}/{Path(pretrained).name}", preprocessing)
     what = (
         f"{pretrained!r} is neither a file nor one of {name}'s tags" if pretrained else f"not set, but {name} needs it"
     )
@@ -109,10 +113,42 @@ def _load_builtin(name: str) -> LoadedModel:
     return _loaded(name, network, transform, tokenizer, architecture)
 
 
-def _load_open_clip(model: str, pretrained: str | None, shown: str) -> LoadedModel:
+def _preprocessing_of_a_file(name: str, tags: Sequence[str], like: str) -> dict[str, Any]:
+    """How a checkpoint file wants its pictures. It does not say so itself, and open_clip would assume a default."""
+    if like and like not in tags:
+        raise invalid(_LIKE, f"{like!r} is none of {name}'s tags: {', '.join(tags)}.{_nearest(like, list(tags))}")
+    kinds = {tag: _preprocessing(name, tag) for tag in tags}
+    if not kinds:
+        return {}
+    chosen = kinds[like or tags[0]]
+    if not like and any(kind != chosen for kind in kinds.values()):
+        raise invalid(
+            _LIKE,
+            f"is not set, but {name}'s checkpoints were trained with different preprocessing, and a file does not say "
+            f"which is its own; set it to the tag that the file is, or was fine-tuned from: {', '.join(tags)}",
+        )
+    return chosen
+
+
+def _preprocessing(name: str, tag: str) -> dict[str, Any]:
+    stated = open_clip.get_pretrained_cfg(name, tag)
+    defaults = {
+        "mean": open_clip.OPENAI_DATASET_MEAN,
+        "std": open_clip.OPENAI_DATASET_STD,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+    return {f"image_{key}": stated.get(key, default) for key, default in defaults.items()}
+
+
+def _load_open_clip(
+    model: str, pretrained: str | None, shown: str, preprocessing: Mapping[str, Any] = MappingProxyType({})
+) -> LoadedModel:
     try:
         with _without_chatter():
-            network, transform = open_clip.create_model_from_pretrained(model, pretrained=pretrained, weights_only=True)
+            network, transform = open_clip.create_model_from_pretrained(
+                model, pretrained=pretrained, weights_only=True, **preprocessing
+            )
             tokenizer = open_clip.get_tokenizer(model)
             architecture = open_clip.get_model_config(model)
     except Exception as error:  # open_clip, torch, safetensors and the hub have no error class in common

@@ -63,6 +63,8 @@ class Pipeline:
         self._pixels = PixelBudget(limits.pictures.max_pixels)
         self._decoders = decoders
         self._max_waiting = max_waiting
+        # One batch in the model, one ready for it, one being decoded: more would only fill memory.
+        self._batches = asyncio.Semaphore(3)
         self._waiting = 0
         self._under_way: dict[asyncio.Task[list[Outcome | None]], Call] = {}
 
@@ -94,7 +96,9 @@ class Pipeline:
             call.cancel()
             task.add_done_callback(_report_dropped)
             raise
-        return [outcome for outcome in outcomes if outcome is not None], call.timings()
+        done = [outcome for outcome in outcomes if outcome is not None]
+        assert len(done) == len(inputs), "only a caller that has gone leaves inputs without an outcome"
+        return done, call.timings()
 
     async def stop(self) -> None:
         """Drops what is under way and waits until the threads have noticed."""
@@ -119,8 +123,12 @@ class Pipeline:
             for kind, of_kind in places.items():
                 for start in range(0, len(of_kind), size):
                     chosen = of_kind[start : start + size]
-                    batches.create_task(self._batch(kind, {n: inputs[n] for n in chosen}, outcomes, call))
+                    batches.create_task(self._in_turn(kind, {n: inputs[n] for n in chosen}, outcomes, call))
         return outcomes
+
+    async def _in_turn(self, kind: Kind, inputs: dict[int, Input], outcomes: list[Outcome | None], call: Call) -> None:
+        async with self._batches:
+            await self._batch(kind, inputs, outcomes, call)
 
     async def _batch(self, kind: Kind, inputs: dict[int, Input], outcomes: list[Outcome | None], call: Call) -> None:
         """Prepares at most a batch's worth of inputs of one kind, runs the model, and fills in their outcomes."""
@@ -167,7 +175,10 @@ class Pipeline:
 
 
 def _report_dropped(task: "asyncio.Task[list[Outcome | None]]") -> None:
-    if task.cancelled() or task.exception():
+    if task.cancelled():
+        return
+    if (error := task.exception()) is not None:
+        incident("a call whose caller had gone failed", error)
         return
     outcomes = task.result()
     dropped = sum(outcome is None for outcome in outcomes)

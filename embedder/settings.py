@@ -31,6 +31,11 @@ class EmbedderSettings(ServiceSettings):
         description="The weights of a model that open_clip knows by name: one of its tags such as laion2b_s34b_b79k "
         "(downloaded once), or the path of a checkpoint file. Not for starter, hf-hub: and local-dir:.",
     )
+    preprocess_like: str = Field(
+        "",
+        description="For a checkpoint file of an open_clip model: the tag with whose preprocessing it was trained. "
+        "Needed only where that model's tags differ in it; the start then says so.",
+    )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
@@ -56,9 +61,15 @@ class EmbedderSettings(ServiceSettings):
         ge=1,
         le=PILLOW_PIXEL_LIMIT,
         description=f"Most pixels (width × height) of one picture, 1 to {PILLOW_PIXEL_LIMIT}. Also the most that are "
-        "decoded at a time: it bounds memory, at 4 (JPEG, PNG) to 20 (JPEG 2000) bytes a pixel.",
+        "decoded at a time: it bounds memory, at 4 (upright JPEG) to 20 (JPEG 2000) bytes a pixel.",
     )
-    max_text_bytes: int = Field(8192, ge=1, le=2**20, description="Most bytes of UTF-8 in one text, 1 to 1048576.")
+    max_text_bytes: int = Field(
+        2048,
+        ge=1,
+        le=2**20,
+        description="Most bytes of UTF-8 in one text, 1 to 1048576. A model reads a few hundred; a word of many "
+        "thousand letters takes a tokenizer seconds.",
+    )
     decode_threads: int = Field(
         0, ge=0, le=256, description="Threads that decode, resize and tokenize, 1 to 256; 0: one a core, at most 16."
     )

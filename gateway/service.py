@@ -29,7 +29,7 @@ class GatewayService:
         servicer = SearchServicer(
             search=Search(self._embedder, self._indexer),
             ingest=Ingest(self._embedder, self._indexer, self._settings, self._stopping),
-            status=Status(self._embedder, self._indexer),
+            status=Status(self._embedder, self._indexer, self._settings.max_message_mb * 2**20),
             indexer=self._indexer,
             default_deadline_s=self._settings.default_deadline_s,
         )

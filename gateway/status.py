@@ -23,6 +23,7 @@ class Status:
 
     embedder: Embedder
     indexer: Indexer
+    max_message_bytes: int
 
     async def __call__(self, timeout_s: float) -> gateway_pb2.GetStatusResponse:
         """The state of the whole, within ``timeout_s`` seconds."""
@@ -38,6 +39,7 @@ class Status:
             else:
                 status.serving = True
         if not isinstance(model, LikenessError):
+            model.limits.max_message_bytes = min(model.limits.max_message_bytes, self.max_message_bytes)
             response.model.CopyFrom(
                 gateway_pb2.ModelStatus(
                     fingerprint=model.fingerprint, device=model.device, precision=model.precision, limits=model.limits

@@ -1,6 +1,5 @@
 """The whole system as real processes on free ports, with a real Chroma and the starter model."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +12,7 @@ from likeness.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from chassis.errors import LikenessError, from_status
 from deploy.local import Services, running
 from tests.pictures import samples
+from tests.processes import environment
 
 Stub = gateway_pb2_grpc.SearchServiceStub
 Item = gateway_pb2.IndexItem
@@ -21,7 +21,7 @@ Item = gateway_pb2.IndexItem
 @pytest.fixture(scope="session")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     """The three services, shared by tests that do them no harm."""
-    with running(tmp_path_factory.mktemp("services")) as started:
+    with running(tmp_path_factory.mktemp("services"), environment({})) as started:
         yield started
 
 
@@ -30,8 +30,8 @@ def own_services(tmp_path: Path) -> Iterator[Callable[..., Services]]:
     """Starts three services that the test may kill, stop and start again; more settings as keyword arguments."""
     with ExitStack() as stack:
 
-        def start(**environment: str) -> Services:
-            return stack.enter_context(running(tmp_path, {**os.environ, **environment}))
+        def start(**settings: str) -> Services:
+            return stack.enter_context(running(tmp_path, environment(settings)))
 
         yield start
 

@@ -116,7 +116,7 @@ def test_get_model_names_the_model_and_every_limit(stub: Stub) -> None:
     assert (answer.device, answer.precision) == ("cpu", "fp32")
     limits = answer.limits
     assert (limits.max_inputs, limits.max_encoded_bytes, limits.max_text_bytes) == (100, 4 * 2**20, 500)
-    assert (limits.max_pixels, limits.max_message_bytes, limits.context_length) == (64_000_000, 64 * 2**20, 32)
+    assert (limits.max_pixels, limits.max_message_bytes, limits.context_length) == (50_000_000, 64 * 2**20, 32)
 
 
 def test_pictures_and_texts_mixed_come_back_in_order_with_open_clips_vectors(stub: Stub, model: str) -> None:

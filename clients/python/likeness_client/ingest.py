@@ -39,7 +39,7 @@ class IngestLimits:
 
     Attributes:
         max_unanswered: most pictures sent and not yet answered.
-        max_unanswered_bytes: most bytes of them; a single picture may be larger.
+        max_unanswered_bytes: the bytes of them at which no further picture is sent.
         max_encoded_bytes: most bytes of one picture.
         max_message_bytes: most bytes of one message, that is of a picture with all that is said of it.
         reconnects: how often in a row a stream is opened again without one answer between.

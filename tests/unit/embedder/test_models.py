@@ -110,3 +110,21 @@ def test_loading_does_not_chatter_in_the_log(tiny_checkpoint: Path, caplog: pyte
     with caplog.at_level(logging.INFO):
         load(tiny.NAME, str(tiny_checkpoint))
     assert [r.message for r in caplog.records if r.name == "root"] == []
+
+
+def test_a_checkpoint_file_is_preprocessed_as_its_models_tags_are(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    torch.save(open_clip.create_model("ViT-S-32-alt").state_dict(), file)
+
+    assert load("ViT-S-32-alt", str(file)).preprocess["mean"] == open_clip.OPENAI_DATASET_MEAN
+
+
+def test_a_checkpoint_file_of_a_model_whose_tags_differ_needs_to_know_which(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    file.write_bytes(b"never read")
+
+    with pytest.raises(LikenessError, match="LIKENESS_PREPROCESS_LIKE") as unset:
+        load("ViT-L-14", str(file))
+    with pytest.raises(LikenessError, match="none of ViT-L-14's tags"):
+        load("ViT-L-14", str(file), "nonsense")
+    assert "laion2b_s32b_b82k" in unset.value.message

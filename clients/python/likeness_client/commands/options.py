@@ -21,7 +21,13 @@ Server = Annotated[
     ),
 ]
 Timeout = Annotated[
-    float | None, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Longest wait for one answer.")
+    float | None,
+    typer.Option(
+        "--timeout",
+        metavar="SECONDS",
+        min=0.001,
+        help="Longest wait for one call's answer; an ingest may take any time.",
+    ),
 ]
 Collection = Annotated[str, typer.Option("--collection", metavar="NAME", help="The collection.")]
 OutputFormat = Annotated[Format, typer.Option("--format", help="How to print.")]
