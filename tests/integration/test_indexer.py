@@ -639,13 +639,12 @@ def test_a_chroma_that_cannot_be_found_ends_with_1(tmp_path: Path) -> None:
     assert "http://127.0.0.1:9" in done.stderr
 
 
-def test_a_stop_while_starting_leaves_nothing_behind(tmp_path: Path) -> None:
-    service = launch("indexer", {"LIKENESS_DATA_DIR": str(tmp_path / "data")}, PORT, tmp_path)
-    assert serving(service.address, 30) is not None, "it listens before it is ready"
-    children = psutil.Process(service.process.pid).children(recursive=True)
+def test_a_stop_while_starting_ends_with_0(tmp_path: Path) -> None:
+    # Nobody answers there, so it goes on starting for as long as the test looks.
+    env = {"LIKENESS_CHROMA_URL": "http://127.0.0.1:9", "LIKENESS_CHROMA_START_S": "120"}
+    service = launch("indexer", env, PORT, tmp_path)
+    assert serving(service.address, 30) == "NOT_SERVING"
     assert service.stop() == 0
-    psutil.wait_procs(children, timeout=10)
-    assert not [c for c in children if c.is_running()]
 
 
 def test_a_damaged_data_directory_ends_with_1_and_chromas_own_words(tmp_path: Path) -> None:
