@@ -247,7 +247,7 @@ def test_memory_stays_flat_however_many_pictures_a_stream_brings(services: Servi
     short = peak_memory(gateway)
     forget_peak(gateway)
 
-    index(stub, (item(i, noise(2100 + i) + big) for i in range(250)), "flat")
+    index(stub, (item(i, noise(2100 + i) + big) for i in range(400)), "flat")
 
-    assert peak_memory(gateway) - short < 60 * 2**20  # 150 more of a megabyte each
-    assert count(stub, "flat") == 350
+    assert peak_memory(gateway) - short < 150 * 2**20  # 300 more of a megabyte each; the rest is the allocator's
+    assert count(stub, "flat") == 500
