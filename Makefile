@@ -40,7 +40,7 @@ lock: .venv/installed ## compile requirements/*.lock from pyproject.toml again
 	@compile() { echo "$$1"; $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-header --no-annotate --quiet -o "$$@"; }; \
 	compile requirements/dev.lock --all-extras; \
-	for set in embedder indexer gateway client build; do \
+	for set in embedder embedder-openvino indexer gateway client build; do \
 		compile requirements/$$set.lock --extra $$set -c requirements/dev.lock; \
 	done
 
@@ -77,6 +77,21 @@ build/protos.binpb: .venv/installed $(PROTOS)
 .PHONY: format
 format: setup ## format and fix what can be fixed by itself
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+.PHONY: bench
+bench: bench-embedder bench-indexer ## every benchmark that needs no data of yours
+
+.PHONY: bench-embedder
+bench-embedder: setup ## the embedder's speed beside others', about 2 hours (QUICK=1: 15 minutes; PEERS=0; ARGS="--only load")
+	@$(BIN)/python -m benchmarks.embedder $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
+
+.PHONY: bench-indexer
+bench-indexer: setup ## the indexer's speed beside Chroma's and others', about 1 1/2 hours (QUICK=1: 10 minutes; PEERS=0; ARGS="--only …")
+	@$(BIN)/python -m benchmarks.indexer $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
+
+.PHONY: chaos
+chaos: setup ## kill -9 on the indexer and its Chroma under load, full disks, readers cut off (ROUNDS=50 SEED=1 BASE=50000; ARGS="--only readers")
+	@$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(BASE),--base $(BASE)) $(ARGS)
 
 .PHONY: compose-test
 compose-test: setup ## build deploy/compose.yaml, bring it up, index, search, scale, tear down (needs docker)
