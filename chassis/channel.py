@@ -9,8 +9,21 @@ import grpc
 # How failed attempts are spaced, as gRPC's service config takes it; gRPC allows at most five. An interactive call gives
 # up after about a second and a half; bulk work rides out a restart of the service, about fifteen.
 _RETRIES = {
-    "interactive": {"maxAttempts": 4, "initialBackoff": "0.1s", "maxBackoff": "1s", "backoffMultiplier": 3},
-    "bulk": {"maxAttempts": 5, "initialBackoff": "0.5s", "maxBackoff": "8s", "backoffMultiplier": 3},
+    "interactive": {
+        "maxAttempts": 4,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 3,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    },
+    # Bulk work also comes back after an overload, when the server's pushback says so.
+    "bulk": {
+        "maxAttempts": 5,
+        "initialBackoff": "0.5s",
+        "maxBackoff": "8s",
+        "backoffMultiplier": 3,
+        "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+    },
 }
 
 
@@ -34,7 +47,7 @@ def connect(
         "methodConfig": [
             {
                 "name": [{"service": service, "method": method} for method in repeatable],
-                "retryPolicy": _RETRIES[use] | {"retryableStatusCodes": ["UNAVAILABLE"]},
+                "retryPolicy": _RETRIES[use],
             }
         ],
     }

@@ -43,6 +43,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return grpc.unary_unary_rpc_method_handler(
                 self._unary(method, handler.unary_unary), read, handler.response_serializer
             )
+        if handler.stream_unary:
+            return grpc.stream_unary_rpc_method_handler(
+                self._upload(method, handler.stream_unary), read, handler.response_serializer
+            )
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(
+                self._download(method, handler.unary_stream), read, handler.response_serializer
+            )
         if handler.stream_stream:
             return grpc.stream_stream_rpc_method_handler(
                 self._stream(method, handler.stream_stream), read, handler.response_serializer
@@ -66,6 +74,29 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                         "send a deadline with the call"
                     )
                     await outcome.abort(context, LikenessError(error_pb2.REASON_DEADLINE_EXCEEDED, message))
+                except Exception as error:
+                    await outcome.abort(context, error)
+
+        return call
+
+    # Streams have no default deadline: how long they last is for their clients to say.
+    def _upload(self, method: str, handler: Callable[[Any, Context], Awaitable[Any]]) -> Any:
+        async def call(requests: Any, context: Context) -> Any:
+            with _Outcome(method) as outcome:
+                try:
+                    self._readiness.require_started()
+                    return await handler(_readable_each(requests), context)
+                except Exception as error:
+                    await outcome.abort(context, error)
+
+        return call
+
+    def _download(self, method: str, handler: Callable[[Any, Context], Awaitable[None]]) -> Any:
+        async def call(request: Any, context: Context) -> None:
+            with _Outcome(method) as outcome:
+                try:
+                    self._readiness.require_started()
+                    await handler(_readable(request), context)
                 except Exception as error:
                     await outcome.abort(context, error)
 

@@ -15,6 +15,7 @@ MAX_KEYS = 64
 MAX_BYTES = 64 * 1024
 MAX_STRING_BYTES = 4096
 MAX_LIST_LENGTH = 256
+MAX_KEY_BYTES = 128
 KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
 RESERVED_PREFIX = "likeness."
 

@@ -50,6 +50,7 @@ class Readiness:
         self._started = False
         self._stopping = False
         self._on_stop: list[Callable[[], None]] = []
+        self._given_up = asyncio.Event()
         self.health = _Health()
 
     async def set(self, serving: bool, why: str) -> None:
@@ -73,6 +74,15 @@ class Readiness:
         for call in self._on_stop:
             call()
         self.health.end_watches()
+
+    async def give_up(self, why: str) -> None:
+        """The service can never be ready again: the process stops, in good order, and exits with 1."""
+        await self.set(False, why)
+        self._given_up.set()
+
+    async def given_up(self) -> None:
+        """Returns once ``give_up`` was called."""
+        await self._given_up.wait()
 
     def on_stop(self, call: Callable[[], None]) -> None:
         """Has ``call`` called once the process is told to stop, before the calls under way are waited for."""

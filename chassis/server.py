@@ -1,14 +1,16 @@
 """The one place that starts and stops a service.
 
-1. listen, with health saying NOT_SERVING
-2. warm up (load a model, start a store, find the neighbours)
+1. listen, with health saying NOT_SERVING; show metrics
+2. warm up (load a model, start a store, find the neighbours); beside others on its port, listen only now
 3. say SERVING, until SIGTERM or SIGINT
 4. say NOT_SERVING, take no new call, let those under way finish, stop
 """
 
 import asyncio
 import signal
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import grpc
 import structlog
@@ -20,6 +22,9 @@ from chassis.errors import LikenessError
 from chassis.interceptor import CallInterceptor
 from chassis.readiness import Readiness
 from chassis.settings import ServiceSettings
+
+if TYPE_CHECKING:
+    from chassis.metrics import Endpoint
 
 log = structlog.get_logger()
 
@@ -45,13 +50,38 @@ class Service(Protocol):
         """Gives everything back. Called once, after the last call has ended, also if ``start`` failed."""
 
 
-def run(settings: ServiceSettings, service: Service) -> None:
-    """Serves until told to stop, then exits: with 0 after a clean stop, with 1 if the service could not start."""
-    logs.configure(settings.log_level, settings.log_style, service.name.rsplit(".", 1)[1])
-    raise SystemExit(asyncio.run(_serve(settings, service)))
+def _nothing() -> None:
+    pass
 
 
-async def _serve(settings: ServiceSettings, service: Service) -> int:
+@dataclass(frozen=True)
+class Role:
+    """What a process is besides its service. The default: the only one on its port, without metrics.
+
+    Attributes:
+        replica: the number of a process that has others beside it on its port, each taking some of the connections;
+            None: the port is its own.
+        late: whether it listens only when it is warm: others serve already, and it would take connections from them.
+        ready: called once, when the service is first ready.
+        metrics_port: TCP port of ``/metrics``; 0: any free one; -1: none.
+    """
+
+    replica: int | None = None
+    late: bool = False
+    ready: Callable[[], None] = _nothing
+    metrics_port: int = -1
+
+
+def run(settings: ServiceSettings, service: Service, role: Role = Role()) -> None:
+    """Serves until told to stop, then exits: with 0 after that, with 1 if the service could not start or gave up."""
+    name = service.name.rsplit(".", 1)[1]
+    if role.replica is not None:
+        name += f"-{role.replica}"
+    logs.configure(settings.log_level, settings.log_style, name)
+    raise SystemExit(asyncio.run(_serve(settings, service, role)))
+
+
+async def _serve(settings: ServiceSettings, service: Service, role: Role) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -59,14 +89,14 @@ async def _serve(settings: ServiceSettings, service: Service) -> int:
 
     readiness = Readiness(service.name)
     await readiness.set(False, "starting")
-    server = _server(settings, service, readiness)
+    server = _server(settings, service, readiness, role)
     try:
-        port = server.add_insecure_port(settings.address)
-    except RuntimeError:
-        log.error("cannot listen; is the address this machine's, and the port free?", address=settings.address)
+        metrics = _show_metrics(settings.host, role.metrics_port)
+    except OSError as error:
+        log.error("cannot show metrics", host=settings.host, port=role.metrics_port, why=str(error))
         return 1
-    await server.start()
-    log.info("listening", host=settings.host, port=port)
+    if not role.late and not await _listen(server, settings):
+        return 1
 
     failed = False
     starting = asyncio.create_task(service.start(readiness))
@@ -76,8 +106,14 @@ async def _serve(settings: ServiceSettings, service: Service) -> int:
         starting.cancel()
     try:
         await starting
-        await readiness.set(True, "warmed up")
-        await stopping
+        failed = role.late and not await _listen(server, settings)
+        if not failed:
+            await readiness.set(True, "warmed up")
+            role.ready()
+            giving_up = asyncio.create_task(readiness.given_up())
+            await asyncio.wait({stopping, giving_up}, return_when=asyncio.FIRST_COMPLETED)
+            failed = giving_up.done()
+            giving_up.cancel()
     except asyncio.CancelledError:
         log.info("stopped while starting")
     except LikenessError as error:
@@ -90,11 +126,33 @@ async def _serve(settings: ServiceSettings, service: Service) -> int:
     await server.stop(settings.drain_s)
     await service.stop()
     stopping.cancel()
+    if metrics is not None:
+        await asyncio.to_thread(metrics.stop)
     log.info("stopped")
     return int(failed)
 
 
-def _server(settings: ServiceSettings, service: Service, readiness: Readiness) -> grpc.aio.Server:
+async def _listen(server: grpc.aio.Server, settings: ServiceSettings) -> bool:
+    """Takes connections from now on; False if it cannot, which is logged."""
+    try:
+        port = server.add_insecure_port(settings.address)
+    except RuntimeError:
+        log.error("cannot listen; is the address this machine's, and the port free?", address=settings.address)
+        return False
+    await server.start()
+    log.info("listening", host=settings.host, port=port)
+    return True
+
+
+def _show_metrics(host: str, port: int) -> "Endpoint | None":
+    if port < 0:
+        return None
+    from chassis import metrics  # noqa: PLC0415 (a service without metrics does without the library)
+
+    return metrics.serve(host, port)
+
+
+def _server(settings: ServiceSettings, service: Service, readiness: Readiness, role: Role) -> grpc.aio.Server:
     limit = settings.max_message_mb * 2**20
     server = grpc.aio.server(
         interceptors=[CallInterceptor(readiness, settings.default_deadline_s)],
@@ -102,8 +160,8 @@ def _server(settings: ServiceSettings, service: Service, readiness: Readiness) -
         options=[
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", limit),
-            # Two processes on one port would share its calls by chance: refuse the second instead.
-            ("grpc.so_reuseport", 0),
+            # Two services on one port would share its calls by chance: refuse the second, unless that is meant.
+            ("grpc.so_reuseport", int(role.replica is not None)),
             # A renewed connection asks DNS again. Streams under way are not cut: there is no grace limit.
             ("grpc.max_connection_age_ms", settings.max_connection_age_s * 1000),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

@@ -31,6 +31,9 @@ class Servicer(embedder_pb2_grpc.EmbedderServiceServicer):
     async def Embed(self, request: Any, context: Any) -> embedder_pb2.EmbedResponse:  # noqa: N802
         raise NotImplementedError
 
+    def EmbedStream(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError
+
 
 @asynccontextmanager
 async def serving(
