@@ -2,18 +2,27 @@
 
 import sys
 
-from chassis import server
+from embedder import replicas
 from embedder.allocator import share_one_arena
 from embedder.settings import EmbedderSettings
 
 
 def main() -> None:
     """Serves until told to stop."""
+    replica = replicas.Replica.of_this_process()
     settings = EmbedderSettings.parse("python -m embedder", sys.argv[1:])
+    if replica is None and settings.workers > 1:
+        raise SystemExit(replicas.run(settings))
     share_one_arena()
-    from embedder.service import EmbedderService  # noqa: PLC0415 (--help and bad settings answer without its libraries)
+    # Here: --help, bad settings and a parent of replicas do without these libraries.
+    from chassis import server  # noqa: PLC0415
+    from embedder.service import EmbedderService  # noqa: PLC0415
 
-    server.run(settings, EmbedderService(settings))
+    if replica is None:
+        role = server.Role(metrics_port=settings.metrics_port)
+    else:
+        role = server.Role(replica=replica.index, late=replica.late, ready=replica.ready)
+    server.run(settings, EmbedderService(settings), role)
 
 
 if __name__ == "__main__":

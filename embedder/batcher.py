@@ -1,82 +1,142 @@
-"""The one inference thread, and what it runs together.
+"""What waits for the model, and what goes into the next forward pass. No thread, no model, no clock of its own.
 
-This is the seat of batching: one call's rows come in, their vectors go out. At present each call's rows are a batch of
-their own. Whoever batches across calls replaces the inside of ``Batcher``; nobody outside sees more than ``encode``.
+1. Interactive entries go before bulk ones. Only where no bulk entry has run for a second does bulk get a trickle: a
+   batch of an eighth of the size.
+2. The oldest entry of the lane decides what the batch is of: pictures, or texts of one length (by steps of 8 tokens,
+   since a batch of texts is padded to its longest). Room that is left goes to shorter texts, down to half the length.
+3. Nobody is waited for: what is there goes. With a waiting time, a batch that is not full waits until its oldest entry
+   has waited that long.
+4. An entry that nobody waits for any more is dropped as it is come across.
 """
 
-import asyncio
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 
-import numpy as np
-import structlog
+from embedder.entries import Entry
+from embedder.inputs import Kind, Lane
 
-from chassis.errors import LikenessError, incident
-from embedder.backends import Backend
-from embedder.call import Call
-from embedder.inputs import Array, Tokens
-
-log = structlog.get_logger()
-
-Kind = Literal["image", "text"]
-Row = Array | Tokens
+LENGTH_STEP = 8  # tokens
+STARVING_S = 1.0
+TRICKLE = 8  # one part in so many
 
 
-class Batcher:
-    """Runs rows through the model, at most ``max_batch`` in one forward pass."""
+@dataclass(frozen=True)
+class _Group:
+    """Entries that may share a forward pass: a kind and, for texts, the length in tokens that they are padded to."""
 
-    def __init__(self, backend: Backend, inference: ThreadPoolExecutor, max_batch: int) -> None:
-        """Takes the model.
+    kind: Kind
+    length: int = 0
 
-        Args:
-            backend: the model.
-            inference: its one thread.
-            max_batch: most rows in one forward pass.
-        """
-        self._backend = backend
-        self._inference = inference
-        self.max_batch = max_batch
 
-    async def encode(self, kind: Kind, rows: Sequence[Row], call: Call) -> list[Array | LikenessError]:
-        """Embeds rows of one kind.
+class BatchQueue:
+    """Entries ready for the model, by lane and group, oldest first."""
+
+    def __init__(
+        self, max_batch: int, context_length: int, *, texts_cut: bool, wait_s: float, clock: Callable[[], float]
+    ) -> None:
+        """Starts empty.
 
         Args:
-            kind: which tower.
-            rows: at most ``max_batch``: float32 [3, height, width] each, or int64 [context_length] each.
-            call: whom it is for; told the time it took.
-
-        Returns:
-            For each row its vector, float32 [dimension], or why there is none.
-
-        Raises:
-            CallerGoneError: nobody waits for it any more.
+            max_batch: most pictures in a batch, and most full-length texts.
+            context_length: tokens of a full-length text.
+            texts_cut: whether texts are padded to the batch's longest only.
+            wait_s: how long an idle model waits for a batch to fill, in seconds.
+            clock: ``time.monotonic``.
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._inference, self._run, kind, rows, call)
+        self._max_batch = max_batch
+        self._context_length = context_length
+        self._texts_cut = texts_cut
+        self._wait_s = wait_s
+        self._clock = clock
+        self._groups: dict[Lane, dict[_Group, deque[Entry]]] = {lane: {} for lane in Lane}
+        self._bulk_ran = clock()
+        self.limits: dict[Kind, int] = {"image": max_batch, "text": max_batch}
 
-    def _run(self, kind: Kind, rows: Sequence[Row], call: Call) -> list[Array | LikenessError]:
-        """One forward pass; if it fails, two halves, until the culprit is alone and fails alone."""
-        call.check()
-        try:
-            with call.working("inference", len(rows)):
-                vectors = self._forward(kind, rows)
-        except Exception as error:
-            if len(rows) == 1:
-                return [incident("a forward pass failed", error)]
-            log.warning("a forward pass failed; halving the batch", kind=kind, batch_size=len(rows), error=repr(error))
-            half = len(rows) // 2
-            return [*self._run(kind, rows[:half], call), *self._run(kind, rows[half:], call)]
-        return [self._checked(vector) for vector in vectors]
+    def put(self, entry: Entry) -> None:
+        """Takes an entry at the end of its lane. One that is put again, in a better lane, leaves its old place."""
+        group = self._group_of(entry)
+        entry.entered = self._clock()
+        if entry.lane is Lane.BULK and not any(self._groups[Lane.BULK].values()):
+            self._bulk_ran = entry.entered  # it has not starved yet
+        self._groups[entry.lane].setdefault(group, deque()).append(entry)
 
-    def _forward(self, kind: Kind, rows: Sequence[Row]) -> Array:
-        if kind == "image":
-            return self._backend.encode_images(np.stack(rows).astype(np.float32, copy=False))
-        return self._backend.encode_texts(np.stack(rows).astype(np.int64, copy=False))
+    def take(self) -> list[Entry]:
+        """The next batch: entries of one kind, at most the limit; empty if there is nothing to run yet."""
+        now = self._clock()
+        interactive, bulk = self._oldest(Lane.INTERACTIVE, now), self._oldest(Lane.BULK, now)
+        if interactive and bulk and now - self._bulk_ran > STARVING_S:
+            return self._batch(Lane.BULK, bulk, TRICKLE, now)
+        for lane, group in ((Lane.INTERACTIVE, interactive), (Lane.BULK, bulk)):
+            if group:
+                return self._batch(lane, group, 1, now) if self._is_due(lane, group, now) else []
+        return []
 
-    @staticmethod
-    def _checked(vector: Array) -> Array | LikenessError:
-        norm = float(np.linalg.norm(vector))
-        if abs(norm - 1) < 1e-3:  # false for NaN
-            return vector
-        return incident("the model gave no unit vector", ValueError(f"a vector of length {norm}"))
+    def due_in(self) -> float | None:
+        """Seconds until ``take`` gives a batch that waits to fill; None if nothing waits."""
+        now = self._clock()
+        for lane in Lane:
+            group = self._oldest(lane, now)
+            if group is not None:
+                return max(0.0, self._groups[lane][group][0].entered + self._wait_s - now)
+        return None
+
+    def room(self, kind: Kind, length: int) -> int:
+        """Most entries in one batch: of pictures the limit, of texts as many tokens as that many full texts have."""
+        limit = min(self._max_batch, self.limits[kind])
+        return limit if kind == "image" or not self._texts_cut else max(1, limit * self._context_length // length)
+
+    def waiting(self, lane: Lane) -> int:
+        """Entries of a lane, those that will be dropped included."""
+        return sum(len(entries) for entries in self._groups[lane].values())
+
+    def oldest_s(self, lane: Lane) -> float:
+        """How long the lane's oldest entry has waited, in seconds."""
+        now = self._clock()
+        return max((now - entries[0].created for entries in self._groups[lane].values() if entries), default=0.0)
+
+    def _group_of(self, entry: Entry) -> _Group:
+        if entry.kind == "image":
+            return _Group("image")
+        assert entry.tokens is not None
+        if not self._texts_cut:
+            return _Group("text", self._context_length)
+        steps = -(-len(entry.tokens) // LENGTH_STEP)
+        return _Group("text", min(self._context_length, steps * LENGTH_STEP))
+
+    def _oldest(self, lane: Lane, now: float) -> _Group | None:
+        """The group whose first entry has waited longest, after dropping what nobody waits for."""
+        oldest: _Group | None = None
+        since = float("inf")
+        for group in list(self._groups[lane]):
+            entries = self._groups[lane][group]
+            while entries and _is_stale(entries[0], lane, now):
+                entries.popleft()
+            if not entries:
+                del self._groups[lane][group]
+            elif entries[0].entered < since:
+                oldest, since = group, entries[0].entered
+        return oldest
+
+    def _is_due(self, lane: Lane, group: _Group, now: float) -> bool:
+        entries = self._groups[lane][group]
+        return now >= entries[0].entered + self._wait_s or len(entries) >= self.room(group.kind, group.length)
+
+    def _batch(self, lane: Lane, group: _Group, share: int, now: float) -> list[Entry]:
+        room = max(1, self.room(group.kind, group.length) // share)
+        # The nearest lengths first; without lengths, and for pictures, there is one group only.
+        near = [g for g in self._groups[lane] if g.kind == group.kind and group.length // 2 <= g.length <= group.length]
+        batch: list[Entry] = []
+        for each in sorted(near, key=lambda g: g.length, reverse=True):
+            entries = self._groups[lane][each]
+            while entries and len(batch) < room:
+                entry = entries.popleft()
+                if not _is_stale(entry, lane, now):
+                    batch.append(entry)
+        if lane is Lane.BULK:
+            self._bulk_ran = now
+        return batch
+
+
+def _is_stale(entry: Entry, lane: Lane, now: float) -> bool:
+    return entry.lane is not lane or entry.drop_unwanted(now)

@@ -1,7 +1,8 @@
 """The model's identity: one digest over everything that shapes a vector.
 
 Each part is hashed under its name with its length, in a form that depends on neither the machine nor the version of the
-libraries. Device and precision are left out: their vectors may be mixed.
+libraries. Device and precision are left out: what they change is rounding. How much, the start checks on a few probes
+(``backends.probes``); a precision that is asked for by name is served, with a warning, also where it changes more.
 
 Cost, CPU time on a processor without SHA instructions: starter (118 MB) 0.8 s, ViT-B-32 (605 MB) 3.0 s, shared by the
 cores.
@@ -16,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import PreprocessCfg
+from open_clip.utils import to_2tuple
 
 from embedder.cores import cores
 from embedder.decode import DECODE_RULES
@@ -37,8 +40,16 @@ _PROBES = (
     "🐕‍🦺🚀",
     "snake_case CamelCase kebab-case",
     "supercalifragilisticexpialidocious",
-    "word " * 200,
+    " ".join(f"word {n}" for n in range(200)),  # which end is cut off
 )
+
+_SHAPES_NO_VECTOR = {
+    *("patch_dropout", "timm_drop", "timm_drop_path"),
+    *("timm_model_pretrained", "hf_model_pretrained"),
+    *("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs"),
+    *("init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"),
+    *("custom_text", "multimodal_cfg"),  # the weights' names and shapes say as much
+}
 
 
 def fingerprint(
@@ -55,17 +66,44 @@ def fingerprint(
     Returns:
         64 lower-case hexadecimal digits.
     """
-    digest = hashlib.sha256(b"likeness model 1\n")
-    _add_json(digest, "architecture", architecture)
-    _add_json(digest, "preprocess", asdict(PreprocessCfg(**dict(preprocess))) | {"decode_rules": DECODE_RULES})
+    digest = hashlib.sha256(b"likeness model 2\n")
+    _add_json(digest, "architecture", _architecture(architecture))
+    _add_json(digest, "preprocess", _preprocess(preprocess) | {"decode_rules": DECODE_RULES})
     _add_json(digest, "normalisation", "l2")
     _add_json(digest, "tokenizer", _tokenizer(tokenizer))
     # Each weight's own digest goes in, so that threads can make them side by side; hashlib lets the GIL go.
-    weights = sorted(network.state_dict().items())
+    # CustomTextCLIP, which open_clip builds where a configuration so much as mentions hf_model_name, calls the same
+    # weights by other names than CLIP.
+    weights = sorted(
+        ((name.removeprefix("text."), tensor) for name, tensor in network.state_dict().items()),
+        key=lambda weight: weight[0],
+    )
     with ThreadPoolExecutor(min(8, cores())) as threads:
         for line in threads.map(_weight, *zip(*weights, strict=True)):
             _add(digest, "weight", memoryview(line.encode()))
     return digest.hexdigest()
+
+
+def _architecture(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """An architecture with its defaults spelt out: configurations differ in which of them they state.
+
+    Left out is what shapes no vector by itself: how weights were begun with or dropped in training, and the tokenizer's
+    name, since its content is hashed.
+    """
+    whole = dict(stated)
+    for tower, kind in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
+        if isinstance(whole.get(tower), Mapping):
+            whole[tower] = {k: v for k, v in asdict(kind(**whole[tower])).items() if k not in _SHAPES_NO_VECTOR}
+    if "vision_cfg" in whole:
+        whole = {k: v for k, v in whole.items() if k not in _SHAPES_NO_VECTOR}
+        whole["quick_gelu"] = bool(whole.get("quick_gelu", False))
+        whole["vision_cfg"]["image_size"] = list(to_2tuple(whole["vision_cfg"]["image_size"]))
+    return whole
+
+
+def _preprocess(stated: Mapping[str, Any]) -> dict[str, Any]:
+    whole = asdict(PreprocessCfg(**stated))
+    return whole | {"size": list(to_2tuple(whole["size"]))}
 
 
 def _weight(name: str, tensor: torch.Tensor) -> str:

@@ -1,6 +1,8 @@
 """What a call brings and what becomes of it, between transport and pipeline: no protobuf, no model."""
 
 from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +12,16 @@ from chassis.pictures import PictureLimits
 
 Array = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+Kind = Literal["image", "text"]
+KINDS: tuple[Kind, ...] = ("image", "text")
+
+
+class Lane(IntEnum):
+    """Who goes first; in that order."""
+
+    INTERACTIVE = 0
+    BULK = 1
 
 
 @dataclass(frozen=True)
@@ -98,8 +110,8 @@ class Timings:
 
     Attributes:
         queue: time in which none of the call's inputs was worked on.
-        decode: thread time of decoding, resizing and tokenizing, summed over the inputs.
-        inference: forward passes.
+        decode: thread time of decoding and resizing, summed over the inputs.
+        inference: forward passes that held one of the inputs.
         batch_size: inputs in the largest forward pass.
     """
 

@@ -1,185 +1,349 @@
-"""One call's inputs → vectors, off the event loop.
+"""One call's inputs → vectors.
 
-1. Decode threads turn pictures into pixel tensors and texts into token ids, each input on its own.
-2. As soon as a batch's worth of one kind is ready, the batcher runs it on the inference thread, while the decode
-   threads go on with the next.
-3. Results come back in the order of the inputs. A bad input fails alone.
+The path of an input:
 
-A caller that has gone is noticed before each decode and before each forward pass; work that has not begun is dropped.
+1. ``admission``: is there room for the call?
+2. in a thread, the cheap part: a picture's header and hash, a text's tokens
+3. an equal input in flight: wait for that one; a text asked for lately: done
+4. ``decoding``: pictures only, header checked before pixels
+5. ``batcher`` and ``inference``: with the inputs of other calls, through the model
+6. back, in the order of the inputs; a bad input has failed alone
+
+Who has gone, or whose deadline has passed, is dropped before 4 and again before 5.
 """
 
 import asyncio
+import hashlib
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import structlog
 from likeness.common.v1 import error_pb2
 from PIL import Image
 
 from chassis.errors import LikenessError, incident
-from embedder.batcher import Batcher, Kind, Row
-from embedder.call import Call, CallerGoneError
-from embedder.decode import open_picture, upright_rgb
-from embedder.inputs import Array, Faulty, Input, Limits, Outcome, Picture, Text, Timings, Tokens
-from embedder.pixel_budget import PixelBudget
+from embedder.admission import Admission, Load
+from embedder.decode import open_picture
+from embedder.decoding import Decoding
+from embedder.entries import Call, Entry, Stage, Waiter, Why
+from embedder.inference import Inference
+from embedder.inputs import EncodedPicture, Faulty, Input, Kind, Lane, Limits, Outcome, Picture, Text, Timings, Tokens
+from embedder.metrics import Metrics, Result
+from embedder.spec import ModelSpec
+from embedder.supervisor import Supervisor
+from embedder.text_cache import TextCache
 
-log = structlog.get_logger()
+Tokenize = Callable[[str], tuple[Tokens, bool]]
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    row: Row
+    """An input after its cheap part: what is needed to make an entry of it."""
+
+    key: bytes
+    picture: Picture | None = None
+    opened: Image.Image | None = None
+    pixels: int = 0
+    tokens: Tokens | None = None
     truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What the pipeline puts together.
+
+    Attributes:
+        supervisor: the model.
+        admission: who comes in.
+        decoding: gives its entries to ``inference``.
+        inference: gives entries their outcome.
+        tokenize: text → ids, int64 [length], and whether its end was cut off.
+        cache: of texts.
+    """
+
+    supervisor: Supervisor
+    admission: Admission
+    decoding: Decoding
+    inference: Inference
+    tokenize: Tokenize
+    cache: TextCache
 
 
 class Pipeline:
     """Embeds what calls bring. Used from one event loop."""
 
-    def __init__(
-        self,
-        *,
-        preprocess: Callable[[Image.Image], Array],
-        tokenize: Callable[[str], tuple[Tokens, bool]],
-        decoders: ThreadPoolExecutor,
-        batcher: Batcher,
-        limits: Limits,
-        max_waiting: int,
-    ) -> None:
+    def __init__(self, stages: Stages, limits: Limits, metrics: Metrics, threads: int) -> None:
         """Puts the stages together.
 
         Args:
-            preprocess: upright RGB picture → the model's input, float32 [3, height, width].
-            tokenize: text → token ids, int64 [context_length], and whether they were cut.
-            decoders: the threads that run both.
-            batcher: runs the model.
-            limits: what to refuse.
-            max_waiting: most inputs of all calls together that are held at a time.
+            stages: the rest.
+            limits: what to refuse of one input.
+            metrics: told what becomes of each.
+            threads: for headers and texts.
         """
-        self._preprocess = preprocess
-        self._tokenize = tokenize
-        self._batcher = batcher
-        self._limits = limits
-        self._pixels = PixelBudget(limits.pictures.max_pixels)
-        self._decoders = decoders
-        self._max_waiting = max_waiting
-        # One batch in the model, one ready for it, one being decoded: more would only fill memory.
-        self._batches = asyncio.Semaphore(3)
-        self._waiting = 0
-        self._under_way: dict[asyncio.Task[list[Outcome | None]], Call] = {}
+        self._stages, self._limits, self._metrics = stages, limits, metrics
+        self._in_flight: dict[bytes, Entry] = {}
+        # By lane: the large pictures of a bulk call are hashed while an interactive one is.
+        self._preparing = {lane: ThreadPoolExecutor(threads, f"prepare-{lane.name.lower()}") for lane in Lane}
 
-    async def embed(self, inputs: Sequence[Input]) -> tuple[list[Outcome], Timings]:
+    @property
+    def spec(self) -> ModelSpec:
+        """The model."""
+        return self._stages.supervisor.spec
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a model at present."""
+        return self._stages.supervisor.is_up
+
+    @property
+    def waiting_for_model(self) -> int:
+        """Inputs that are ready for the model and wait for it."""
+        return self._stages.inference.waiting
+
+    @property
+    def max_batch(self) -> int:
+        """Most pictures in one forward pass."""
+        return self._stages.supervisor.max_batch
+
+    async def embed(
+        self, inputs: Sequence[Input], lane: Lane = Lane.INTERACTIVE, deadline: float | None = None
+    ) -> tuple[list[Outcome], Timings]:
         """Embeds one call's inputs.
 
         Args:
             inputs: pictures and texts, mixed at will.
+            lane: who goes first.
+            deadline: by ``time.monotonic``; None for none.
 
         Returns:
             One outcome for each input, in order, and where the time went.
 
         Raises:
-            LikenessError: OVERLOADED: too many inputs are held already.
-            asyncio.CancelledError: the caller has gone; its undone work is dropped and one log line says how much.
+            LikenessError: OVERLOADED: there is no room; NOT_READY: there is no model just now.
+            asyncio.CancelledError: the caller has gone; what has not been begun is dropped.
         """
-        if self._waiting and self._waiting + len(inputs) > self._max_waiting:
-            message = f"{self._waiting} inputs are waiting or being embedded already; try again in a moment"
-            raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=1.0)
-        call = Call()
-        # A task of its own, which outlives the caller: only the threads know which work was done and which dropped.
-        task = asyncio.create_task(self._embed(inputs, call))
-        self._waiting += len(inputs)
-        self._under_way[task] = call
-        task.add_done_callback(lambda done: self._end(done, len(inputs)))
+        load = _load(inputs)
+        self.require_room(lane, load)
+        self._stages.admission.enter(lane, load)
+        return await self._embed(inputs, lane, deadline, load, refuse=True)
+
+    def require_room(self, lane: Lane, load: Load) -> None:
+        """Refuses a call at once, before anything of it is copied: when overloaded, refusing has to be cheap.
+
+        Raises:
+            LikenessError: as ``embed``.
+        """
         try:
-            outcomes = await asyncio.shield(task)
-        except asyncio.CancelledError:
-            call.cancel()
-            task.add_done_callback(_report_dropped)
+            self._stages.supervisor.require_up()
+            self._stages.admission.check(lane, load)
+        except LikenessError as error:
+            self._refused(load, lane, error)
             raise
-        done = [outcome for outcome in outcomes if outcome is not None]
-        assert len(done) == len(inputs), "only a caller that has gone leaves inputs without an outcome"
-        return done, call.timings()
+
+    async def embed_one(self, wanted: Input, lane: Lane) -> Outcome:
+        """Embeds one input of a stream: waits for room, and for a model, instead of refusing."""
+        load = _load([wanted])
+        await self._stages.admission.wait_and_enter(lane, load)
+        outcomes, _ = await self._embed([wanted], lane, None, load, refuse=False)
+        return outcomes[0]
+
+    async def wait_for_room(self) -> None:
+        """Returns when a bulk input would be let in: what a stream reads is to be answered, so it reads no more."""
+        await self._stages.admission.wait_and_enter(Lane.BULK, Load({}))
 
     async def stop(self) -> None:
-        """Drops what is under way and waits until the threads have noticed."""
-        for call in self._under_way.values():
-            call.cancel()
-        if self._under_way:
-            await asyncio.wait(self._under_way)
+        """Ends the threads and the model; what is still under way is not finished."""
+        await self._stages.inference.stop()
+        await self._stages.decoding.stop()
+        for threads in self._preparing.values():
+            threads.shutdown()
+        await self._stages.supervisor.stop()
 
-    def _end(self, task: "asyncio.Task[list[Outcome | None]]", inputs: int) -> None:
-        del self._under_way[task]
-        self._waiting -= inputs
+    async def _embed(
+        self, inputs: Sequence[Input], lane: Lane, deadline: float | None, load: Load, *, refuse: bool
+    ) -> tuple[list[Outcome], Timings]:
+        """Embeds what has been let in, and lets it out again."""
+        call = Call(len(inputs), lane, deadline)
+        entries: list[Entry] = []
+        try:
+            await self._begin(inputs, call, entries, refuse=refuse)
+            await call.done
+        except asyncio.CancelledError:
+            self._leave(inputs, call, entries)
+            raise
+        except LikenessError as error:
+            self._refused(load, lane, error)
+            raise
+        finally:
+            self._stages.admission.leave(lane, load)
+        outcomes = [outcome for outcome in call.outcomes if outcome is not None]
+        for wanted, outcome in zip(inputs, outcomes, strict=True):
+            self._metrics.item(_kind(wanted), lane, _result(outcome))
+        return outcomes, call.timings()
 
-    async def _embed(self, inputs: Sequence[Input], call: Call) -> list[Outcome | None]:
-        """The outcomes; None for what was dropped because the caller had gone."""
-        outcomes: list[Outcome | None] = [Outcome(i.error) if isinstance(i, Faulty) else None for i in inputs]
-        places: dict[Kind, list[int]] = {
-            "image": [n for n, i in enumerate(inputs) if not isinstance(i, Text | Faulty)],
-            "text": [n for n, i in enumerate(inputs) if isinstance(i, Text)],
-        }
-        size = self._batcher.max_batch
-        async with asyncio.TaskGroup() as batches:
-            for kind, of_kind in places.items():
-                for start in range(0, len(of_kind), size):
-                    chosen = of_kind[start : start + size]
-                    batches.create_task(self._in_turn(kind, {n: inputs[n] for n in chosen}, outcomes, call))
-        return outcomes
-
-    async def _in_turn(self, kind: Kind, inputs: dict[int, Input], outcomes: list[Outcome | None], call: Call) -> None:
-        async with self._batches:
-            await self._batch(kind, inputs, outcomes, call)
-
-    async def _batch(self, kind: Kind, inputs: dict[int, Input], outcomes: list[Outcome | None], call: Call) -> None:
-        """Prepares at most a batch's worth of inputs of one kind, runs the model, and fills in their outcomes."""
+    async def _begin(self, inputs: Sequence[Input], call: Call, entries: list[Entry], *, refuse: bool) -> None:
+        places: list[int] = []
+        for place, wanted in enumerate(inputs):
+            known = self._known(wanted)
+            if known is not None:
+                call.resolve(place, known)
+            else:
+                places.append(place)
+        if not places:
+            return
         loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self._decoders, self._prepare, i, call) for i in inputs.values()]
-        ready: dict[int, _Prepared] = {}
-        for place, prepared in zip(inputs, await asyncio.gather(*jobs), strict=True):
-            if isinstance(prepared, LikenessError):
-                outcomes[place] = Outcome(prepared)
-            elif prepared is not None:
-                ready[place] = prepared
-        if not ready:
-            return
-        try:
-            vectors = await self._batcher.encode(kind, [p.row for p in ready.values()], call)
-        except CallerGoneError:
-            return
-        for (place, prepared), vector in zip(ready.items(), vectors, strict=True):
-            outcomes[place] = Outcome(vector, prepared.truncated)
+        chosen = [inputs[place] for place in places]
+        prepared = await loop.run_in_executor(self._preparing[call.lane], self._prepare, chosen)
+        pixels = sum(p.pixels for p in prepared if isinstance(p, _Prepared))
+        if refuse:
+            self._stages.admission.check_pixels(call.lane, pixels)
+        for place, one in zip(places, prepared, strict=True):
+            if isinstance(one, LikenessError):
+                call.resolve(place, Outcome(one))
+            else:
+                entries.append(self._enter(one, inputs[place], Waiter(call, place, _field(inputs[place]))))
 
-    def _prepare(self, wanted: Input, call: Call) -> _Prepared | LikenessError | None:
-        """In a decode thread: one input → the model's input, its error, or None if its caller has gone."""
-        try:
-            call.check()
-            if isinstance(wanted, Text):
-                with call.working("decode"):
-                    return _Prepared(*self._tokenize(wanted.text))
-            assert not isinstance(wanted, Faulty)
-            return _Prepared(self._pixels_of(wanted, call))
-        except CallerGoneError:
+    def _known(self, wanted: Input) -> Outcome | None:
+        """What needs no work: an input that was refused already, or a text whose vector is remembered."""
+        if isinstance(wanted, Faulty):
+            return Outcome(wanted.error)
+        if not isinstance(wanted, Text):
             return None
+        known = self._stages.cache.get(wanted.text)
+        if known is None:
+            self._metrics.cache_missed()
+        else:
+            self._metrics.cache_hit()
+        return known
+
+    def _prepare(self, inputs: Sequence[Input]) -> list[_Prepared | LikenessError]:
+        return [self._prepare_one(wanted) for wanted in inputs]
+
+    def _prepare_one(self, wanted: Input) -> _Prepared | LikenessError:
+        """In a thread: reads a picture's header, but no pixels; turns a text into tokens."""
+        assert not isinstance(wanted, Faulty)
+        try:
+            if isinstance(wanted, Text):
+                begun = time.perf_counter()
+                tokens, truncated = self._stages.tokenize(wanted.text)
+                self._metrics.decoded("text", time.perf_counter() - begun)
+                return _Prepared(b"text" + tokens.tobytes() + bytes([truncated]), tokens=tokens, truncated=truncated)
+            if isinstance(wanted, EncodedPicture):
+                opened = open_picture(wanted, self._limits.pictures)
+                digest = hashlib.blake2b(wanted.encoded, digest_size=16).digest()
+                return _Prepared(digest, wanted, opened, opened.width * opened.height)
+            # A decoded picture is checked when it is copied, in the decode stage.
+            size = f"{wanted.width}x{wanted.height}".encode()
+            digest = hashlib.blake2b(wanted.pixels, digest_size=16, person=size[:16]).digest()
+            return _Prepared(digest, wanted, pixels=min(wanted.width * wanted.height, self._limits.pictures.max_pixels))
         except LikenessError as error:
             return error
         except Exception as error:
             return incident("an input could not be prepared", error)
 
-    def _pixels_of(self, picture: Picture, call: Call) -> Array:
-        with call.working("decode"):
-            opened = open_picture(picture, self._limits.pictures)
-        with self._pixels.lent(opened.width * opened.height):
-            call.check()  # waiting for pixels may have taken long
-            with call.working("decode"):
-                return self._preprocess(upright_rgb(opened, self._limits.pictures, f"{picture.field}.encoded"))
+    def _enter(self, one: _Prepared, wanted: Input, waiter: Waiter) -> Entry:
+        """The entry for a prepared input: one in flight that equals it, or a new one on its way."""
+        lane = waiter.call.lane
+        entry = self._in_flight.get(one.key)
+        if entry is not None:
+            self._metrics.joined(entry.kind)
+            entry.waiters.append(waiter)
+            if lane < entry.lane:
+                self._hurry(entry, lane)
+            return entry
+        entry = Entry(
+            kind="text" if one.picture is None else "image",
+            lane=lane,
+            key=one.key,
+            stage=Stage.TO_INFER if one.picture is None else Stage.TO_DECODE,
+            on_drop=self._dropped,
+            on_done=self._done,
+            picture=one.picture,
+            opened=one.opened,
+            pixels=one.pixels,
+            tokens=one.tokens,
+            truncated=one.truncated,
+            text=wanted.text if isinstance(wanted, Text) else None,
+            waiters=[waiter],
+        )
+        self._in_flight[one.key] = entry
+        if one.picture is None:
+            self._stages.inference.put(entry)
+        else:
+            entry.counted = lane
+            self._stages.admission.add_pixels(lane, entry.pixels)
+            self._stages.decoding.put(entry)
+        return entry
+
+    def _hurry(self, entry: Entry, lane: Lane) -> None:
+        """A caller in a better lane has joined: the entry takes that lane, unless it is being worked on."""
+        entry.lane = lane
+        if entry.stage is Stage.TO_DECODE:
+            self._stages.decoding.put(entry)
+        elif entry.stage is Stage.TO_INFER:
+            self._stages.inference.put(entry)
+
+    def _leave(self, inputs: Sequence[Input], call: Call, entries: Sequence[Entry]) -> None:
+        """The caller has gone: what only it waited for is dropped now, so that nothing is held for nobody."""
+        call.gone = True
+        for wanted, outcome in zip(inputs, call.outcomes, strict=True):
+            self._metrics.item(_kind(wanted), call.lane, "cancelled" if outcome is None else _result(outcome))
+        now = time.monotonic()
+        for entry in entries:
+            entry.drop_unwanted(now)
+        self._stages.decoding.feed()
+
+    def _done(self, entry: Entry, outcome: Outcome) -> None:
+        if self._in_flight.get(entry.key) is entry:
+            del self._in_flight[entry.key]
+        if entry.kind == "image":
+            if entry.stage is Stage.TO_DECODE:  # it was dropped
+                self._stages.admission.add_pixels(entry.counted, -entry.pixels)
+            self._stages.decoding.release(entry)
+        elif entry.text is not None:
+            self._stages.cache.put(entry.text, outcome)
+
+    def _dropped(self, entry: Entry, why: Why) -> None:
+        self._metrics.dropped("decode" if entry.stage is Stage.TO_DECODE else "inference", why)
+
+    def _refused(self, load: Load, lane: Lane, error: LikenessError) -> None:
+        for kind, count in load.inputs.items():
+            for _ in range(count):
+                self._metrics.item(kind, lane, _result(Outcome(error)))
 
 
-def _report_dropped(task: "asyncio.Task[list[Outcome | None]]") -> None:
-    if task.cancelled():
-        return
-    if (error := task.exception()) is not None:
-        incident("a call whose caller had gone failed", error)
-        return
-    outcomes = task.result()
-    dropped = sum(outcome is None for outcome in outcomes)
-    log.info("caller gone, undone work dropped", inputs=len(outcomes), dropped=dropped)
+def _load(inputs: Sequence[Input]) -> Load:
+    counts: dict[Kind, int] = {"image": 0, "text": 0}
+    size = 0
+    for wanted in inputs:
+        counts[_kind(wanted)] += 1
+        if isinstance(wanted, EncodedPicture):
+            size += len(wanted.encoded)
+        elif not isinstance(wanted, Text | Faulty):
+            size += len(wanted.pixels)
+    return Load(counts, size)
+
+
+def _kind(wanted: Input) -> Kind:
+    # What is refused before anything is known of it counts with the pictures: nothing is made of it anyway.
+    return "text" if isinstance(wanted, Text) else "image"
+
+
+def _field(wanted: Input) -> str:
+    return "" if isinstance(wanted, Text | Faulty) else wanted.field
+
+
+def _result(outcome: Outcome) -> Result:
+    if not isinstance(outcome.result, LikenessError):
+        return "ok"
+    match outcome.result.reason:
+        case error_pb2.REASON_DEADLINE_EXCEEDED:
+            return "expired"
+        case error_pb2.REASON_OVERLOADED:
+            return "overloaded"
+        case error_pb2.REASON_INTERNAL | error_pb2.REASON_NOT_READY:
+            return "failed"
+        case _:
+            return "invalid"

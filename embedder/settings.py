@@ -24,7 +24,8 @@ class EmbedderSettings(ServiceSettings):
         "starter",
         min_length=1,
         description="The model: starter (built in, needs no download), a name that open_clip knows such as ViT-B-32, "
-        "hf-hub:<organisation>/<repository>, or local-dir:<folder with open_clip_config.json>.",
+        "hf-hub:<organisation>/<repository>, local-dir:<folder with open_clip_config.json>, or openvino:<folder of a "
+        "converted model>, which needs no torch.",
     )
     pretrained: str = Field(
         "",
@@ -36,22 +37,103 @@ class EmbedderSettings(ServiceSettings):
         description="For a checkpoint file of an open_clip model: the tag with whose preprocessing it was trained. "
         "Needed only where that model's tags differ in it; the start then says so.",
     )
+    backend: Literal["auto", "torch", "openvino"] = Field(
+        "auto",
+        description="What runs the model: torch, openvino (cpu only), or auto: openvino on a cpu where it is "
+        "installed, else torch.",
+    )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="Where the model runs: auto (cuda, else mps, else cpu), cpu, cuda, cuda:<number>, mps.",
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="Number format of the model's arithmetic: fp32, bf16, fp16 (not on cpu)."
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="Number format of the model's arithmetic: fp32, bf16, fp16 (not on cpu), or auto: bf16 where the "
+        "device has it and the vectors stay within a cosine of 0.999 of fp32's, which is checked, else fp32.",
     )
-    max_batch: int = Field(16, ge=1, le=4096, description="Most inputs in one forward pass, 1 to 4096.")
+    compile: bool = Field(
+        False, description="Whether torch compiles the model (torch.compile): a slow start, often faster batches."
+    )
+    cache_dir: str = Field(
+        "",
+        description="Where converted models are kept; empty: likeness/ under XDG_CACHE_HOME or ~/.cache. May be "
+        "deleted at any time.",
+    )
+    max_batch: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="Most pictures in one forward pass, 1 to 4096; texts up to as many tokens as that many full texts "
+        "hold. 0: what suits the device, 8 on a cpu, 64 elsewhere.",
+    )
+    batch_wait_ms: float = Field(
+        0, ge=0, le=1000, description="Longest wait for a batch to fill while the model is idle, in ms, 0 to 1000."
+    )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Processes that serve the port side by side, each with a model of its own, 1 to 256; for machines "
+        "where one Python interpreter is the limit. With cuda, one a GPU.",
+    )
+    stuck_s: float = Field(
+        30,
+        gt=0,
+        le=3600,
+        description="Seconds after which a forward pass without an answer counts as stuck; the model is then started "
+        "anew. Above 0, up to 3600.",
+    )
+    metrics_port: int = Field(
+        0,
+        ge=-1,
+        le=65535,
+        validation_alias="LIKENESS_EMBEDDER_METRICS_PORT",
+        description="TCP port of /metrics (Prometheus), 0 to 65535; 0: any free one, named in the log; -1: none.",
+    )
+    text_cache: int = Field(
+        10_000,
+        ge=0,
+        le=10_000_000,
+        description="Texts whose vectors are remembered, 0 to 10000000; each takes 4 bytes a dimension, and its own "
+        "size.",
+    )
+    stream_window: int = Field(
+        0,
+        ge=0,
+        le=65_536,
+        description="Most unanswered inputs of one EmbedStream, 1 to 65536; 0: eight batches.",
+    )
     max_inputs: int = Field(256, ge=1, le=65_536, description="Most inputs in one call, 1 to 65536.")
     max_waiting_inputs: int = Field(
-        4096,
+        1024,
         ge=1,
         le=1_000_000,
         description="Most inputs of all calls together that are held at a time, 1 to 1000000; further calls are "
         "refused with RESOURCE_EXHAUSTED. A single call is always taken.",
+    )
+    max_waiting_mb: float = Field(
+        512, gt=0, le=2**20, description="Most encoded bytes held at a time, in MiB, likewise, above 0."
+    )
+    max_waiting_pixels: int = Field(
+        2_000_000_000,
+        ge=1,
+        le=10**12,
+        description="Most pixels that wait to be decoded at a time, likewise and for each lane, 1 to 1000000000000.",
+    )
+    max_queue_s: float = Field(
+        1.5,
+        gt=0,
+        le=3600,
+        description="Interactive calls are refused likewise while the interactive inputs before them would take "
+        "longer than this, in seconds, above 0, up to 3600.",
+    )
+    max_bulk_queue_s: float = Field(
+        20,
+        gt=0,
+        le=3600,
+        description="Bulk calls are refused likewise while all inputs before them would take longer than this, in "
+        "seconds, above 0, up to 3600; below LIKENESS_DRAIN_S, so that a stop leaves time to answer them.",
     )
     max_encoded_mb: float = Field(
         32, gt=0, le=1024, description="Most bytes of one encoded picture, in MiB, above 0, up to 1024."
@@ -60,8 +142,8 @@ class EmbedderSettings(ServiceSettings):
         50_000_000,
         ge=1,
         le=PILLOW_PIXEL_LIMIT,
-        description=f"Most pixels (width × height) of one picture, 1 to {PILLOW_PIXEL_LIMIT}. Also the most that are "
-        "decoded at a time: it bounds memory, at 4 (upright JPEG) to 20 (JPEG 2000) bytes a pixel.",
+        description=f"Most pixels (width × height) of one picture, 1 to {PILLOW_PIXEL_LIMIT}. Also the most that each "
+        "lane decodes at a time: it bounds memory, at 4 (upright JPEG) to 20 (JPEG 2000) bytes a pixel.",
     )
     max_text_bytes: int = Field(
         2048,
@@ -73,7 +155,7 @@ class EmbedderSettings(ServiceSettings):
     decode_threads: int = Field(
         0, ge=0, le=256, description="Threads that decode, resize and tokenize, 1 to 256; 0: one a core, at most 16."
     )
-    torch_threads: int = Field(
+    model_threads: int = Field(
         0, ge=0, le=1024, description="Threads of the model's arithmetic on the cpu, 1 to 1024; 0: one a core."
     )
 
@@ -86,9 +168,9 @@ class EmbedderSettings(ServiceSettings):
     @property
     def decode_thread_count(self) -> int:
         """Threads that decode."""
-        return self.decode_threads or min(16, cores())
+        return self.decode_threads or min(16, max(1, cores() // self.workers))
 
     @property
-    def torch_thread_count(self) -> int:
+    def model_thread_count(self) -> int:
         """Threads of the model's arithmetic."""
-        return self.torch_threads or cores()
+        return self.model_threads or max(1, cores() // self.workers)

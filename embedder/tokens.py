@@ -1,67 +1,144 @@
-"""Text → token ids, and whether the text was longer than the model reads."""
+"""Text → token ids, and whether the text was longer than the model reads; on ``tokenizers`` alone, without the model.
 
-import threading
-from typing import Any
+A text is cleaned as open_clip cleans it, then cut into tokens and to the model's length by one of three kinds, named by
+``options["kind"]`` of the ``TokenizerSpec``; ``tokenizer_export`` makes those and checks them against open_clip:
 
+- ``clip``: open_clip's ``SimpleTokenizer``. ``options``: ``pattern``, ``special`` (id by token), ``begin``, ``end``.
+- ``fast``: its ``HFTokenizer`` and ``SigLipTokenizer``. ``options``: ``side`` that is cut, ``replace`` ([id, by id]).
+- ``clips``: its ``HFTokenizer`` in the mode of that name. ``options``: ``begin``, ``end``, ``class``.
+"""
+
+import html
+import string
+from collections.abc import Callable
+from itertools import islice
+
+import ftfy
 import numpy as np
-from open_clip.tokenizer import HFTokenizer, SigLipTokenizer, SimpleTokenizer, basic_clean, canonicalize_text
+import regex  # type: ignore[import-untyped]
+import tokenizers
 
 from embedder.inputs import Tokens
+from embedder.spec import TokenizerSpec
 
-# SimpleTokenizer remembers every word it ever saw; other people's texts would fill the memory.
-_REMEMBERED_WORDS = 100_000
+Kind = Callable[[str], tuple[list[int], bool]]
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class Tokenizer:
-    """An open_clip tokenizer that several threads may call, and that says what it cut."""
+    """Turns texts into token ids. Safe to call from many threads: nothing in it changes after it is made."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Wraps a tokenizer.
+    def __init__(self, spec: TokenizerSpec) -> None:
+        """Builds the tokenizer that a specification describes.
 
         Raises:
-            TypeError: it is of a kind whose cutting cannot be observed.
+            KeyError: the cleaning or the kind is none of those known here.
         """
-        if not isinstance(tokenizer, SimpleTokenizer | HFTokenizer | SigLipTokenizer):
-            raise TypeError(f"{type(tokenizer).__name__} is no tokenizer of open_clip")
-        if getattr(tokenizer, "reduction_fn", None):
-            raise TypeError("a tokenizer that drops tokens at random gives no reproducible vectors")
-        self._tokenizer: Any = tokenizer
-        # Hugging Face's tokenizers keep padding and truncation as state: a second thread gets "Already borrowed".
-        self._lock = threading.Lock()
+        self._clean = CLEANING[spec.cleaning]
+        self._encode = _KINDS[spec.options["kind"]](spec)
+        self._context_length = spec.context_length
 
     @property
     def context_length(self) -> int:
         """Tokens that the model reads of one text."""
-        return int(self._tokenizer.context_length)
+        return self._context_length
 
     def __call__(self, text: str) -> tuple[Tokens, bool]:
         """Tokenizes one text.
 
         Returns:
-            The ids, int64 [context_length], and whether the text had more tokens than that.
+            The ids without padding, special ones included, int64 [at most context_length], and whether the text had
+            more tokens than that. Of the kind ``clips``, whose class token stands behind the padding, always
+            context_length ids.
         """
-        with self._lock:
-            ids: Tokens = self._tokenizer([text])[0].numpy().astype(np.int64, copy=False)
-            truncated = self._exceeds(text, ids)
-            if isinstance(self._tokenizer, SimpleTokenizer) and len(self._tokenizer.cache) > _REMEMBERED_WORDS:
-                special = [self._tokenizer.decoder[number] for number in self._tokenizer.all_special_ids]
-                self._tokenizer.cache = {token: token for token in special}
-        return ids, truncated
+        ids, truncated = self._encode(self._clean(text))
+        return np.array(ids, np.int64), truncated
 
-    def _exceeds(self, text: str, ids: Tokens) -> bool:
-        tokenizer = self._tokenizer
-        if isinstance(tokenizer, SimpleTokenizer):
-            if ids[-1] == 0:  # padding, as a text that fills the context ends with the end token
-                return False
-            return len(tokenizer.encode(text)) + 2 > self.context_length
-        if isinstance(tokenizer, SigLipTokenizer):
-            return self._whole(canonicalize_text(basic_clean(text))) > self.context_length
-        if tokenizer.tokenizer_mode == "clips":  # begin, end and class tokens are added behind the cut
-            return self._whole(tokenizer.clean_fn(text), special=False) > self.context_length - 3
-        return self._whole(tokenizer.clean_fn(text)) > self.context_length
 
-    def _whole(self, text: str, special: bool = True) -> int:
-        encoded = self._tokenizer.tokenizer(
-            text, add_special_tokens=special, truncation=False, padding=False, verbose=False
-        )
-        return len(encoded["input_ids"])
+def _canonicalize(text: str) -> str:
+    return " ".join(_basic(text).replace("_", " ").translate(_PUNCTUATION).lower().split())
+
+
+def _lower(text: str) -> str:
+    return _whitespace(text).lower()
+
+
+def _whitespace(text: str) -> str:
+    return " ".join(_basic(text).split())
+
+
+def _basic(text: str) -> str:
+    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+
+
+# open_clip's ``get_clean_fn``, by its names (open_clip/tokenizer.py).
+CLEANING: dict[str, Callable[[str], str]] = {
+    "canonicalize": _canonicalize,
+    "lower": _lower,
+    "whitespace": _whitespace,
+}
+
+
+def _clip(spec: TokenizerSpec) -> Kind:
+    """CLIP's byte-level BPE: split by its pattern, cut to the context, the last id then replaced by the end token.
+
+    The pattern is run by ``regex``, as open_clip runs it, and not by ``tokenizers``: their ideas of what is a letter
+    differ for 17,481 code points (tokenizers 0.23, regex 2026.11; Unicode versions, and U+0345 under case folding).
+    """
+    rust = tokenizers.Tokenizer.from_str(spec.definition)
+    pattern = regex.compile(spec.options["pattern"], regex.IGNORECASE)
+    special: dict[str, int] = spec.options["special"]
+    begin, end, most = spec.options["begin"], spec.options["end"], spec.context_length
+
+    def merge(words: list[str]) -> list[int]:
+        return rust.encode(words, is_pretokenized=True, add_special_tokens=False).ids if words else []
+
+    def encode(text: str) -> tuple[list[int], bool]:
+        # A word is at least one token: what comes behind context_length - 1 of them cannot change the result.
+        words = [match.group() for match in islice(pattern.finditer(text), most - 1)]
+        ids: list[int] = [begin]
+        plain: list[str] = []
+        for word in words:
+            if word in special:
+                ids += [*merge(plain), special[word]]
+                plain = []
+            else:
+                plain.append(word)
+        ids += [*merge(plain), end]
+        if len(ids) <= most:
+            return ids, False
+        return [*ids[: most - 1], end], True
+
+    return encode
+
+
+def _fast(spec: TokenizerSpec) -> Kind:
+    """A Hugging Face tokenizer, which cuts before it adds the special tokens."""
+    rust = tokenizers.Tokenizer.from_str(spec.definition)
+    rust.enable_truncation(spec.context_length, direction=spec.options["side"])
+    replace: dict[int, int] = dict([spec.options["replace"]] if spec.options["replace"] else [])
+
+    def encode(text: str) -> tuple[list[int], bool]:
+        encoding = rust.encode(text)
+        ids: list[int] = encoding.ids
+        return [replace.get(number, number) for number in ids] if replace else ids, bool(encoding.overflowing)
+
+    return encode
+
+
+def _clips(spec: TokenizerSpec) -> Kind:
+    """A Hugging Face tokenizer without its own special tokens: begin, text, end, padding, class token."""
+    rust = tokenizers.Tokenizer.from_str(spec.definition)
+    begin, end, last = spec.options["begin"], spec.options["end"], spec.options["class"]
+    most = spec.context_length
+
+    def encode(text: str) -> tuple[list[int], bool]:
+        ids = rust.encode(text, add_special_tokens=False).ids
+        kept = [begin, *ids[: most - 3], end]
+        return [*kept, *[spec.pad_id] * (most - 1 - len(kept)), last], len(ids) > most - 3
+
+    return encode
+
+
+_KINDS: dict[str, Callable[[TokenizerSpec], Kind]] = {"clip": _clip, "fast": _fast, "clips": _clips}

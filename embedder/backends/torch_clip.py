@@ -1,69 +1,106 @@
 """open_clip models on torch: CPU, CUDA, MPS."""
 
-from contextlib import AbstractContextManager, nullcontext
+import copy
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import structlog
 import torch
-from torch.nn import functional
+from torch import Tensor
 
 from chassis.errors import invalid
-from embedder.inputs import Array, Tokens
-from embedder.models import LoadedModel
+from embedder.backends.probes import CLOSE_ENOUGH, Probes, least_cosine, vectors
+from embedder.backends.towers import Towers
+from embedder.inputs import Array, Pixels, Tokens
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+log = structlog.get_logger()
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Below this many pictures a batch is not worth two launches of every kernel.
+_OVERLAP_FROM = 16
 
 
-def resolve_device(wanted: str) -> str:
+def resolve_device(wanted: str, worker_index: int = 0) -> tuple[str, str]:
     """The device that a setting names, "auto" being the fastest kind there is.
+
+    Args:
+        wanted: "auto", "cpu", "cuda", "cuda:<number>" or "mps".
+        worker_index: which of several processes this is; "auto" and "cuda" give each a GPU of its own in turn.
+
+    Returns:
+        The device, and why.
 
     Raises:
         LikenessError: this machine has no such device.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    count = torch.cuda.device_count() if cuda else 0
+    why = "LIKENESS_DEVICE names it"
     if wanted == "auto":
         wanted = "cuda" if cuda else "mps" if mps else "cpu"
+        why = {"cuda": "torch finds CUDA", "mps": "torch finds an Apple GPU"}.get(wanted, "torch finds no GPU")
     if wanted == "cuda":
-        wanted = "cuda:0"
+        if not count:
+            raise invalid("LIKENESS_DEVICE", "cuda is asked for, but torch finds no CUDA device; set cpu or auto")
+        return f"cuda:{worker_index % count}", f"{why}; process {worker_index} of those that share {count} GPUs"
     if wanted == "mps" and not mps:
         raise invalid("LIKENESS_DEVICE", "mps is asked for, but torch finds no Apple GPU; set cpu or auto")
-    if wanted.startswith("cuda:"):
-        count = torch.cuda.device_count() if cuda else 0
-        if int(wanted.removeprefix("cuda:")) >= count:
-            raise invalid(
-                "LIKENESS_DEVICE", f"{wanted} is asked for, but torch finds {count} CUDA devices; set cpu or auto"
-            )
-    return wanted
+    if wanted.startswith("cuda:") and int(wanted.removeprefix("cuda:")) >= count:
+        raise invalid(
+            "LIKENESS_DEVICE", f"{wanted} is asked for, but torch finds {count} CUDA devices; set cpu or auto"
+        )
+    return wanted, why
+
+
+def has_native_bf16(device: str) -> bool:
+    """Whether the device computes bfloat16 itself, rather than by way of float32."""
+    if device.startswith("cuda"):
+        return bool(torch.cuda.get_device_capability(device) >= (8, 0))
+    if device == "mps":
+        return True  # macOS 14 and newer; older ones raise, which counts as not close enough
+    cpu: Any = torch.cpu
+    return any(getattr(cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 
 class TorchBackend:
-    """Runs an open_clip model's two towers. Takes the model over: it is moved to the device."""
+    """Runs two towers. Takes them over: they are moved to the device and converted."""
 
-    def __init__(self, loaded: LoadedModel, device: str, precision: str, threads: int) -> None:
+    def __init__(self, towers: Towers, device: str, precision: str, threads: int, compiled: bool = False) -> None:
         """Moves the model to its device.
 
         Args:
-            loaded: in float32, on the CPU.
+            towers: in float32, on the CPU.
             device: as ``resolve_device`` gives it.
-            precision: "fp32", "bf16" or "fp16".
+            precision: "fp32", "bf16" or "fp16"; of the weights and of all arithmetic but the normalisation of pixels
+                and of vectors.
             threads: of the arithmetic on the CPU, for the thread that calls this and then the methods.
+            compiled: whether torch.compile makes kernels of its own, at the first batch and at each new kind of shape.
+
+        Raises:
+            LikenessError: the device does not compute in that precision.
         """
         if precision == "fp16" and device == "cpu":
             raise invalid("LIKENESS_PRECISION", "fp16 is no faster on a CPU; set bf16 or fp32")
         torch.set_num_threads(threads)
-        self._device, self._precision = device, precision
-        self._network: Any = loaded.network.to(device)
-        visual: Any = self._network.visual
-        # Starter on two busy cores, batch 16: 48 → 29 ms of CPU a picture. A transformer has one convolution only.
-        convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in visual.modules())
-        self._format = torch.channels_last if convolutions > 1 else torch.contiguous_format
-        visual.to(memory_format=self._format)
-        context_length: int = loaded.tokenizer.context_length
-        self._dimension: int = self.encode_texts(loaded.tokenizer(["a"], context_length).numpy()).shape[1]
+        # torch keeps the number by thread, but a thread that has not asked yet would take what was set last anywhere.
+        if torch.get_num_threads() != threads:
+            raise RuntimeError(f"torch runs {torch.get_num_threads()} threads instead of {threads}")
+        self._device, self._precision = torch.device(device), precision
+        self._towers = towers.to(self._device).in_precision(_DTYPES[precision])
+        self._image: Callable[[Tensor], Tensor] = self._towers.image
+        self._text: Callable[[Tensor], Tensor] = self._towers.text
+        if self._device.type == "cuda" and precision == "fp32":
+            torch.backends.cudnn.allow_tf32 = False  # by default convolutions round to 10 bits, whatever was asked for
+        if compiled:
+            self._image, self._text = (torch.compile(tower, dynamic=True) for tower in (towers.image, towers.text))
+        self._staging = _Staging(self._device) if self._device.type == "cuda" else None
 
     @property
     def device(self) -> str:
         """Where it runs."""
-        return self._device
+        return str(self._device)
 
     @property
     def precision(self) -> str:
@@ -73,25 +110,114 @@ class TorchBackend:
     @property
     def dimension(self) -> int:
         """The length of its vectors."""
-        return self._dimension
+        return self._towers.dimension
 
-    def encode_images(self, pixels: Array) -> Array:
-        """Embeds pictures: float32 [n, 3, height, width] → float32 [n, dimension], L2-normalised."""
-        with torch.inference_mode(), self._arithmetic():
-            batch = torch.from_numpy(pixels).to(self._device, memory_format=self._format)
-            return _normalised(self._network.encode_image(batch))
+    @torch.inference_mode()
+    def encode_images(self, pixels: Pixels) -> Array:
+        """Embeds pictures: uint8 [n, height, width, 3] → float32 [n, dimension], L2-normalised."""
+        if self._staging is None:
+            return self._image(torch.from_numpy(pixels).to(self._device)).cpu().numpy()
+        parts = [self._image(part) for part in self._staging.parts(torch.from_numpy(pixels))]
+        return torch.cat(parts).cpu().numpy()
 
+    @torch.inference_mode()
     def encode_texts(self, tokens: Tokens) -> Array:
-        """Embeds texts: int64 [n, context_length] → float32 [n, dimension], L2-normalised."""
-        with torch.inference_mode(), self._arithmetic():
-            return _normalised(self._network.encode_text(torch.from_numpy(tokens).to(self._device)))
-
-    def _arithmetic(self) -> AbstractContextManager[Any]:
-        """Weights stay in float32; autocast keeps what needs it (softmax, layer norm) there too."""
-        dtype = _DTYPES.get(self._precision)
-        return torch.autocast(self._device.split(":")[0], dtype) if dtype else nullcontext()
+        """Embeds texts: int64 [n, length] → float32 [n, dimension], L2-normalised."""
+        return self._text(torch.from_numpy(tokens).to(self._device)).cpu().numpy()
 
 
-def _normalised(features: torch.Tensor) -> Array:
-    # Not open_clip's normalize=True, which would divide in the reduced precision.
-    return functional.normalize(features.float(), dim=-1).cpu().numpy()
+def halves(rows: int) -> list[slice]:
+    """The parts in which a batch of that many pictures goes to a GPU."""
+    middle = (rows + 1) // 2
+    return [slice(0, middle), slice(middle, rows)] if rows >= _OVERLAP_FROM else [slice(0, rows)]
+
+
+class _Staging:
+    """Pinned memory on the way to a GPU.
+
+    A copy from pinned memory runs beside the GPU's arithmetic: while the first half is computed, the second is brought
+    into pinned memory and over. The buffer is free again when a batch's vectors have been read, which waits for all of
+    it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._copies: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pinned = torch.empty(0, dtype=torch.uint8, pin_memory=True)
+
+    def parts(self, pixels: Tensor) -> "Parts":
+        """The batch's parts on the device, in order; each is asked for once the one before is under way."""
+        if self._pinned.numel() < pixels.numel():
+            self._pinned = torch.empty(pixels.numel(), dtype=torch.uint8, pin_memory=True)
+        staged = self._pinned[: pixels.numel()].view(pixels.shape)
+        return Parts(pixels, staged, self._device, self._copies)
+
+
+class Parts:
+    """An iterator over a batch's parts on the device."""
+
+    def __init__(self, pixels: Tensor, staged: Tensor, device: torch.device, copies: Any) -> None:
+        self._pixels, self._staged, self._device, self._copies = pixels, staged, device, copies
+        self._left = halves(len(pixels))
+
+    def __iter__(self) -> "Parts":
+        return self
+
+    def __next__(self) -> Tensor:
+        if not self._left:
+            raise StopIteration
+        part = self._left.pop(0)
+        self._staged[part].copy_(self._pixels[part])
+        with torch.cuda.stream(self._copies):
+            arrived = self._staged[part].to(self._device, non_blocking=True)
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._copies)
+        # Without this, its memory could be given to the next copy while the arithmetic still reads it.
+        arrived.record_stream(current)
+        return arrived
+
+
+def with_checked_precision(
+    towers: Towers, device: str, precision: str, probes: Probes, *, threads: int, compiled: bool
+) -> TorchBackend:
+    """Makes a backend; "auto" precision becomes bf16 where the device has it and its vectors stay close to fp32's.
+
+    Raises:
+        LikenessError: the device does not compute in a precision that was asked for by name, or torch cannot compile.
+    """
+    chosen, precision = _choose_precision(towers, device, precision, threads, probes)
+    backend = TorchBackend(chosen, device, precision, threads, compiled)
+    if compiled:
+        try:
+            # A batch of one and shorter texts are shapes of their own to the compiler.
+            for batch in (probes, Probes(probes.pixels[:1], probes.tokens[:1])):
+                vectors(backend, batch)
+            if towers.texts_cut:
+                backend.encode_texts(probes.tokens[:, : probes.tokens.shape[1] // 2])
+        except Exception as error:  # a compiler that is not there, or any of inductor's own
+            raise invalid("LIKENESS_COMPILE", f"torch.compile fails here: {str(error)[:600]}") from error
+    return backend
+
+
+def _choose_precision(towers: Towers, device: str, precision: str, threads: int, probes: Probes) -> tuple[Towers, str]:
+    if precision == "fp32":
+        return towers, "fp32"
+    if precision == "auto" and not has_native_bf16(device):
+        log.info("precision chosen", precision="fp32", reason=f"{device} has no bfloat16 of its own")
+        return towers, "fp32"
+    short = "bf16" if precision == "auto" else precision
+    shortened = copy.deepcopy(towers)
+    exact = vectors(TorchBackend(towers, device, "fp32", threads), probes)
+    try:
+        cosine = least_cosine(exact, vectors(TorchBackend(shortened, device, short, threads), probes))
+        reason = f"its vectors' least cosine to fp32's is {cosine:.5f}"
+    except (RuntimeError, TypeError) as error:
+        cosine, reason = float("nan"), f"{short} fails here: {error}"[:300]
+    if cosine >= CLOSE_ENOUGH or (precision != "auto" and not np.isnan(cosine)):
+        level = log.info if cosine >= CLOSE_ENOUGH else log.warning
+        level("precision chosen", precision=short, reason=reason)
+        return shortened, short
+    if precision != "auto":
+        raise invalid("LIKENESS_PRECISION", f"{short} cannot be used with this model ({reason}); set fp32 or auto")
+    log.info("precision chosen", precision="fp32", reason=f"not {short}: {reason}")
+    return towers, "fp32"

@@ -1,10 +1,23 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import skimage
+from prometheus_client import CollectorRegistry
 
+from embedder.assembly import open_pipeline
+from embedder.backends.identify import identify
+from embedder.backends.probes import Probes
+from embedder.backends.towers import Towers, build_towers
+from embedder.metrics import Metrics
 from embedder.models import LoadedModel, load
-from tests.unit.embedder import tiny
+from embedder.settings import EmbedderSettings
+from embedder.spec import ModelSpec
+from tests.unit.embedder import fake_worker, tiny
+from tests.unit.embedder.bench import COMMAND, Bench, Build, Held
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 
@@ -21,7 +34,45 @@ def tiny_model(tiny_checkpoint: Path) -> LoadedModel:
     return load(tiny.NAME, str(tiny_checkpoint))
 
 
+@pytest.fixture(scope="session")
+def tiny_identity(tiny_checkpoint: Path) -> tuple[ModelSpec, Probes]:
+    return identify(load(tiny.NAME, str(tiny_checkpoint)))
+
+
+@pytest.fixture
+def tiny_towers(tiny_model: LoadedModel, tiny_identity: tuple[ModelSpec, Probes]) -> Towers:
+    spec, probes = tiny_identity
+    return build_towers(tiny_model, probes.tokens, spec.tokenizer.pad_id)
+
+
 @pytest.fixture
 def photographs() -> list[Path]:
     """Bundled photographs of several sizes and modes."""
     return [PHOTOGRAPHS / name for name in ("chelsea.png", "coffee.png", "rocket.jpg", "camera.png", "retina.jpg")]
+
+
+@pytest.fixture
+async def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Build]:
+    """Makes a pipeline over a fake model process, whose bounds in seconds no slow machine meets."""
+    held: asyncio.Queue[Held] = asyncio.Queue()
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.put_nowait(Held(list(await reader.read(1000)), writer))
+
+    control = await asyncio.start_unix_server(take, tmp_path / "control")
+    monkeypatch.setenv(fake_worker.CONTROL, str(tmp_path / "control"))
+    async with AsyncExitStack() as stack:
+
+        async def make(**settings: Any) -> Bench:
+            said: list[tuple[bool, str]] = []
+
+            async def say_ready(serving: bool, why: str) -> None:
+                said.append((serving, why))
+
+            registry = CollectorRegistry()
+            usual = {"decode_threads": 2, "max_queue_s": 3600.0, "max_bulk_queue_s": 3600.0, "stuck_s": 3600.0}
+            opened = open_pipeline(EmbedderSettings(**{**usual, **settings}), say_ready, Metrics(registry), COMMAND)
+            return Bench(await stack.enter_async_context(opened), registry, said, held)
+
+        yield make
+    control.close()

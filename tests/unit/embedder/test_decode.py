@@ -17,16 +17,20 @@ from chassis.errors import LikenessError
 from chassis.pictures import PictureLimits
 from embedder.decode import open_picture, upright_rgb
 from embedder.inputs import EncodedPicture, RgbPicture
+from embedder.spec import Geometry
 from tests.pictures import shared
 
 LIMITS = PictureLimits(32 * 2**20, 64_000_000)
 ROOT = Path(__file__).resolve().parents[3]
+GEOMETRY = Geometry(224, 224, "shortest", "bicubic")
 
 
-def decode(encoded: bytes, limits: PictureLimits = LIMITS) -> Image.Image:
-    return upright_rgb(
-        open_picture(EncodedPicture(encoded, "inputs[0].image"), limits), limits, "inputs[0].image.encoded"
-    )
+def decode(encoded: bytes, limits: PictureLimits = LIMITS, geometry: Geometry = GEOMETRY) -> Image.Image:
+    return upright_rgb(header(encoded, limits), limits, "inputs[0].image.encoded", geometry)
+
+
+def header(encoded: bytes, limits: PictureLimits = LIMITS) -> Image.Image:
+    return open_picture(EncodedPicture(encoded, "inputs[0].image"), limits)
 
 
 def reason(encoded: bytes, limits: PictureLimits = LIMITS) -> str:
@@ -224,7 +228,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 def test_decoded_pixels_are_taken_as_they_are(reference: Image.Image) -> None:
     picture = RgbPicture(60, 40, reference.tobytes(), "inputs[0].image")
-    assert difference(upright_rgb(open_picture(picture, LIMITS), LIMITS, "x"), reference) == 0
+    assert difference(upright_rgb(open_picture(picture, LIMITS), LIMITS, "x", GEOMETRY), reference) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,17 @@
 """The model's identity."""
 
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
 
 from embedder.fingerprint import fingerprint
@@ -102,3 +106,35 @@ def test_another_tokenizer_changes_it(tiny_model: LoadedModel, options: dict[str
 def test_another_activation_function_changes_it(tiny_model: LoadedModel) -> None:
     other = dict(tiny_model.architecture) | {"quick_gelu": False}
     assert digest(tiny_model, architecture=other) != digest(tiny_model)
+
+
+def test_a_folder_that_spells_out_defaults_holds_the_same_model(
+    tiny_model: LoadedModel, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    text = asdict(CLIPTextCfg(**tiny.MODEL_CONFIG["text_cfg"]))
+    whole = tiny.MODEL_CONFIG | {
+        "custom_text": False,
+        "vision_cfg": asdict(CLIPVisionCfg(**tiny.MODEL_CONFIG["vision_cfg"])) | {"image_size": [64, 64]},
+        "text_cfg": text | {"tokenizer_kwargs": {}},  # open_clip itself stumbles over its default
+    }
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": whole, "preprocess_cfg": dict(tiny_model.preprocess)})
+    )
+    shutil.copy(tiny_checkpoint, tmp_path / "open_clip_pytorch_model.bin")
+    assert digest(load(f"local-dir:{tmp_path}", "")) == digest(tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("tower", "change"), [("vision_cfg", {"head_width": 32}), ("text_cfg", {"heads": 2}), ("text_cfg", {"eos_id": 3})]
+)
+def test_an_architecture_that_computes_something_else_from_the_same_weights_changes_it(
+    tiny_model: LoadedModel, tower: str, change: dict[str, Any]
+) -> None:
+    other = dict(tiny_model.architecture) | {tower: tiny_model.architecture[tower] | change}
+    assert digest(tiny_model, architecture=other) != digest(tiny_model)
+
+
+def test_hashing_leaves_the_architecture_as_it_was(tiny_model: LoadedModel) -> None:
+    before = json.dumps(tiny_model.architecture)
+    digest(tiny_model)
+    assert json.dumps(tiny_model.architecture) == before

@@ -1,0 +1,169 @@
+"""Who may come in. Beyond the bounds a call is refused at once, with a time to try again; a stream waits instead.
+
+Interactive calls are refused by time: while what is before them would take the model too long. Bulk calls are bounded
+by time more generously, and may fill three quarters of every other bound only, so that an interactive call finds room.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from likeness.common.v1 import error_pb2
+
+from chassis.errors import LikenessError
+from embedder.inputs import KINDS, Kind, Lane
+
+_BULK_SHARE = 0.75
+_RETRY_S = (0.1, 30.0)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Most of what is held for all calls together.
+
+    Attributes:
+        inputs: pictures and texts.
+        encoded_bytes: of pictures.
+        pixels: that wait to be decoded.
+        queue_s: how long the model may be busy with what came before, by lane, in seconds.
+    """
+
+    inputs: int
+    encoded_bytes: int
+    pixels: int
+    queue_s: dict[Lane, float]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a call brings.
+
+    Attributes:
+        inputs: how many of each kind.
+        encoded_bytes: of its pictures.
+    """
+
+    inputs: dict[Kind, int]
+    encoded_bytes: int = 0
+
+
+class Admission:
+    """Counts what is held, and refuses what would be too much. Used from one event loop."""
+
+    def __init__(self, bounds: Bounds, seconds_each: Callable[[Kind], float]) -> None:
+        """Starts empty.
+
+        Args:
+            bounds: the most.
+            seconds_each: what one input of a kind costs at present, in seconds; 0 while unknown.
+        """
+        self._bounds = bounds
+        self._seconds_each = seconds_each
+        self._inputs: dict[Lane, dict[Kind, int]] = {lane: dict.fromkeys(KINDS, 0) for lane in Lane}
+        self._bytes = 0
+        self._pixels = dict.fromkeys(Lane, 0)
+        self._waiting: dict[Lane, deque[tuple[asyncio.Future[None], Load]]] = {lane: deque() for lane in Lane}
+
+    @property
+    def held(self) -> int:
+        """Inputs that are held."""
+        return sum(sum(kinds.values()) for kinds in self._inputs.values())
+
+    def enter(self, lane: Lane, load: Load) -> None:
+        """Lets a call in, or raises as ``check`` does."""
+        self.check(lane, load)
+        self._add(lane, load, 1)
+
+    def check(self, lane: Lane, load: Load) -> None:
+        """Refuses a call that there is no room for. One that finds nothing held is let in whatever its size.
+
+        Raises:
+            LikenessError: OVERLOADED; ``retry_after_s`` is the time in which enough should be done.
+        """
+        why = self._refusal(lane, load)
+        if why is not None:
+            low, high = _RETRY_S
+            after = min(high, max(low, self._queued_s(lane) - self._bounds.queue_s[lane], self._queued_s(lane) / 4))
+            message = f"{why}; try again in {after:.1f} s, or at another replica"
+            raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=after)
+
+    async def wait_and_enter(self, lane: Lane, load: Load) -> None:
+        """Lets a stream's input in as soon as there is room, in its lane first come, first served.
+
+        With nothing to bring (an empty load) it tells when there is room, and takes none of it.
+        """
+        if not self._waiting[lane] and self._refusal(lane, load) is None:
+            self._add(lane, load, 1)
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        place = (turn, load)
+        self._waiting[lane].append(place)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.leave(lane, load)  # it had just been let in
+            else:
+                with contextlib.suppress(ValueError):  # others that left have taken it out already
+                    self._waiting[lane].remove(place)
+                self._let_in()
+            raise
+
+    def check_pixels(self, lane: Lane, pixels: int) -> None:
+        """Refuses a call for its pixels, known only after its headers were read.
+
+        Each lane has its bound: the pixels of a bulk load keep no interactive picture out.
+
+        Raises:
+            LikenessError: OVERLOADED.
+        """
+        held, most = self._pixels[lane], self._bounds.pixels * (_BULK_SHARE if lane is Lane.BULK else 1)
+        if held and held + pixels > most:
+            message = f"{held / 1e6:.0f} megapixels wait to be decoded already; try again in a moment"
+            raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=1.0)
+
+    def add_pixels(self, lane: Lane, pixels: int) -> None:
+        """Counts a picture that waits to be decoded, or, negative, forgets it."""
+        self._pixels[lane] += pixels
+
+    def leave(self, lane: Lane, load: Load) -> None:
+        """Lets go of a call's inputs, and others in."""
+        self._add(lane, load, -1)
+        self._let_in()
+
+    def _let_in(self) -> None:
+        for lane, waiting in self._waiting.items():
+            while waiting:
+                turn, load = waiting[0]
+                if not turn.done() and self._refusal(lane, load) is not None:
+                    break
+                waiting.popleft()
+                if not turn.done():
+                    self._add(lane, load, 1)
+                    turn.set_result(None)
+
+    def _refusal(self, lane: Lane, load: Load) -> str | None:
+        held = self.held
+        if held == 0:
+            return None
+        share = _BULK_SHARE if lane is Lane.BULK else 1
+        if held + sum(load.inputs.values()) > self._bounds.inputs * share:
+            return f"{held} inputs are held already, and at most {self._bounds.inputs} are"
+        if self._bytes + load.encoded_bytes > self._bounds.encoded_bytes * share:
+            return f"{self._bytes >> 20} MiB of pictures are held already, at most {self._bounds.encoded_bytes >> 20}"
+        queued = self._queued_s(lane)
+        if queued > self._bounds.queue_s[lane]:
+            return f"the inputs before this call take about {queued:.1f} s"
+        return None
+
+    def _queued_s(self, lane: Lane) -> float:
+        """Seconds of work that go before a newcomer of this lane."""
+        before = [Lane.INTERACTIVE] if lane is Lane.INTERACTIVE else list(Lane)
+        return sum(count * self._seconds_each(kind) for each in before for kind, count in self._inputs[each].items())
+
+    def _add(self, lane: Lane, load: Load, sign: int) -> None:
+        for kind, count in load.inputs.items():
+            self._inputs[lane][kind] += sign * count
+        self._bytes += sign * load.encoded_bytes

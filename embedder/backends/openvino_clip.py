@@ -1,0 +1,231 @@
+"""Converted models on OpenVINO: CPU. Needs neither torch nor open_clip.
+
+A converted model is a folder that ``convert`` writes: ``image.xml``, ``image.bin``, ``text.xml``, ``text.bin`` and
+``model.json``, which says what they are and what their content must be.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+
+from chassis.errors import invalid
+from embedder.backends.probes import CLOSE_ENOUGH, Probes, least_cosine, probe_pixels, vectors
+from embedder.cores import cores
+from embedder.decode import DECODE_RULES
+from embedder.inputs import Array, Pixels, Tokens
+from embedder.spec import ModelSpec
+
+log = structlog.get_logger()
+
+# Raised when the folder's files mean something else.
+FORMAT = 1
+FILES = ("image.xml", "image.bin", "text.xml", "text.bin")
+DESCRIPTION = "model.json"
+
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+_CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
+
+
+class UnusableFolderError(ValueError):
+    """A folder that holds no converted model, or not the one it should be."""
+
+
+@dataclass(frozen=True)
+class ConvertedModel:
+    """A folder whose content was checked.
+
+    Attributes:
+        folder: where it is.
+        spec: of the model; its device, precision and batch are those it was converted with.
+        probes: the texts' ids come from the folder, for want of a tokenizer here.
+    """
+
+    folder: Path
+    spec: ModelSpec
+    probes: Probes
+
+
+def openvino_is_installed() -> bool:
+    """Whether it can be imported; does not import it."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+def import_openvino() -> Any:
+    """Imports OpenVINO without its telemetry, which reports every import to its maker where that package is there."""
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # import then fails, which it expects
+    import openvino  # noqa: PLC0415 (in most processes nobody needs it)
+
+    return openvino
+
+
+def read_folder(folder: Path) -> ConvertedModel:
+    """Checks a folder's description and the SHA-256 of each of its files.
+
+    Raises:
+        UnusableFolderError: something is missing, damaged or of another format.
+    """
+    description = read_description(folder)
+    try:
+        with ThreadPoolExecutor(min(len(FILES), cores())) as threads:
+            found = dict(zip(FILES, threads.map(lambda name: sha256_of(folder / name), FILES), strict=True))
+        wrong = [name for name in FILES if found[name] != description["files"][name]]
+        if wrong:
+            raise UnusableFolderError(f"{folder / wrong[0]} is damaged: its SHA-256 is not the one of {DESCRIPTION}")
+        spec = ModelSpec.from_json(json.dumps(description["spec"]))
+        tokens = np.asarray(description["probe_tokens"], np.int64)
+    except OSError as error:
+        raise UnusableFolderError(f"{error.filename} cannot be read: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UnusableFolderError):
+            raise
+        raise UnusableFolderError(f"{folder / DESCRIPTION} describes no converted model: {error!r}"[:500]) from error
+    return ConvertedModel(folder, spec, Probes(probe_pixels(spec.geometry.height, spec.geometry.width), tokens))
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder's name, which ends with the process, whatever ends it; the folder need not exist."""
+    with (folder.parent / f".{folder.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Reads what a folder says of itself.
+
+    Raises:
+        UnusableFolderError: it says nothing, or nothing that this version goes by.
+    """
+    try:
+        description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_bytes())
+        form, rules = description["format"], description["decode_rules"]
+    except OSError as error:
+        raise UnusableFolderError(f"{error.filename} cannot be read: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnusableFolderError(f"{folder / DESCRIPTION} describes no converted model: {error!r}"[:500]) from error
+    if form != FORMAT:
+        raise UnusableFolderError(f"{folder} is of format {form}; this version reads {FORMAT}")
+    if rules != DECODE_RULES:
+        raise UnusableFolderError(
+            f"{folder} was converted for decoding rules {rules}; this version decodes by rules {DECODE_RULES}, which "
+            "gives other vectors. Convert the model again"
+        )
+    return description
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class OpenVinoBackend:
+    """Runs a converted model on the CPU."""
+
+    def __init__(self, folder: Path, dimension: int, precision: str, threads: int) -> None:
+        """Compiles both towers for this CPU.
+
+        Args:
+            folder: of a converted model.
+            dimension: of its vectors.
+            precision: "fp32", "bf16" or "fp16"; of the arithmetic. Must be among ``native_precisions``: a CPU that
+                lacks it emulates it, minutes for one picture.
+            threads: of the arithmetic.
+        """
+        openvino = import_openvino()
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": str(threads),
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            # Two processes of two threads each would be pinned to the same two cores.
+            "ENABLE_CPU_PINNING": "NO",
+        }
+        core = openvino.Core()
+        self._precision, self._dimension = precision, dimension
+        self._image, self._text = (
+            core.compile_model(folder / f"{tower}.xml", "CPU", options).create_infer_request()
+            for tower in ("image", "text")
+        )
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+        return "cpu"
+
+    @property
+    def precision(self) -> str:
+        """The number format of its arithmetic."""
+        return self._precision
+
+    @property
+    def dimension(self) -> int:
+        """The length of its vectors."""
+        return self._dimension
+
+    def encode_images(self, pixels: Pixels) -> Array:
+        """Embeds pictures: uint8 [n, height, width, 3] → float32 [n, dimension], L2-normalised."""
+        return _infer(self._image, np.ascontiguousarray(pixels))
+
+    def encode_texts(self, tokens: Tokens) -> Array:
+        """Embeds texts: int64 [n, length] → float32 [n, dimension], L2-normalised."""
+        return _infer(self._text, np.ascontiguousarray(tokens))
+
+
+def _infer(request: Any, batch: Pixels | Tokens) -> Array:
+    # The input is read where it lies; the output is copied, since the next batch is written over it.
+    vectors: Array = request.infer([batch], share_inputs=True, share_outputs=False)[0]
+    return vectors
+
+
+def native_precisions() -> set[str]:
+    """The number formats that this CPU computes in by itself, as OpenVINO sees it."""
+    capabilities = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return {precision for precision, capability in _CAPABILITIES.items() if capability in capabilities}
+
+
+def open_converted(model: ConvertedModel, precision: str, threads: int) -> OpenVinoBackend:
+    """Makes a backend; "auto" precision becomes bf16 where the CPU has it and its vectors stay close to fp32's.
+
+    Raises:
+        LikenessError: the CPU does not compute in a precision that was asked for by name.
+    """
+    dimension, native = model.spec.dimension, native_precisions()
+    if precision not in ("auto", *native):
+        raise invalid(
+            "LIKENESS_PRECISION",
+            f"{precision} is asked for, but this CPU has no instructions for it and OpenVINO would emulate it, minutes "
+            f"for one picture; set auto, or one of {', '.join(sorted(native))}",
+        )
+    exact = OpenVinoBackend(model.folder, dimension, "fp32", threads)
+    short = "bf16" if precision == "auto" else precision
+    if short == "fp32":
+        return exact
+    if short not in native:
+        log.info("precision chosen", precision="fp32", reason="this CPU has no bfloat16 instructions")
+        return exact
+    shortened = OpenVinoBackend(model.folder, dimension, short, threads)
+    cosine = least_cosine(vectors(exact, model.probes), vectors(shortened, model.probes))
+    reason = f"{short} vectors' least cosine to fp32's is {cosine:.5f}"
+    if cosine >= CLOSE_ENOUGH:
+        log.info("precision chosen", precision=short, reason=reason)
+        return shortened
+    if precision == "auto":
+        log.info("precision chosen", precision="fp32", reason=reason)
+        return exact
+    if np.isnan(cosine):
+        raise invalid("LIKENESS_PRECISION", f"{short} cannot be used with this model ({reason}); set fp32 or auto")
+    log.warning("precision chosen", precision=short, reason=reason)
+    return shortened

@@ -1,0 +1,162 @@
+"""LIKENESS_WORKERS: several embedders behind one port, as real processes with a tiny model."""
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import httpx
+import psutil
+import pytest
+from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+
+from embedder.replicas import reserve
+from tests.processes import Service, launch, start_service
+from tests.unit.embedder import tiny
+
+PORT = "LIKENESS_EMBEDDER_PORT"
+RETRIES = '{"methodConfig": [{"name": [{}], "retryPolicy": {"maxAttempts": 5, "initialBackoff": "0.1s", \
+"maxBackoff": "1s", "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}}]}'
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("model")
+    return {
+        "LIKENESS_MODEL": tiny.save_folder(folder / "tiny"),
+        "LIKENESS_DEVICE": "cpu",
+        "LIKENESS_BACKEND": "torch",  # nothing to convert first
+        "LIKENESS_WORKERS": "2",
+    }
+
+
+@contextmanager
+def running(environment: dict[str, str], folder: Path) -> Iterator[Service]:
+    """Two replicas, both serving."""
+    started = start_service("embedder", environment, PORT, folder)
+    try:
+        serving(started, 2)
+        yield started
+    finally:
+        if started.process.poll() is None:
+            started.kill()
+
+
+@pytest.fixture(scope="module")
+def shared(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """For the tests after which it serves as before."""
+    with running(environment, tmp_path_factory.mktemp("shared")) as started:
+        yield started
+
+
+@pytest.fixture
+def own(environment: dict[str, str], tmp_path: Path) -> Iterator[Service]:
+    """For a test that ends it."""
+    with running(environment, tmp_path) as started:
+        yield started
+
+
+def serving(service: Service, count: int) -> list[int]:
+    """Waits until so many replicas have served in all; their process ids, in order."""
+    pids: list[int] = []
+    with service.log_file.open() as lines:
+        while len(pids) < count:
+            assert service.process.poll() is None, service.log
+            for line in lines:
+                if '"a replica serves"' in line and (found := re.search(r'"pid": (\d+)', line)):
+                    pids.append(int(found[1]))
+            if len(pids) < count:
+                watch(service)
+    return pids
+
+
+def watch(service: Service) -> None:
+    """Gives the processes a moment to write."""
+    psutil.wait_procs([psutil.Process(service.process.pid)], timeout=0.1)
+
+
+def embed(service: Service) -> None:
+    """One call over a connection of its own, as the kernel gives it to one of the replicas."""
+    with grpc.insecure_channel(
+        service.address, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.service_config", RETRIES)]
+    ) as channel:
+        request = embedder_pb2.EmbedRequest(inputs=[embedder_pb2.EmbedInput(text="a cat")])
+        answer = embedder_pb2_grpc.EmbedderServiceStub(channel).Embed(request, timeout=60)
+    assert answer.results[0].HasField("vector"), answer
+
+
+def metrics_port(service: Service) -> int:
+    for line in service.log.splitlines():
+        if '"event": "metrics"' in line and (found := re.search(r'"port": (\d+)', line)):
+            return int(found[1])
+    raise AssertionError(service.log)
+
+
+def shown(service: Service) -> str:
+    with httpx.Client(trust_env=False, timeout=10) as http:
+        return http.get(f"http://127.0.0.1:{metrics_port(service)}/metrics").raise_for_status().text
+
+
+def test_a_killed_replica_is_replaced_while_calls_go_on(shared: Service) -> None:
+    first, second = serving(shared, 2)
+    for _ in range(20):
+        embed(shared)
+    assert 'likeness_embedder_items_total{kind="text",lane="interactive",result="ok"}' in shown(shared)
+    assert "likeness_embedder_model_up 2.0" in shown(shared)
+
+    os.kill(second, signal.SIGKILL)
+    for _ in range(20):
+        embed(shared)
+
+    *_, third = serving(shared, 3)
+    assert third not in (first, second)
+    for _ in range(20):
+        embed(shared)
+    figures = shown(shared)
+    assert "likeness_embedder_replica_restarts_total 1.0" in figures
+    assert "likeness_embedder_model_up 2.0" in figures
+
+
+def test_a_second_service_on_the_port_is_refused(shared: Service, environment: dict[str, str], tmp_path: Path) -> None:
+    port = shared.address.rsplit(":", 1)[1]
+
+    for workers in ("1", "2"):
+        second = launch("embedder", {**environment, PORT: port, "LIKENESS_WORKERS": workers}, PORT, tmp_path)
+        assert second.process.wait(60) == 1, second.log
+        assert second.log.count("cannot listen") == int(workers)  # both write to one file
+
+    assert shared.process.poll() is None
+    embed(shared)
+
+
+def test_sigterm_ends_all_processes(own: Service) -> None:
+    family = psutil.Process(own.process.pid).children(recursive=True)
+    assert len(family) >= 2
+    embed(own)
+
+    assert own.stop() == 0
+
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert alive == []
+    host, port = own.address.rsplit(":", 1)
+    reserve(host, int(port)).close()  # nobody has it
+
+
+def test_a_killed_parent_takes_all_with_it(own: Service) -> None:
+    family = psutil.Process(own.process.pid).children(recursive=True)
+
+    own.kill()
+
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []
+
+
+def test_a_model_that_cannot_be_loaded_ends_all(environment: dict[str, str], tmp_path: Path) -> None:
+    service = launch("embedder", environment | {"LIKENESS_MODEL": f"local-dir:{tmp_path / 'none'}"}, PORT, tmp_path)
+
+    assert service.process.wait(60) == 1
+    assert "cannot start" in service.log
+    assert "Traceback" not in service.log

@@ -1,0 +1,135 @@
+"""Who comes in, who is refused, who waits."""
+
+import asyncio
+
+import pytest
+
+from chassis.errors import LikenessError
+from embedder.admission import Admission, Bounds, Load
+from embedder.inputs import Kind, Lane
+
+
+def pictures(count: int, size: int = 0) -> Load:
+    return Load({"image": count, "text": 0}, size)
+
+
+def admission(inputs: int = 100, size: int = 2**30, pixels: int = 10**9, seconds: float = 0.0) -> Admission:
+    def each(kind: Kind) -> float:
+        return seconds if kind == "image" else seconds / 10
+
+    return Admission(Bounds(inputs, size, pixels, {Lane.INTERACTIVE: 1.5, Lane.BULK: 20.0}), each)
+
+
+def refused(door: Admission, lane: Lane, load: Load) -> LikenessError:
+    with pytest.raises(LikenessError) as caught:
+        door.enter(lane, load)
+    assert caught.value.reason_name == "OVERLOADED"
+    assert caught.value.retry_after_s
+    return caught.value
+
+
+def test_more_inputs_than_the_bound_are_refused_until_some_have_left() -> None:
+    door = admission(inputs=10)
+    door.enter(Lane.INTERACTIVE, pictures(8))
+    refused(door, Lane.INTERACTIVE, pictures(3))
+    door.enter(Lane.INTERACTIVE, pictures(2))
+    door.leave(Lane.INTERACTIVE, pictures(8))
+    door.enter(Lane.INTERACTIVE, pictures(3))
+    assert door.held == 5
+
+
+def test_a_call_that_finds_nothing_held_comes_in_whatever_its_size() -> None:
+    door = admission(inputs=10, size=100)
+    door.enter(Lane.BULK, pictures(50, size=10_000))
+    refused(door, Lane.INTERACTIVE, pictures(1))
+
+
+def test_bytes_count_as_well_as_inputs() -> None:
+    door = admission(size=1000)
+    door.enter(Lane.INTERACTIVE, pictures(1, size=900))
+    refused(door, Lane.INTERACTIVE, pictures(1, size=101))
+    door.enter(Lane.INTERACTIVE, pictures(1, size=100))
+
+
+def test_bulk_leaves_a_quarter_of_the_room_to_interactive_calls() -> None:
+    door = admission(inputs=100)
+    door.enter(Lane.BULK, pictures(75))
+    refused(door, Lane.BULK, pictures(1))
+    door.enter(Lane.INTERACTIVE, pictures(25))
+
+
+def test_interactive_calls_are_refused_by_the_interactive_work_before_them_and_bulk_by_all_of_it() -> None:
+    door = admission(inputs=10_000, seconds=0.1)
+    door.enter(Lane.BULK, pictures(150))
+    door.enter(Lane.INTERACTIVE, pictures(15))
+    door.enter(Lane.INTERACTIVE, pictures(1))
+    late = refused(door, Lane.INTERACTIVE, pictures(1))
+    assert "1.6 s" in late.message
+    door.enter(Lane.BULK, pictures(40))
+    refused(door, Lane.BULK, pictures(1))
+
+
+def test_the_time_to_try_again_grows_with_what_waits() -> None:
+    door = admission(inputs=10_000, seconds=0.1)
+    door.enter(Lane.INTERACTIVE, pictures(20))
+    soon = refused(door, Lane.INTERACTIVE, pictures(1)).retry_after_s
+    long = admission(inputs=10_000, seconds=0.1)
+    long.enter(Lane.INTERACTIVE, pictures(200))
+    later = refused(long, Lane.INTERACTIVE, pictures(1)).retry_after_s
+    assert soon is not None
+    assert later is not None
+    assert 0.1 <= soon < later <= 30
+
+
+def test_pixels_are_refused_only_where_some_wait_already() -> None:
+    door = admission(pixels=100)
+    door.check_pixels(Lane.INTERACTIVE, 500)
+    door.add_pixels(Lane.BULK, 60)
+    door.check_pixels(Lane.INTERACTIVE, 500)
+    with pytest.raises(LikenessError) as caught:
+        door.check_pixels(Lane.BULK, 40)
+    assert caught.value.reason_name == "OVERLOADED"
+    door.add_pixels(Lane.BULK, -60)
+    door.check_pixels(Lane.BULK, 400)
+
+
+async def test_a_stream_waits_its_turn_and_enters_first_come_first_served() -> None:
+    door = admission(inputs=4)
+    door.enter(Lane.BULK, pictures(3))
+    order: list[str] = []
+
+    async def come(name: str, count: int) -> None:
+        await door.wait_and_enter(Lane.BULK, pictures(count))
+        order.append(name)
+
+    tasks = [asyncio.create_task(come("large", 3)), asyncio.create_task(come("small", 1))]
+    await asyncio.sleep(0)
+    assert order == [], "the small one must not slip past the large one"
+    door.leave(Lane.BULK, pictures(3))
+    await asyncio.wait_for(tasks[0], 60)
+    assert order == ["large"]
+    door.leave(Lane.BULK, pictures(3))
+    await asyncio.wait_for(tasks[1], 60)
+    assert door.held == 1
+
+
+async def test_one_that_stops_waiting_holds_nothing_and_nobody_up() -> None:
+    door = admission(inputs=4)
+    door.enter(Lane.BULK, pictures(3))
+    first = asyncio.create_task(door.wait_and_enter(Lane.INTERACTIVE, pictures(3)))
+    second = asyncio.create_task(door.wait_and_enter(Lane.INTERACTIVE, pictures(1)))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait_for(second, 60)
+    assert door.held == 4
+
+
+async def test_one_that_stops_waiting_just_as_it_is_let_in_leaves_again() -> None:
+    door = admission(inputs=4)
+    door.enter(Lane.BULK, pictures(3))
+    waiting = asyncio.create_task(door.wait_and_enter(Lane.BULK, pictures(3)))
+    await asyncio.sleep(0)
+    door.leave(Lane.BULK, pictures(3))
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    assert door.held == 0

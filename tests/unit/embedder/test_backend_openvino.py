@@ -1,0 +1,238 @@
+"""The converted form gives torch's vectors, and what is damaged or foreign is not used."""
+
+import json
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chassis.errors import LikenessError
+from embedder.backends import convert, is_out_of_memory, openvino_clip
+from embedder.backends.convert import ConversionError, cached, converted
+from embedder.backends.openvino_clip import (
+    ConvertedModel,
+    OpenVinoBackend,
+    UnusableFolderError,
+    native_precisions,
+    open_converted,
+    read_folder,
+)
+from embedder.backends.probes import Probes, vectors
+from embedder.backends.torch_clip import TorchBackend
+from embedder.backends.towers import Towers
+from embedder.inputs import Array
+from embedder.spec import ModelSpec
+
+Identity = tuple[ModelSpec, Probes]
+
+
+@pytest.fixture(scope="session")
+def converted_once(tiny_checkpoint: Path, tiny_identity: Identity, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from embedder.backends.towers import build_towers  # noqa: PLC0415 (the fixture's towers last one test)
+    from embedder.models import load  # noqa: PLC0415
+    from tests.unit.embedder import tiny  # noqa: PLC0415
+
+    spec, probes = tiny_identity
+    towers = build_towers(load(tiny.NAME, str(tiny_checkpoint)), probes.tokens, spec.tokenizer.pad_id)
+    return converted(tmp_path_factory.mktemp("cache"), towers, filled(spec, towers), probes, threads=1)
+
+
+@pytest.fixture
+def folder(converted_once: Path, tmp_path: Path) -> Path:
+    """A converted model to spoil."""
+    return Path(shutil.copytree(converted_once, tmp_path / "cache" / converted_once.name))
+
+
+def filled(spec: ModelSpec, towers: Towers) -> ModelSpec:
+    return replace(spec, backend="openvino", dimension=towers.dimension, texts_cut=towers.texts_cut)
+
+
+def backend_of(folder: Path) -> OpenVinoBackend:
+    return open_converted(read_folder(folder), "fp32", threads=1)
+
+
+def test_openvino_gives_torchs_vectors(converted_once: Path, tiny_towers: Towers, tiny_identity: Identity) -> None:
+    probes = tiny_identity[1]
+    ours, theirs = backend_of(converted_once), TorchBackend(tiny_towers, "cpu", "fp32", threads=1)
+    for got, expected in zip(vectors(ours, probes), vectors(theirs, probes), strict=True):
+        assert got.dtype == np.float32
+        assert np.abs(got - expected).max() < 1e-5
+    assert (ours.device, ours.precision, ours.dimension) == ("cpu", "fp32", 64)
+
+
+def test_a_vector_does_not_depend_on_its_batch(converted_once: Path) -> None:
+    backend = backend_of(converted_once)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
+    together = backend.encode_images(pixels)
+    alone = np.concatenate([backend.encode_images(pixels[n : n + 1]) for n in range(8)])
+    assert np.abs(together - alone).max() < 1e-4
+
+
+def test_a_text_cut_to_its_own_length_keeps_its_vector(converted_once: Path, tiny_identity: Identity) -> None:
+    backend, tokens = backend_of(converted_once), tiny_identity[1].tokens
+    full = backend.encode_texts(tokens)
+    for row, expected in zip(tokens, full, strict=True):
+        length = int(np.flatnonzero(row).max()) + 1
+        assert np.abs(backend.encode_texts(row[None, :length])[0] - expected).max() < 1e-5
+
+
+def test_a_batchs_vectors_outlive_the_next_batch(converted_once: Path, tiny_identity: Identity) -> None:
+    backend, pixels = backend_of(converted_once), tiny_identity[1].pixels
+    first = backend.encode_images(pixels)
+    kept = first.copy()
+    backend.encode_images(255 - pixels)
+    assert np.array_equal(first, kept)
+
+
+def test_pixels_need_not_lie_together_in_memory(converted_once: Path, tiny_identity: Identity) -> None:
+    backend, pixels = backend_of(converted_once), tiny_identity[1].pixels
+    assert np.allclose(backend.encode_images(pixels[::2]), backend.encode_images(pixels)[::2], atol=1e-5)
+
+
+def test_weights_are_kept_in_float32(converted_once: Path, tiny_towers: Towers) -> None:
+    weights = sum(p.numel() for p in tiny_towers.image.parameters())
+    assert (converted_once / "image.bin").stat().st_size > 3 * weights  # zeros are kept once
+
+
+def test_a_second_conversion_finds_the_first(
+    folder: Path, tiny_towers: Towers, tiny_identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, "_convert", lambda *_: pytest.fail("converted again"))
+    spec, probes = tiny_identity
+    assert converted(folder.parent, tiny_towers, filled(spec, tiny_towers), probes, threads=1) == folder
+
+
+def test_what_a_killed_conversion_left_is_cleared_away(
+    tmp_path: Path, tiny_towers: Towers, tiny_identity: Identity
+) -> None:
+    spec, probes = tiny_identity
+    first = converted(tmp_path, tiny_towers, filled(spec, tiny_towers), probes, threads=1)
+    left = tmp_path / f".converting-{first.name}-abc"
+    first.rename(left)  # as if it had been killed before its last step
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the tracer's are muted
+        made = converted(tmp_path, tiny_towers, filled(spec, tiny_towers), probes, threads=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".{made.name}.lock", made.name]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"format": 0}, "of format 0"),
+        ({"decode_rules": 0}, "decoding rules 0"),
+        ({"spec": {"name": "x"}}, "describes no converted model"),
+        ({"files": {}}, "describes no converted model"),
+        ({"probe_tokens": "none"}, "describes no converted model"),
+    ],
+)
+def test_a_folder_that_says_something_else_is_refused(folder: Path, change: dict[str, object], reason: str) -> None:
+    description = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(description | change))
+    with pytest.raises(UnusableFolderError, match=reason):
+        read_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["image.xml", "image.bin", "text.xml", "text.bin"])
+def test_one_changed_byte_is_noticed(folder: Path, name: str) -> None:
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(UnusableFolderError, match=f"{name} is damaged"):
+        read_folder(folder)
+
+
+def test_a_missing_file_is_named(folder: Path) -> None:
+    (folder / "text.bin").unlink()
+    with pytest.raises(UnusableFolderError, match=r"text\.bin cannot be read: No such file"):
+        read_folder(folder)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "\x00", '{"format": 1}'])
+def test_a_description_that_is_none_is_refused(folder: Path, content: str) -> None:
+    (folder / "model.json").write_text(content)
+    with pytest.raises(UnusableFolderError, match="describes no converted model"):
+        read_folder(folder)
+
+
+def test_what_another_openvino_made_is_not_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest, _ = folder.name.split("-")
+    assert cached(folder.parent, digest) == folder
+    monkeypatch.setattr(convert, "version", lambda _: "1999.1")
+    assert cached(folder.parent, digest) is None
+
+
+def test_another_models_folder_is_not_found(folder: Path) -> None:
+    _, converter = folder.name.split("-")
+    folder.rename(folder.with_name(f"{'0' * 64}-{converter}"))
+    assert cached(folder.parent, "0" * 64) is None
+
+
+def test_a_conversion_that_changes_vectors_is_given_up(
+    tmp_path: Path, tiny_towers: Towers, tiny_identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, probes = tiny_identity
+
+    def wrong(*arguments: object) -> list[Array]:
+        return [part[::-1] if isinstance(arguments[0], OpenVinoBackend) else part for part in vectors(*arguments)]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(convert, "vectors", wrong)
+    with pytest.raises(ConversionError, match="have a cosine of"):
+        converted(tmp_path, tiny_towers, filled(spec, tiny_towers), probes, threads=1)
+    assert cached(tmp_path, spec.digest) is None
+
+
+def test_a_precision_that_this_cpu_would_emulate_is_refused(
+    converted_once: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_clip, "native_precisions", lambda: {"fp32"})
+    for precision in ("bf16", "fp16"):
+        with pytest.raises(LikenessError, match=r"LIKENESS_PRECISION.*emulate"):
+            open_converted(read_folder(converted_once), precision, threads=1)
+    assert open_converted(read_folder(converted_once), "auto", threads=1).precision == "fp32"
+    assert "fp32" in native_precisions()
+
+
+class _Short:
+    """Stands in for bf16 on a CPU that has it: vectors off by a set cosine."""
+
+    cosine = 1.0
+    real = OpenVinoBackend
+
+    def __init__(self, folder: Path, dimension: int, precision: str, threads: int) -> None:
+        self.precision, self._real = precision, self.real(folder, dimension, "fp32", threads)
+
+    def encode_images(self, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Array:
+        factor = 1.0 if self.precision == "fp32" else self.cosine
+        return self._real.encode_images(pixels) * np.float32(factor)
+
+    def encode_texts(self, tokens: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Array:
+        return self._real.encode_texts(tokens)
+
+
+@pytest.mark.parametrize(
+    ("cosine", "asked", "chosen"),
+    [(1.0, "auto", "bf16"), (0.9985, "auto", "fp32"), (0.9985, "bf16", "bf16"), (float("nan"), "auto", "fp32")],
+)
+def test_bf16_is_taken_unasked_only_where_it_stays_close(
+    converted_once: Path, monkeypatch: pytest.MonkeyPatch, cosine: float, asked: str, chosen: str
+) -> None:
+    monkeypatch.setattr(openvino_clip, "native_precisions", lambda: {"fp32", "bf16"})
+    monkeypatch.setattr(openvino_clip, "OpenVinoBackend", _Short)
+    monkeypatch.setattr(_Short, "cosine", cosine)
+    assert open_converted(read_folder(converted_once), asked, threads=1).precision == chosen
+
+
+def test_a_spec_comes_back_as_it_went(converted_once: Path, tiny_towers: Towers, tiny_identity: Identity) -> None:
+    model: ConvertedModel = read_folder(converted_once)
+    assert model.spec == filled(tiny_identity[0], tiny_towers)
+    assert np.array_equal(model.probes.pixels, tiny_identity[1].pixels)
+    assert np.array_equal(model.probes.tokens, tiny_identity[1].tokens)
+
+
+def test_openvinos_own_failures_are_told_from_a_want_of_memory(converted_once: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        backend_of(converted_once).encode_images(np.zeros((1, 63, 64, 3), np.uint8))
+    assert not is_out_of_memory(caught.value)

@@ -1,0 +1,187 @@
+"""What goes into the next forward pass."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedder.batcher import BatchQueue
+from embedder.entries import Entry, Stage
+from embedder.inputs import Kind, Lane
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make_queue(clock: Clock, max_batch: int = 4, wait_s: float = 0.0, texts_cut: bool = True) -> BatchQueue:
+    return BatchQueue(max_batch, 64, texts_cut=texts_cut, wait_s=wait_s, clock=clock)
+
+
+class Wanted(Entry):
+    """An entry whose callers wait until it is told otherwise."""
+
+    is_wanted = True
+
+    def wanted(self, now: float) -> bool:
+        return self.is_wanted
+
+
+def entry(lane: Lane = Lane.INTERACTIVE, length: int | None = None) -> Wanted:
+    kind: Kind = "image" if length is None else "text"
+    tokens = None if length is None else np.ones(length, np.int64)
+    return Wanted(kind, lane, b"", Stage.TO_INFER, lambda *_: None, lambda *_: None, tokens=tokens)
+
+
+def fill(queue: BatchQueue, entries: Sequence[Entry]) -> Sequence[Entry]:
+    for each in entries:
+        queue.put(each)
+    return entries
+
+
+def test_what_is_there_goes_at_once_oldest_first_up_to_the_limit() -> None:
+    queue = make_queue(Clock())
+    entries = fill(queue, [entry() for _ in range(6)])
+    assert queue.take() == entries[:4]
+    assert queue.take() == entries[4:]
+    assert queue.take() == []
+
+
+def test_pictures_and_texts_do_not_mix_and_the_oldest_kind_goes_first() -> None:
+    clock = Clock()
+    queue = make_queue(clock)
+    text = entry(length=5)
+    queue.put(text)
+    clock.now += 0.1
+    pictures = fill(queue, [entry(), entry()])
+    clock.now += 0.1
+    late = entry(length=5)
+    queue.put(late)
+    assert queue.take() == [text, late]
+    assert queue.take() == pictures
+
+
+def test_interactive_goes_before_older_bulk() -> None:
+    clock = Clock()
+    queue = make_queue(clock)
+    bulk = fill(queue, [entry(Lane.BULK) for _ in range(4)])
+    clock.now += 0.5
+    urgent = entry()
+    queue.put(urgent)
+    assert queue.take() == [urgent]
+    assert queue.take() == bulk
+
+
+def test_bulk_starves_for_no_more_than_a_second_and_then_gets_a_trickle() -> None:
+    clock = Clock()
+    queue = make_queue(clock, max_batch=16)
+    bulk = fill(queue, [entry(Lane.BULK, length=8) for _ in range(100)])
+    ran: list[list[Entry]] = []
+    for _ in range(40):
+        fill(queue, [entry() for _ in range(16)])
+        ran.append(queue.take())
+        clock.now += 0.1
+    trickle = [batch for batch in ran if batch[0].lane is Lane.BULK]
+    assert len(trickle) == 3
+    assert [len(batch) for batch in trickle] == [16, 16, 16], "an eighth of the 128 texts that a batch holds"
+    assert trickle[0] == bulk[:16]
+
+
+def test_bulk_alone_is_never_cut_to_a_trickle() -> None:
+    clock = Clock()
+    queue = make_queue(clock)
+    fill(queue, [entry(Lane.BULK) for _ in range(12)])
+    sizes = []
+    for _ in range(3):
+        clock.now += 5.0
+        sizes.append(len(queue.take()))
+    assert sizes == [4, 4, 4]
+
+
+def test_texts_share_a_batch_with_texts_of_about_their_length() -> None:
+    queue = make_queue(Clock())
+    entries = fill(queue, [entry(length=n) for n in (30, 5, 20, 32, 60, 17)])
+    assert [len(e.tokens) for e in queue.take() if e.tokens is not None] == [30, 32, 20, 17]
+    assert queue.take() == [entries[1]]
+    assert queue.take() == [entries[4]]
+
+
+def test_a_batch_of_short_texts_holds_as_many_tokens_as_one_of_long_texts() -> None:
+    queue = make_queue(Clock())
+    assert (queue.room("text", 64), queue.room("text", 16), queue.room("text", 8)) == (4, 16, 32)
+    queue.limits["text"] = 1
+    assert (queue.room("text", 64), queue.room("text", 8)) == (1, 8)
+
+
+def test_texts_that_cannot_be_cut_all_count_as_full() -> None:
+    queue = make_queue(Clock(), texts_cut=False)
+    entries = fill(queue, [entry(length=n) for n in (3, 60, 20, 9, 5)])
+    assert queue.take() == entries[:4]
+
+
+def test_with_a_waiting_time_a_batch_waits_until_it_is_full_or_due() -> None:
+    clock = Clock()
+    queue = make_queue(clock, wait_s=0.05)
+    entries = fill(queue, [entry() for _ in range(3)])
+    assert queue.take() == []
+    assert queue.due_in() == pytest.approx(0.05)
+    clock.now += 0.03
+    last = entry()
+    queue.put(last)
+    assert queue.take() == [*entries, last]
+    queue.put(late := entry())
+    clock.now += 0.05
+    assert queue.take() == [late]
+    assert queue.due_in() is None
+
+
+def test_what_nobody_wants_any_more_is_left_out() -> None:
+    queue = make_queue(Clock())
+    entries = [entry() for _ in range(6)]
+    fill(queue, entries)
+    entries[0].is_wanted = entries[3].is_wanted = False
+    assert queue.take() == [entries[1], entries[2], entries[4], entries[5]]
+
+
+def test_an_entry_that_moves_to_a_better_lane_runs_once() -> None:
+    queue = make_queue(Clock())
+    entries = fill(queue, [entry(Lane.BULK) for _ in range(3)])
+    entries[2].lane = Lane.INTERACTIVE
+    queue.put(entries[2])
+    assert queue.take() == [entries[2]]
+    assert queue.take() == entries[:2]
+    assert queue.take() == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(Lane), st.none() | st.integers(1, 64), st.floats(0, 2)), max_size=60),
+    st.integers(1, 16),
+    st.integers(1, 16),
+)
+def test_every_entry_runs_exactly_once_within_the_limits(
+    arrivals: list[tuple[Lane, int | None, float]], max_batch: int, limit: int
+) -> None:
+    clock = Clock()
+    queue = make_queue(clock, max_batch)
+    queue.limits["image"] = queue.limits["text"] = limit
+    entries, ran = [], []
+    for lane, length, pause in arrivals:
+        clock.now += pause
+        entries.append(entry(lane, length))
+        queue.put(entries[-1])
+        if pause > 1:
+            ran.append(queue.take())
+    while batch := queue.take():
+        ran.append(batch)
+    for batch in filter(None, ran):
+        assert len({(e.kind, e.lane) for e in batch}) == 1
+        longest = max((len(e.tokens) for e in batch if e.tokens is not None), default=0)
+        assert len(batch) <= (min(max_batch, limit) if not longest else min(max_batch, limit) * 64 / longest)
+    assert sorted(id(e) for batch in ran for e in batch) == sorted(map(id, entries))

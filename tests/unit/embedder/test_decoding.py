@@ -1,0 +1,99 @@
+"""The decode stage by itself: how it ends."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from PIL import Image
+from prometheus_client import CollectorRegistry
+
+from chassis.pictures import PictureLimits
+from embedder.decoding import Decoding
+from embedder.entries import Call, Entry, Stage, Waiter
+from embedder.inputs import Lane, Pixels
+from embedder.metrics import Metrics
+from embedder.slab import Slab, SlabShape, shared_file
+from embedder.spec import Geometry
+from tests.unit.embedder.bench import WAIT_S, grey
+
+SIDE = 8
+
+
+@pytest.fixture
+def slab() -> Iterator[Slab]:
+    descriptor = shared_file()
+    yield Slab(descriptor, SlabShape(16, SIDE, SIDE))
+    os.close(descriptor)
+
+
+def entry(number: int) -> Entry:
+    return Entry(
+        kind="image",
+        lane=Lane.INTERACTIVE,
+        key=bytes([number]),
+        stage=Stage.TO_DECODE,
+        on_drop=lambda entry, why: None,
+        on_done=lambda entry, outcome: None,
+        picture=grey(number),
+        waiters=[Waiter(Call(1, Lane.INTERACTIVE, None), 0, "")],
+    )
+
+
+async def test_after_a_stop_nothing_is_begun_and_what_was_begun_ends_quietly(
+    slab: Slab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    preprocessed: list[Image.Image] = []
+    ready: list[Entry] = []
+    told: list[dict[str, Any]] = []
+
+    class OneThread(ThreadPoolExecutor):
+        """As where the second thread comes late: a picture that has been begun waits for the first."""
+
+        def __init__(self, count: int, name: str) -> None:
+            super().__init__(1, name)
+
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            go_on.set()
+            super().shutdown(wait)
+
+    def preprocess(picture: Image.Image, row: Pixels) -> None:
+        preprocessed.append(picture)
+        begun.set()
+        assert go_on.wait(WAIT_S)
+
+    def tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        told.append(context)
+
+    monkeypatch.setattr("embedder.decoding.ThreadPoolExecutor", OneThread)
+    asyncio.get_running_loop().set_exception_handler(tell)
+    decoding = Decoding(
+        threads=1,
+        slab=slab,
+        preprocess=preprocess,
+        geometry=Geometry(SIDE, SIDE, "shortest", "bicubic"),
+        limits=PictureLimits(2**20, 10**6),
+        decoded=lambda entry: None,
+        ready=ready.append,
+        metrics=Metrics(CollectorRegistry()),
+    )
+    entries = [entry(number) for number in range(4)]
+    for each in entries:
+        decoding.put(each)
+    assert await asyncio.to_thread(begun.wait, WAIT_S)
+    assert [each.stage for each in entries] == [Stage.DECODING] * 2 + [Stage.TO_DECODE] * 2
+
+    await decoding.stop()
+    await asyncio.sleep(0)  # a job's end is told in the round after it
+    decoding.release(entries[0])
+    decoding.put(entry(5))
+
+    assert told == []
+    assert ready == entries[:1]
+    assert len(preprocessed) == 1
+    assert [each.stage for each in entries] == [Stage.TO_INFER, Stage.DECODING] + [Stage.TO_DECODE] * 2

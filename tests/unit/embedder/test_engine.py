@@ -1,0 +1,257 @@
+"""From settings to a model that runs: what is chosen, and what is done where that cannot be had."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from likeness.common.v1 import error_pb2
+
+from chassis.errors import LikenessError, invalid
+from embedder import engine
+from embedder.backends.convert import ConversionError
+from embedder.backends.preparation import LeftOutError, cache_folder, prepare, prepare_elsewhere
+from embedder.backends.probes import least_cosine, probe_pixels
+from embedder.engine import Engine, choose_backend, load_engine
+from embedder.settings import EmbedderSettings
+from tests.unit.embedder import tiny
+
+ROOT = Path(__file__).resolve().parents[3]
+EVERY = {"fp32", "bf16", "fp16"}
+
+# Run with a folder: serves it in a process in which nothing of torch can be imported, and prints three of its numbers.
+WITHOUT_TORCH = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "torchvision", "open_clip", "timm", "transformers"}:
+            raise ImportError(f"{name} is not installed")
+
+sys.meta_path.insert(0, Blocked())
+import numpy as np
+from embedder.engine import load_engine
+from embedder.settings import EmbedderSettings
+engine = load_engine(EmbedderSettings(model=f"openvino:{sys.argv[1]}", model_threads=1))
+vectors = engine.backend.encode_images(np.full((1, 64, 64, 3), 128, np.uint8))
+assert "torch" not in sys.modules and "openvino_telemetry" not in {k for k, v in sys.modules.items() if v}
+print(*vectors[0, :3])
+"""
+
+
+def settings(**values: object) -> EmbedderSettings:
+    return EmbedderSettings.model_validate({"model_threads": 1, "device": "cpu", **values})
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny.save_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def cache(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache in which the model's converted form is."""
+    folder = tmp_path_factory.mktemp("cache")
+    prepare(settings(model=model, cache_dir=str(folder)))
+    return folder
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Prepares in this process, which has torch already; says which folders came of it."""
+    folders: list[Path] = []
+
+    def prepare_here(wanted: EmbedderSettings) -> Path:
+        folders.append(prepare(wanted))
+        return folders[-1]
+
+    monkeypatch.setattr(engine, "prepare_elsewhere", prepare_here)
+    return folders
+
+
+def grey(loaded: Engine) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return loaded.backend.encode_images(np.full((1, 64, 64, 3), 128, np.uint8))
+
+
+@pytest.mark.usefixtures("here")
+def test_both_backends_serve_the_same_model(model: str, cache: Path) -> None:
+    ours = load_engine(settings(model=model, cache_dir=str(cache), backend="openvino"))
+    theirs = load_engine(settings(model=model, backend="torch"))
+    assert (ours.spec.backend, theirs.spec.backend) == ("openvino", "torch")
+    assert ours.spec.digest == theirs.spec.digest
+    assert ours.spec.texts_cut is theirs.spec.texts_cut is True
+    assert ours.spec.tokenizer == theirs.spec.tokenizer
+    assert ours.spec.dimension == theirs.spec.dimension == 64
+    assert ours.spec.best_batch == 8
+    assert (ours.spec.geometry.width, ours.spec.geometry.height) == (64, 64)
+    pixels = [probe_pixels(64, 64)]
+    vectors = [[loaded.backend.encode_images(pixels[0])] for loaded in (ours, theirs)]
+    assert least_cosine(*vectors) > 0.99999
+
+
+@pytest.mark.usefixtures("here")
+def test_a_cpu_gets_openvino_unasked(model: str, cache: Path) -> None:
+    loaded = load_engine(settings(model=model, cache_dir=str(cache)))
+    assert (loaded.spec.backend, loaded.spec.device) == ("openvino", "cpu")
+    assert loaded.spec.precision in ("fp32", "bf16")
+
+
+def test_a_second_start_neither_identifies_nor_converts(model: str, cache: Path, here: list[Path]) -> None:
+    load_engine(settings(model=model, cache_dir=str(cache)))
+    assert here == []
+
+
+def test_a_start_after_a_file_was_touched_identifies_the_model_and_converts_nothing(
+    model: str, cache: Path, here: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedder.backends.convert._convert", lambda *_: pytest.fail("converted again"))
+    (Path(model.removeprefix("local-dir:")) / "open_clip_config.json").touch()
+    load_engine(settings(model=model, cache_dir=str(cache)))
+    assert [folder.parent for folder in here] == [cache]
+
+
+def test_a_damaged_file_is_converted_again(model: str, tmp_path: Path, here: list[Path]) -> None:
+    wanted = settings(model=model, cache_dir=str(tmp_path))
+    expected = grey(load_engine(wanted))
+    damaged = here[0] / "image.bin"
+    content = bytearray(damaged.read_bytes())
+    content[100] ^= 0xFF
+    damaged.write_bytes(content)
+    assert np.allclose(grey(load_engine(wanted)), expected, atol=1e-6)
+    assert len(here) == 2  # the first start's, and the replacement of the damaged one
+    assert damaged.read_bytes() != content
+
+
+def test_a_process_of_its_own_prepares_and_says_what_it_refuses(model: str, cache: Path, tmp_path: Path) -> None:
+    folder = prepare_elsewhere(settings(model=model, cache_dir=str(cache)))
+    assert folder.parent == cache
+    with pytest.raises(LikenessError) as refused:
+        prepare_elsewhere(settings(model=f"local-dir:{tmp_path}", cache_dir=str(cache)))
+    assert refused.value.violations[0].field == "LIKENESS_MODEL"
+    assert "cannot be loaded" in str(refused.value)
+
+
+def test_a_preparation_that_is_killed_is_reported(model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    killed = tmp_path / "python"
+    killed.write_text("#!/bin/sh\nkill -9 $$\n")
+    killed.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(killed))
+    with pytest.raises(LikenessError, match=r"ended with code -9.*more memory"):
+        prepare_elsewhere(settings(model=model))
+
+
+def test_a_converted_folder_serves_where_torch_cannot_be_imported(model: str, cache: Path) -> None:
+    folder = next(path for path in cache.iterdir() if path.is_dir())
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(folder)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    expected = grey(load_engine(settings(model=model, backend="torch")))[0, :3]
+    assert np.allclose([float(word) for word in run.stdout.split()[-3:]], expected, atol=1e-4)
+
+
+def test_without_torch_any_other_model_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "find_spec", lambda _: None)
+    with pytest.raises(LikenessError, match=r"starter needs torch .*openvino:<folder of a converted model>"):
+        load_engine(settings(model="starter"))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"pretrained": "openai"}, "brings its own weights"),
+        ({"backend": "torch"}, "runs on openvino and the cpu"),
+        ({"device": "cuda"}, "runs on openvino and the cpu"),
+        ({"device": "auto"}, r"model\.json cannot be read"),
+    ],
+)
+def test_a_converted_folder_is_refused_with_settings_that_contradict_it(
+    values: dict[str, object], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(LikenessError, match=reason):
+        load_engine(settings(model=f"openvino:{tmp_path}", **values))
+
+
+def _fails(error: Exception) -> Callable[[EmbedderSettings], Path]:
+    def fail(_: EmbedderSettings) -> Path:
+        raise error
+
+    return fail
+
+
+def test_torch_takes_over_unasked_what_openvino_cannot(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "prepare_elsewhere", _fails(LeftOutError("LIKENESS_BACKEND", "an unknown operation")))
+    assert load_engine(settings(model=model)).spec.backend == "torch"
+    with pytest.raises(LikenessError, match=r"LIKENESS_BACKEND.*an unknown operation"):
+        load_engine(settings(model=model, backend="openvino"))
+
+
+def test_a_model_that_is_not_there_is_no_reason_to_try_torch(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "prepare_elsewhere", _fails(invalid("LIKENESS_MODEL", "no such model")))
+    with pytest.raises(LikenessError, match="no such model") as refused:
+        load_engine(settings(model=model))
+    assert refused.value.reason == error_pb2.REASON_FIELD_INVALID
+
+
+def test_what_stands_in_the_way_of_a_conversion_is_named(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(LeftOutError, match="LIKENESS_CACHE_DIR: the converted model cannot be kept"):
+        prepare(settings(model=model, cache_dir=str(tmp_path / "file")))
+
+    def refuse(*_: object) -> None:
+        raise ConversionError("an unknown operation")
+
+    monkeypatch.setattr("embedder.backends.convert._convert", refuse)
+    with pytest.raises(LeftOutError, match="LIKENESS_BACKEND: an unknown operation"):
+        prepare(settings(model=model, cache_dir=str(tmp_path / "cache")))
+
+
+@pytest.mark.parametrize(
+    ("values", "device", "installed", "native", "chosen"),
+    [
+        ({}, "cpu", True, {"fp32"}, "openvino"),
+        ({}, "cpu", False, (), "torch"),
+        ({}, "cuda:0", True, (), "torch"),
+        ({}, "mps", True, (), "torch"),
+        ({"compile": True}, "cpu", True, EVERY, "torch"),
+        ({"precision": "bf16"}, "cpu", True, EVERY, "openvino"),
+        ({"precision": "bf16"}, "cpu", True, {"fp32"}, "torch"),
+        ({"backend": "torch"}, "cpu", True, EVERY, "torch"),
+        ({"backend": "openvino"}, "cpu", True, EVERY, "openvino"),
+    ],
+)
+def test_the_backend_follows_from_device_and_settings(
+    values: dict[str, object], device: str, installed: bool, native: set[str], chosen: str
+) -> None:
+    name, why = choose_backend(settings(**values), device, installed, native)
+    assert name == chosen
+    assert why
+
+
+@pytest.mark.parametrize(
+    ("values", "device", "installed", "reason"),
+    [
+        ({}, "cuda:0", True, "LIKENESS_BACKEND.*the device is cuda:0"),
+        ({}, "cpu", False, "LIKENESS_BACKEND.*not installed"),
+        ({"compile": True}, "cpu", True, "LIKENESS_COMPILE"),
+        ({"precision": "bf16"}, "cpu", True, "LIKENESS_PRECISION.*emulate bf16"),
+        ({"precision": "fp16"}, "cpu", True, "LIKENESS_PRECISION.*emulate fp16"),
+    ],
+)
+def test_openvino_asked_for_by_name_is_refused_where_it_cannot_be(
+    values: dict[str, object], device: str, installed: bool, reason: str
+) -> None:
+    with pytest.raises(LikenessError, match=reason):
+        choose_backend(settings(backend="openvino", **values), device, installed, {"fp32"})
+
+
+def test_the_cache_is_where_the_settings_or_the_system_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert cache_folder(settings(cache_dir=str(tmp_path))) == tmp_path
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache_folder(settings()) == Path("/somewhere/likeness")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder(settings()) == Path.home() / ".cache" / "likeness"

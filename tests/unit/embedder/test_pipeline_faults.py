@@ -1,0 +1,192 @@
+"""What goes wrong in the engine costs what caused it, and nothing else: bad inputs, failing passes, lost models."""
+
+import asyncio
+import os
+import signal
+import sys
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import structlog
+from prometheus_client import CollectorRegistry
+
+from chassis.errors import LikenessError, invalid
+from embedder.assembly import open_pipeline
+from embedder.inputs import EncodedPicture, Faulty, Lane, RgbPicture
+from embedder.metrics import Metrics
+from embedder.settings import EmbedderSettings
+from tests.unit.embedder import fake_worker as fake
+from tests.unit.embedder.bench import COMMAND, WAIT_S, Bench, Build, grey, model_processes, reason, vectors, words
+from tests.unit.embedder.fake_worker import angle
+
+
+async def test_a_bad_input_fails_alone_under_its_own_name(build: Build) -> None:
+    refused = invalid("inputs[3]", "nothing is set")
+    whole = grey(100)
+    damaged = EncodedPicture(whole.encoded[:-30], "inputs[1].image")
+    wrong = RgbPicture(2, 2, b"", "inputs[2].image")
+    outcomes = await (await build()).outcomes(whole, damaged, wrong, Faulty(refused), words(5))
+    assert np.allclose(vectors([outcomes[0], outcomes[4]]), [angle(100), angle(5)])
+    assert [reason(o) for o in outcomes[1:4]] == ["IMAGE_DAMAGED", "FIELD_INVALID", "FIELD_INVALID"]
+    errors = [o.result for o in outcomes[1:3] if isinstance(o.result, LikenessError)]
+    assert [e.violations[0].field for e in errors] == ["inputs[1].image.encoded", "inputs[2].image.rgb.pixels"]
+    assert all(e.message.startswith(e.violations[0].field) for e in errors)
+    assert outcomes[3].result is refused
+
+
+async def test_equal_bad_pictures_in_flight_are_each_told_under_their_own_name(build: Build) -> None:
+    cut = grey(100, size=64).encoded[:-40]
+    outcomes = await (await build()).outcomes(
+        EncodedPicture(cut, "inputs[0].image"), EncodedPicture(cut, "inputs[1].image")
+    )
+    fields = [o.result.violations[0].field for o in outcomes if isinstance(o.result, LikenessError)]
+    assert fields == ["inputs[0].image.encoded", "inputs[1].image.encoded"]
+
+
+async def test_a_call_of_bad_inputs_only_does_not_reach_the_model(build: Build) -> None:
+    bench = await build()
+    before = bench.count("batch_size_count", kind="image")
+    outcomes, timings = await bench.embed(EncodedPicture(b"junk", "inputs[0].image"))
+    assert reason(outcomes[0]) == "IMAGE_FORMAT_UNSUPPORTED"
+    assert timings.batch_size == 0
+    assert bench.count("batch_size_count", kind="image") == before
+
+
+async def test_a_forward_pass_that_raises_fails_its_culprit_only(build: Build) -> None:
+    bench = await build(max_batch=8)
+    levels = [10, 11, 12, fake.RAISE, 20, 21, 22, 23]
+    with structlog.testing.capture_logs() as logs:
+        outcomes, _ = await bench.together(*[grey(level) for level in levels])
+    culprit = outcomes.pop(3)
+    assert reason(culprit) == "INTERNAL"
+    assert isinstance(culprit.result, LikenessError)
+    assert "thirteens" not in culprit.result.message
+    assert np.allclose(vectors(outcomes), [angle(level) for level in levels if level != fake.RAISE])
+    incident = next(line for line in logs if line["log_level"] == "error")
+    assert "no thirteens" in repr(incident["exc_info"])
+    assert incident["incident"] in culprit.result.message
+
+
+async def test_a_vector_without_direction_is_an_error_of_its_input_only(build: Build) -> None:
+    outcomes, _ = await (await build()).together(grey(1), grey(fake.NOT_A_NUMBER), grey(3))
+    assert reason(outcomes[1]) == "INTERNAL"
+    assert np.allclose(vectors([outcomes[0], outcomes[2]]), [angle(1), angle(3)])
+
+
+async def test_out_of_memory_halves_the_batches_and_they_grow_again(build: Build) -> None:
+    bench = await build(max_batch=8)
+    levels = [*range(20, 27), fake.NO_MEMORY]
+    assert bench.count("batch_limit", kind="image") == 8
+    outcomes, _ = await bench.together(*[grey(level) for level in levels])
+    assert np.allclose(vectors(outcomes), [angle(level) for level in levels])
+    small = bench.count("batch_limit", kind="image")
+    assert small < 8
+    assert bench.count("batch_failures_total", why="out_of_memory") >= 1
+    for level in range(100):
+        await bench.outcomes(grey(100 + level))
+    assert bench.count("batch_limit", kind="image") > small
+
+
+async def test_a_model_killed_in_mid_batch_hurts_nobody(build: Build) -> None:
+    bench = await build()
+    first, _ = await bench.hold()
+    others = [bench.start(bench.outcomes(grey(level))) for level in range(20, 26)]
+    await bench.until(lambda: bench.pipeline.waiting_for_model >= 6)
+    killed = bench.model_pid
+    os.kill(killed, signal.SIGKILL)
+    again = await bench.next_held()  # the batch runs once more, on another process
+    again.release()
+    outcomes, _ = await first
+    assert np.allclose(vectors(outcomes), [angle(fake.HOLD)])
+    for level, call in zip(range(20, 26), others, strict=True):
+        assert np.allclose(vectors(await call), [angle(level)])
+    assert [serving for serving, _ in bench.said] == [False, True]
+    assert bench.model_pid != killed
+    assert bench.count("model_restarts_total", why="died") == 1
+    assert bench.count("model_up") == 1
+
+
+async def test_a_picture_that_kills_the_model_fails_alone(build: Build) -> None:
+    bench = await build()
+    outcomes, _ = await bench.together(grey(20), grey(fake.DIE), grey(22), grey(23))
+    assert reason(outcomes.pop(1)) == "INTERNAL"
+    assert np.allclose(vectors(outcomes), [angle(20), angle(22), angle(23)])
+    assert np.allclose(vectors(await bench.outcomes(grey(30))), [angle(30)])
+
+
+async def test_a_picture_that_hangs_the_model_fails_alone_and_the_model_is_started_again(build: Build) -> None:
+    # The two share a batch, unless the machine is so slow that they fall in two; nothing hangs but what should.
+    bench = await build(max_batch=2, batch_wait_ms=1000.0, stuck_s=3.0)
+    outcomes = await bench.outcomes(grey(20), grey(fake.HANG))
+    assert reason(outcomes.pop(1)) == "INTERNAL"
+    assert np.allclose(vectors(outcomes), [angle(20)])
+    await bench.until(lambda: bench.count("model_restarts_total", why="stuck") >= 2)
+    await bench.until(lambda: bench.pipeline.is_up)
+    assert np.allclose(vectors(await bench.outcomes(grey(30))), [angle(30)])
+
+
+async def test_without_a_model_calls_are_told_to_try_again_and_streams_wait(build: Build) -> None:
+    bench = await build()
+    os.kill(bench.model_pid, signal.SIGSTOP)  # so that the next one is not there at once
+    psutil.Process(bench.model_pid).kill()
+    await bench.until(lambda: not bench.pipeline.is_up)
+    with pytest.raises(LikenessError) as caught:
+        await bench.embed(grey(1))
+    assert (caught.value.reason_name, caught.value.retry_after_s) == ("NOT_READY", 2.0)
+    outcome = await bench.pipeline.embed_one(grey(2), Lane.BULK)
+    assert np.allclose(vectors([outcome]), [angle(2)])
+
+
+async def test_a_model_that_dies_while_idle_is_replaced(build: Build) -> None:
+    bench = await build()
+    os.kill(bench.model_pid, signal.SIGKILL)
+    await bench.until(lambda: len(bench.said) >= 2)
+    assert [serving for serving, _ in bench.said] == [False, True]
+    assert np.allclose(vectors(await bench.outcomes(grey(7))), [angle(7)])
+
+
+async def test_a_fault_of_ours_in_running_a_batch_costs_that_batch_only(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = await build()
+    with monkeypatch.context() as patch:
+        patch.setattr("embedder.inference.Inference._padded", lambda *_: 1 / 0)
+        assert reason((await bench.outcomes(words(5)))[0]) == "INTERNAL"
+    assert np.allclose(vectors(await bench.outcomes(words(5))), [angle(5)])
+
+
+async def test_stopping_leaves_no_process_behind() -> None:
+    async def ignore(serving: bool, why: str) -> None: ...
+
+    async with open_pipeline(EmbedderSettings(), ignore, Metrics(CollectorRegistry()), COMMAND):
+        assert len(model_processes()) == 1
+    assert model_processes() == []
+
+
+async def test_a_model_process_that_cannot_load_says_why() -> None:
+    async def ignore(serving: bool, why: str) -> None: ...
+
+    with pytest.raises(LikenessError, match="died while loading"):
+        async with open_pipeline(EmbedderSettings(), ignore, Metrics(CollectorRegistry()), (sys.executable, "-c", "1")):
+            pass
+
+
+async def test_calls_that_outlive_the_pipeline_end_quietly() -> None:
+    async def ignore(serving: bool, why: str) -> None: ...
+
+    faults: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
+    registry = CollectorRegistry()
+    settings = EmbedderSettings(decode_threads=2, max_bulk_queue_s=3600, stuck_s=3600)
+    async with open_pipeline(settings, ignore, Metrics(registry), COMMAND) as pipeline:
+        bench = Bench(pipeline, registry, [], asyncio.Queue())
+        calls = [bench.start(bench.embed(grey(fake.HANG)))]
+        calls += [bench.start(bench.embed(grey(20 + n), lane=Lane.BULK)) for n in range(40)]
+        await bench.until(lambda: pipeline.waiting_for_model >= 4)
+    for call in calls:
+        call.cancel()
+    await asyncio.wait(calls, timeout=WAIT_S)
+    assert all(call.cancelled() for call in calls), "none failed for what it could not begin any more"
+    assert faults == []

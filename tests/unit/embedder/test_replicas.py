@@ -1,0 +1,256 @@
+"""LIKENESS_WORKERS: a parent that keeps processes alive. The processes here are small programs, not embedders."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from embedder.replicas import Pauses, Replicas, reserve
+from tests.processes import ROOT
+
+# Says that it serves, to its parent and to the test, then waits to be told to stop; or does what its file says.
+PROGRAM = """
+import os, signal, socket, sys
+# SIGTERM waits until it is waited for: no gap between the two. Before the imports, which start threads (OpenBLAS):
+# they have to block it as well, or the kernel gives it to one of them and the process dies.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+from pathlib import Path
+from embedder.replicas import Replica
+replica = Replica.of_this_process()
+folder, port = Path(sys.argv[1]), int(sys.argv[2])
+todo = folder / f"todo-{replica.index}"
+what = todo.read_text() if todo.exists() else ""
+with (folder / "started").open("a") as file:
+    file.write(f"{replica.index}\\n")
+if what.startswith("exit"):
+    sys.exit(int(what.split()[1]))
+if what == "die":
+    os.kill(os.getpid(), signal.SIGKILL)
+replica.ready()
+if what == "serve and exit 1":
+    todo.unlink()
+    sys.exit(1)
+with socket.create_connection(("127.0.0.1", port)) as test:
+    test.sendall(f"{replica.index} {os.getpid()} {int(replica.late)}".encode())
+signal.sigwait({signal.SIGUSR1 if what == "deaf" else signal.SIGTERM})
+"""
+
+QUICK = Pauses(first=0.01, longest=0.05, healthy=60)
+
+
+class Stage:
+    """Where replicas are started, and what they tell the test."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder = folder
+        self.command = [sys.executable, "-c", PROGRAM, str(folder), str(port)]
+        self.environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}"}
+        self.served: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
+        self.late: list[bool] = []
+        self.died: asyncio.Queue[int] = asyncio.Queue()
+
+    def replicas(self, count: int, stop_s: float = 60, pauses: Pauses = QUICK) -> Replicas:
+        return Replicas(count, stop_s, self.environment, command=self.command, pauses=pauses, died=self.died.put_nowait)
+
+    def tell(self, index: int, what: str) -> None:
+        """What a replica does when it is started from now on; nothing: serve."""
+        (self.folder / f"todo-{index}").write_text(what)
+
+    @property
+    def started(self) -> list[int]:
+        """The index of every replica started so far."""
+        return [int(line) for line in (self.folder / "started").read_text().split()]
+
+    async def serving(self, count: int) -> list[tuple[int, int]]:
+        """Index and process id of the next so many that serve."""
+        return [await asyncio.wait_for(self.served.get(), 60) for _ in range(count)]
+
+    async def dead(self, count: int) -> list[int]:
+        """Process ids of the next so many that die."""
+        return [await asyncio.wait_for(self.died.get(), 60) for _ in range(count)]
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    async def hear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        index, pid, late = (await reader.read()).split()
+        made.late.append(late == b"1")
+        made.served.put_nowait((int(index), int(pid)))
+        writer.close()
+
+    server = await asyncio.start_server(hear, "127.0.0.1", 0)
+    made = Stage(tmp_path, server.sockets[0].getsockname()[1])
+    async with server:
+        yield made
+    assert [p.pid for p in psutil.Process().children() if str(tmp_path) in p.cmdline()] == []
+
+
+async def test_all_serve_until_told_to_stop_and_none_is_left(stage: Stage) -> None:
+    replicas = stage.replicas(3)
+    running = asyncio.create_task(replicas.run())
+
+    found = await stage.serving(3)
+    replicas.stop()
+
+    assert await running == 0
+    assert sorted(index for index, _ in found) == [0, 1, 2]
+    assert stage.late == [False, True, True]
+    assert not any(psutil.pid_exists(pid) for _, pid in found)
+
+
+async def test_the_others_start_when_the_first_serves(stage: Stage) -> None:
+    stage.tell(0, "exit 2")
+
+    assert await stage.replicas(3).run() == 2
+
+    assert stage.started == [0]
+
+
+async def test_one_that_is_killed_is_started_anew(stage: Stage) -> None:
+    replicas = stage.replicas(2)
+    running = asyncio.create_task(replicas.run())
+    _, (index, pid) = await stage.serving(2)
+
+    os.kill(pid, signal.SIGKILL)
+    [(new_index, new_pid)] = await stage.serving(1)
+    replicas.stop()
+
+    assert await running == 0
+    assert new_index == index
+    assert new_pid != pid
+    assert await stage.dead(1) == [pid]
+
+
+@pytest.mark.parametrize("code", [1, 2])
+async def test_one_that_cannot_start_ends_all_with_its_exit_code(stage: Stage, code: int) -> None:
+    stage.tell(1, f"exit {code}")
+
+    assert await stage.replicas(2).run() == code
+
+    assert stage.started == [0, 1]
+
+
+async def test_one_that_served_and_fails_later_is_started_anew(stage: Stage) -> None:
+    stage.tell(0, "serve and exit 1")
+    replicas = stage.replicas(1)
+    running = asyncio.create_task(replicas.run())
+
+    await stage.serving(1)
+    replicas.stop()
+
+    assert await running == 0
+    assert stage.started == [0, 0]
+
+
+async def test_one_that_is_killed_while_it_starts_is_tried_again(stage: Stage) -> None:
+    stage.tell(0, "die")
+    replicas = stage.replicas(2)
+    running = asyncio.create_task(replicas.run())
+    await stage.dead(2)
+
+    stage.tell(0, "")
+    await stage.serving(2)
+    replicas.stop()
+
+    assert await running == 0
+
+
+async def test_one_that_keeps_dying_is_started_more_and_more_rarely(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    log = SimpleNamespace(error=lambda _event, **told: pauses.append(told["again_in_s"]))
+    monkeypatch.setattr("embedder.replicas.log", log)
+    stage.tell(0, "die")
+    replicas = stage.replicas(1)
+    running = asyncio.create_task(replicas.run())
+    await stage.dead(5)
+    replicas.stop()
+
+    assert await running == 0
+    assert pauses == [0.01, 0.02, 0.04, 0.05, 0.05]
+
+
+async def test_one_that_does_not_stop_is_killed_and_told_of_by_the_exit_code(stage: Stage) -> None:
+    stage.tell(1, "deaf")
+    replicas = stage.replicas(2, stop_s=0.2)
+    running = asyncio.create_task(replicas.run())
+    await stage.serving(2)
+
+    replicas.stop()
+
+    assert await running == 1
+
+
+async def test_a_stop_during_a_pause_is_heeded_at_once(stage: Stage) -> None:
+    stage.tell(0, "die")
+    replicas = stage.replicas(1, pauses=Pauses(first=3600, longest=3600))
+    running = asyncio.create_task(replicas.run())
+    await stage.dead(1)
+
+    replicas.stop()
+
+    assert await asyncio.wait_for(running, 60) == 0
+
+
+async def test_replicas_die_with_their_parent(stage: Stage) -> None:
+    program = f"""
+import asyncio, os
+from embedder.replicas import Replicas
+asyncio.run(Replicas(2, 60, os.environ, command={stage.command!r}).run())
+"""
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", program, env=stage.environment)
+    children = [psutil.Process(pid) for _, pid in await stage.serving(2)]
+
+    parent.kill()
+    await parent.wait()
+
+    _, alive = await asyncio.to_thread(psutil.wait_procs, children, 60)
+    assert alive == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
+def test_a_port_that_is_held_is_for_listeners_that_share_it_and_for_nobody_else(host: str) -> None:
+    with reserve(host, 0) as held:
+        port = held.getsockname()[1]
+        with pytest.raises(OSError, match="in use"):
+            reserve(host, port)
+
+        with listener(port) as first, listener(port) as second:
+            assert {first.getsockname(), second.getsockname()} == {("127.0.0.1", port)}
+            socket.create_connection(("127.0.0.1", port)).close()
+            with pytest.raises(OSError, match="in use"):
+                reserve(host, port)
+
+
+def test_a_port_on_which_somebody_listens_is_not_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(OSError, match="in use"):
+        reserve("127.0.0.1", other.getsockname()[1])
+
+
+def test_a_port_is_free_again_after_its_connections_were_closed() -> None:
+    with reserve("127.0.0.1", 0) as held:
+        port = held.getsockname()[1]
+        with listener(port) as ours:
+            client = socket.create_connection(("127.0.0.1", port))
+            ours.accept()[0].close()  # the side that closes first keeps the port busy for a minute
+            client.close()
+
+    reserve("127.0.0.1", port).close()
+
+
+def listener(port: int) -> socket.socket:
+    """As gRPC listens when it shares a port."""
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    made.bind(("127.0.0.1", port))
+    made.listen()
+    return made
