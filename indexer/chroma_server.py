@@ -1,6 +1,6 @@
-"""The Chroma server: one that the indexer starts and looks after, or one that somebody else runs.
+"""The Chroma server that the indexer starts and looks after; ``chroma_remote`` has those of somebody else.
 
-Both tell the indexer when Chroma can be spoken to, and when it cannot.
+Either tells the indexer when Chroma can be spoken to, and when it cannot.
 """
 
 import asyncio
@@ -10,7 +10,8 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -18,9 +19,10 @@ import httpx
 import structlog
 from likeness.common.v1 import error_pb2
 
+from chassis import tether
 from chassis.errors import LikenessError
-from indexer import tether
 from indexer.lock import DirectoryLock
+from indexer.unbroken import unbroken
 
 log = structlog.get_logger()
 
@@ -29,8 +31,10 @@ PATIENCE_S = 5.0
 STOP_S = 10.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
-WATCH_S = 1.0
 _START_TRIES = 3
+# What the command ``chroma`` does in the end. It imports chromadb's client before, which took 4 of the 5 seconds of a
+# start.
+_CHROMA = "import sys, chromadb_rust_bindings as chroma; chroma.cli(['chroma', *sys.argv[1:]])"
 _TETHER = str(Path(tether.__file__).absolute())
 
 
@@ -74,6 +78,8 @@ class LocalChroma:
         self._last_lines: deque[str] = deque(maxlen=20)
         self._stopping = asyncio.Event()
         self._supervision: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()  # of whoever ends and starts the process
+        self._answering = False
 
     async def start(self) -> None:
         """Takes the directory, starts Chroma, and keeps it running from then on."""
@@ -88,7 +94,7 @@ class LocalChroma:
                     raise
                 log.warning("starting Chroma again", why=error.message)
         self._supervision = asyncio.create_task(self._supervise(), name="supervision of Chroma")
-        self._supervision.add_done_callback(_log_failure)
+        self._supervision.add_done_callback(log_failure)
 
     async def stop(self) -> None:
         """Asks Chroma to end, insists after a while, and gives the directory free."""
@@ -98,34 +104,70 @@ class LocalChroma:
         await self._end()
         self._lock.release()
 
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Chroma is ended, and nobody touches its files but the block; then it runs again.
+
+        Whoever calls this keeps requests from it meanwhile. ``down`` is not called, unless it does not come back.
+
+        Raises:
+            LikenessError: STORE_UNAVAILABLE: it does not run anyway; or it did not come back at once, and is tried
+                again.
+        """
+        async with self._turn:
+            if not self._answering or self._stopping.is_set():
+                message = "Chroma is away, so its files cannot be worked on; try again"
+                raise LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, message, retry_after_s=1.0)
+            self._answering = False
+            try:
+                await self._end()
+                yield
+            finally:
+                await unbroken(self._launch())  # whoever is cancelled just now, others wait for Chroma
+
     async def _supervise(self) -> None:
         pause = FIRST_PAUSE_S
-        while True:
-            began = time.monotonic()
-            if await self._stopped_or(self._running.wait()):
+        while not self._stopping.is_set():
+            began, process = time.monotonic(), self._running
+            if await self._stopped_or(process.wait()):
                 return
-            if time.monotonic() - began > LONGEST_PAUSE_S:
-                pause = FIRST_PAUSE_S
-            await self._down(f"Chroma ended with {_cause(self._running.returncode)}")
-            log.error("Chroma ended", cause=_cause(self._running.returncode), last_lines=list(self._last_lines))
-            while not await self._stopped_or(asyncio.sleep(pause)):
-                pause = min(pause * 2, LONGEST_PAUSE_S)
-                try:
-                    await self._launch()
-                    break
-                except Exception as error:  # whatever it is (a full disk, say), the next try may succeed
-                    log.error("Chroma does not come back yet", why=str(error), next_try_s=pause)
+            async with self._turn:
+                if self._answering and self._process is not process:  # it was ended on purpose, and another runs
+                    continue
+                if time.monotonic() - began > LONGEST_PAUSE_S:
+                    pause = FIRST_PAUSE_S
+                self._answering = False
+                await self._down(f"Chroma ended with {_cause(process.returncode)}")
+                log.error("Chroma ended", cause=_cause(process.returncode), last_lines=list(self._last_lines))
+                while not await self._stopped_or(asyncio.sleep(pause)):
+                    pause = min(pause * 2, LONGEST_PAUSE_S)
+                    try:
+                        await self._launch()
+                        break
+                    except Exception as error:  # whatever it is (a full disk, say), the next try may succeed
+                        log.error("Chroma does not come back yet", why=str(error), next_try_s=pause)
 
     async def _launch(self) -> None:
         await self._end()
         port = _free_port()
-        chroma = Path(sys.executable).with_name("chroma")
-        command = [str(chroma), "run", "--path", str(self._directory), "--host", HOST, "--port", str(port)]
+        command = [
+            sys.executable,
+            "-I",
+            "-c",
+            _CHROMA,
+            "run",
+            "--path",
+            str(self._directory),
+            "--host",
+            HOST,
+            "--port",
+            str(port),
+        ]
         self._last_lines.clear()
         try:
             self._process = await self._spawn(command)
         except OSError as error:
-            message = f"cannot run {chroma} over {self._directory}: {error}"
+            message = f"cannot run Chroma over {self._directory}: {error}"
             raise LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, message) from error
         self._lock.name_holders(self._process.pid)
         assert self._process.stdout is not None
@@ -135,6 +177,7 @@ class LocalChroma:
             return
         log.info("Chroma runs", url=url, pid=self._process.pid, path=str(self._directory))
         await self._up(url)
+        self._answering = True
 
     async def _spawn(self, command: list[str]) -> asyncio.subprocess.Process:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -155,7 +198,7 @@ class LocalChroma:
         ended = asyncio.create_task(self._running.wait())
         began = time.monotonic()
         async with httpx.AsyncClient(trust_env=False, timeout=1.0) as http:
-            while not await _heartbeat(http, url):
+            while not await heartbeat(http, url):
                 await asyncio.wait({ended}, timeout=0.05)
                 if ended.done():
                     why = f"it ended with {_cause(ended.result())}"
@@ -216,76 +259,8 @@ class LocalChroma:
         return self._stopping.is_set()
 
 
-class RemoteChroma:
-    """A server that somebody else runs: found at start, watched from then on."""
-
-    def __init__(self, url: str, headers: dict[str, str], start_s: float, up: Up, down: Down) -> None:
-        """A server that has not been looked for yet.
-
-        Args:
-            url: where it is.
-            headers: sent with every heartbeat, since whatever guards the server may guard that path too.
-            start_s: longest wait for it to answer, in seconds.
-            up: called with the URL whenever Chroma has begun to answer.
-            down: called with the reason whenever it has gone.
-        """
-        self._url = url
-        self._headers = headers
-        self._start_s = start_s
-        self._up = up
-        self._down = down
-        self._stopping = asyncio.Event()
-        self._watch: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Waits until it answers, and watches it from then on."""
-        began = time.monotonic()
-        why = await self._try()
-        while why is not None:
-            if time.monotonic() - began > self._start_s:
-                message = f"no Chroma server at {self._url} in {self._start_s:g} s ({why}); see LIKENESS_CHROMA_URL"
-                raise LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, message)
-            log.info("waiting for Chroma", url=self._url, why=why)
-            if await self._stopped_within(WATCH_S):
-                return
-            why = await self._try()
-        self._watch = asyncio.create_task(self._look(), name="watch over Chroma")
-        self._watch.add_done_callback(_log_failure)
-
-    async def stop(self) -> None:
-        """Stops watching."""
-        self._stopping.set()
-        if self._watch is not None:
-            await asyncio.wait({self._watch})
-
-    async def _look(self) -> None:
-        serving = True
-        async with httpx.AsyncClient(timeout=5.0, headers=self._headers) as http:
-            while not await self._stopped_within(WATCH_S):
-                if serving:
-                    # One late answer is no outage: a second look decides.
-                    serving = await _heartbeat(http, self._url) or await _heartbeat(http, self._url)
-                    if not serving:
-                        await self._down(f"no heartbeat from {self._url}")
-                else:
-                    serving = await self._try() is None
-
-    async def _try(self) -> str | None:
-        try:
-            await self._up(self._url)
-        except LikenessError as error:
-            return error.message
-        return None
-
-    async def _stopped_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                return await self._stopping.wait()
-        except TimeoutError:
-            return False
-
-
-async def _heartbeat(http: httpx.AsyncClient, url: str) -> bool:
+async def heartbeat(http: httpx.AsyncClient, url: str) -> bool:
+    """Whether a server answers at ``url``."""
     try:
         return (await http.get(f"{url}/api/v2/heartbeat")).is_success
     except httpx.TransportError:
@@ -316,6 +291,7 @@ def _cause(code: int | None) -> str:
     return f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
 
 
-def _log_failure(task: asyncio.Task[None]) -> None:
+def log_failure(task: asyncio.Task[None]) -> None:
+    """Of what looks after Chroma: it should not end."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("no longer looking after Chroma", task=task.get_name(), exc_info=error)

@@ -23,6 +23,10 @@ from indexer.filters import AllOf, AnyOf, Comparison, Kind, Node, NoneOf, Op
 
 # Callers' keys begin with a letter.
 KEYS = "_keys"
+STAMP = "_seq"
+DOUBLES = "_doubles"
+
+_EXACT_DIGITS, _EXACT_EXPONENT = 15, 22
 
 Where = dict[str, Any]
 StoredMetadata = dict[str, Any]
@@ -41,17 +45,35 @@ _OPPOSITES = {
 _RANGES = {Op.LT, Op.LE, Op.GT, Op.GE}
 
 
-def to_stored(metadata: Mapping[str, Plain]) -> StoredMetadata:
-    """An item's metadata as it is written: with the list of its keys; nothing of nothing."""
-    stored: StoredMetadata = dict(metadata)
-    if stored:
+def to_stored(metadata: Mapping[str, Plain], stamp: int) -> StoredMetadata:
+    """An item's metadata as it is written: with the stamp and, where there is any, the lists beside it."""
+    stored: StoredMetadata = {**metadata, STAMP: stamp}
+    if metadata:
         stored[KEYS] = [f"#{key}" if _is_number(value) else key for key, value in metadata.items()]
+    doubles = [_double(key, value) for key, value in metadata.items() if _is_altered(value)]
+    if doubles:
+        stored[DOUBLES] = doubles
     return stored
+
+
+def replacing(old: Mapping[str, Plain], new: Mapping[str, Plain], stamp: int) -> StoredMetadata:
+    """What is sent to make new metadata of old: Chroma merges it into what is there, and None deletes a key."""
+    stored = to_stored(new, stamp)
+    return {**dict.fromkeys(to_stored(old, stamp).keys() - stored.keys()), **stored} if old else stored
 
 
 def from_stored(stored: Mapping[str, Any] | None) -> dict[str, Plain]:
     """An item's metadata as its writer gave it."""
-    return {key: value for key, value in (stored or {}).items() if key != KEYS}
+    metadata = {key: value for key, value in (stored or {}).items() if not key.startswith("_")}
+    for entry in (stored or {}).get(DOUBLES, ()):
+        key, _, digits = entry.partition("=")
+        metadata[key] = float.fromhex(digits)
+    return metadata
+
+
+def stamp_of(stored: Mapping[str, Any] | None) -> int:
+    """When an item was written last; 0: by a release that gave no stamps."""
+    return int((stored or {}).get(STAMP, 0))
 
 
 def to_where(node: Node) -> Where:
@@ -86,6 +108,24 @@ def _plain(c: Comparison) -> Where:
 
 
 def _compared(c: Comparison) -> Where:
+    value, comparison = c.values[0], _as_read(c)
+    if not _is_altered(value):
+        return comparison
+    equal, unequal = ({DOUBLES: {operator: _double(c.key, value)}} for operator in ("$contains", "$not_contains"))
+    # A whole double equals a whole number too, which is in no list.
+    match c.op:
+        case Op.EQ:
+            return equal if _has_fraction(value) else _join("$or", [equal, comparison])
+        case Op.NE:
+            return unequal if _has_fraction(value) else _join("$and", [unequal, comparison])
+        case Op.LE | Op.GE:
+            return _join("$or", [equal, comparison])
+        case _:
+            return _join("$and", [unequal, comparison])
+
+
+def _as_read(c: Comparison) -> Where:
+    """A comparison with what Chroma makes of the value."""
     comparison: Where = {c.key: {_OPERATORS[c.op]: c.values[0]}}
     if not _has_fraction(c.values[0]):
         return comparison
@@ -99,21 +139,21 @@ def _compared(c: Comparison) -> Where:
 
 
 def _one_of(c: Comparison) -> list[Where]:
-    plain, fractions = _by_type(c)
+    plain, fractions, altered = _by_type(c)
     alternatives: list[Where] = [{c.key: {"$in": values}} for values in plain]
     if fractions:
         cut = {c.key: {"$nin": [int(f) for f in fractions]}}
         alternatives.append(_join("$and", [{c.key: {"$in": fractions}}, cut]))
-    return alternatives
+    return alternatives + [{DOUBLES: {"$contains": _double(c.key, value)}} for value in altered]
 
 
 def _none_of(c: Comparison) -> list[Where]:
-    plain, fractions = _by_type(c)
+    plain, fractions, altered = _by_type(c)
     conditions: list[Where] = [{c.key: {"$nin": values}} for values in plain]
     if fractions:
         cut = {c.key: {"$in": [int(f) for f in fractions]}}
         conditions.append(_join("$or", [{c.key: {"$nin": fractions}}, cut]))
-    return conditions
+    return conditions + [{DOUBLES: {"$not_contains": _double(c.key, value)}} for value in altered]
 
 
 def _negated(c: Comparison) -> Where:
@@ -128,13 +168,17 @@ def _negated(c: Comparison) -> Where:
     return opposite
 
 
-def _by_type(c: Comparison) -> tuple[list[list[Any]], list[float]]:
-    """The values in lists of one Python type each, as Chroma's client wants them, and those with fractions apart."""
+def _by_type(c: Comparison) -> tuple[list[list[Any]], list[float], list[float]]:
+    """The values in lists of one Python type each, as Chroma's client wants them; apart those with fractions, altered.
+
+    A whole double that is altered is among the first too, since it equals a whole number.
+    """
     if c.kind is not Kind.NUMBER:
-        return [list(c.values)], []
-    fractions = [v for v in c.values if _has_fraction(v)]
+        return [list(c.values)], [], []
+    altered = [v for v in c.values if _is_altered(v)]
+    fractions = [v for v in c.values if _has_fraction(v) and not _is_altered(v)]
     whole = [[v for v in c.values if isinstance(v, t) and not _has_fraction(v)] for t in (int, float)]
-    return [values for values in whole if values], fractions
+    return [values for values in whole if values], fractions, altered
 
 
 def _has_fraction(value: object) -> TypeGuard[float]:
@@ -148,3 +192,15 @@ def _join(operator: str, parts: list[Where]) -> Where:
 
 def _is_number(value: Plain) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _double(key: str, value: float) -> str:
+    return f"{key}={value.hex()}"
+
+
+def _is_altered(value: Plain) -> TypeGuard[float]:
+    """Whether Chroma may store it as a neighbour: more digits than a double holds exactly, or a large power of ten."""
+    if not isinstance(value, float):
+        return False
+    digits, _, exponent = repr(abs(value)).partition("e")
+    return len(digits.replace(".", "").lstrip("0")) > _EXACT_DIGITS or abs(int(exponent or 0)) > _EXACT_EXPONENT

@@ -1,24 +1,29 @@
-"""What a collection is, and the collections there are.
+"""What a collection is.
 
 Everything about a collection is kept in the metadata of the Chroma collection itself, under keys that begin with
 ``likeness.``, so a data directory explains itself. Chroma collections without them are somebody else's and are not
 seen.
+
+A rebuild stores a collection anew beside what there is: another *generation* of it, in a Chroma collection of another
+name and id. What stays is its *uid*, and everything that is remembered of a collection is remembered by that. Of all
+Chroma collections with one uid the collection is the one of the highest generation.
 """
 
-import asyncio
-import weakref
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
 
-SCHEMA_VERSION = 1
+# 1: without stamps on the items. 2: with them, beside items that were written before. 3: the same, in a Chroma
+# collection of another name; written only where that is so, that older releases may read all others.
+SCHEMA_VERSION = 3
+STAMPED_SCHEMA = 2
 PREFIX = "likeness."
 
 
@@ -40,16 +45,37 @@ class Fingerprint:
 
 
 @dataclass(frozen=True)
+class Hnsw:
+    """How an HNSW index is made and searched; 0: the default, which Chroma and the index in memory each have.
+
+    Attributes:
+        max_neighbors: links of an item (M), 4 to 128.
+        ef_construction: how wide the index is searched when an item is added, 16 to 2,000.
+        ef_search: how wide it is searched by a query, 10 to 10,000.
+    """
+
+    max_neighbors: int = 0
+    ef_construction: int = 0
+    ef_search: int = 0
+
+
+@dataclass(frozen=True)
 class Collection:
     """A collection that this release can read and write.
 
     Attributes:
         name: unique.
-        key: Chroma's own id of it: another collection of the same name, made later, has another.
+        key: Chroma's own id of it; of each generation another.
         fingerprint: the model whose vectors it holds.
         metric: how likeness is measured.
         created: when it was made, UTC.
         schema_version: of the layout in which it was stored.
+        uid: what tells it from another of the same name, made later. Without one of its own: its key.
+        store_name: what Chroma calls it. Without one of its own: its name.
+        generation: how often it was rebuilt.
+        hnsw: how its index should be made and is searched.
+        built: how the index of this generation was made.
+        description: what it is for.
     """
 
     name: str
@@ -57,7 +83,16 @@ class Collection:
     fingerprint: Fingerprint
     metric: Metric
     created: datetime
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = STAMPED_SCHEMA
+    uid: str = ""
+    store_name: str = ""
+    generation: int = 0
+    hnsw: Hnsw = Hnsw()
+    built: Hnsw = Hnsw()
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        _identify(self)
 
 
 @dataclass(frozen=True)
@@ -67,121 +102,33 @@ class NewerCollection:
     name: str
     key: str
     schema_version: int
+    uid: str = ""
+    store_name: str = ""
+    generation: int = 0
+
+    def __post_init__(self) -> None:
+        _identify(self)
+
+
+def _identify(collection: Collection | NewerCollection) -> None:
+    """What releases before generations wrote has the uid and the name of its Chroma collection."""
+    object.__setattr__(collection, "uid", collection.uid or collection.key)
+    object.__setattr__(collection, "store_name", collection.store_name or collection.name)
 
 
 @dataclass(frozen=True)
 class StoredCollection:
-    """A collection as the store knows it: foreign ones too."""
+    """A collection as the store knows it: foreign ones too.
+
+    Attributes:
+        name: what the store calls it.
+        key: the store's id of it.
+        metadata: its own.
+    """
 
     name: str
     key: str
     metadata: Mapping[str, Any]
-
-
-class CollectionStore(Protocol):
-    """Where collections are kept."""
-
-    async def find(self, name: str) -> StoredCollection | None:
-        """The collection of that name."""
-
-    async def create(self, name: str, metric: Metric, metadata: Mapping[str, Any]) -> StoredCollection | None:
-        """Makes a collection; None: there is one of that name."""
-
-    async def drop(self, name: str) -> None:
-        """Deletes a collection and everything in it."""
-
-    async def collections(self) -> list[StoredCollection]:
-        """All of them, in no particular order."""
-
-
-class Collections:
-    """The collections of one store, remembered once read. The indexer is the store's only client."""
-
-    def __init__(self, store: CollectionStore) -> None:
-        self._store = store
-        self._known: dict[str, Collection] = {}
-        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
-
-    @asynccontextmanager
-    async def use(self, name: str) -> AsyncIterator[Collection]:
-        """The collection, for as long as something is done with it.
-
-        If the store says meanwhile that there is no such collection (somebody deleted it there), it is forgotten.
-
-        Raises:
-            LikenessError: COLLECTION_NOT_FOUND, SCHEMA_UNSUPPORTED or STORE_UNAVAILABLE.
-        """
-        collection = self._known.get(name)
-        if collection is None:
-            collection = _readable(await self._find(name))
-            self._known[name] = collection
-        try:
-            yield collection
-        except LikenessError as error:
-            if error.reason == error_pb2.REASON_COLLECTION_NOT_FOUND and self._known.get(name) is collection:
-                del self._known[name]
-            raise
-
-    async def create(self, name: str, fingerprint: Fingerprint, metric: Metric) -> Collection:
-        """Makes an empty collection.
-
-        Raises:
-            LikenessError: COLLECTION_EXISTS or STORE_UNAVAILABLE.
-        """
-        created = datetime.now(UTC)
-        async with self._lock(name):
-            stored = await self._store.create(name, metric, _to_metadata(fingerprint, metric, created))
-            if stored is None:
-                existing = await self._store.find(name)
-                whose = "" if existing is None or _is_ours(existing) else ", and it is not one of Likeness's"
-                message = f"a collection named {name!r} exists in the store{whose}; choose another name"
-                raise LikenessError(error_pb2.REASON_COLLECTION_EXISTS, message)
-            self._known[name] = _readable(_read(stored))
-            return self._known[name]
-
-    async def find_to_delete(self, name: str) -> Collection | NewerCollection:
-        """The collection, read anew from the store, also if a newer release wrote it.
-
-        Raises:
-            LikenessError: COLLECTION_NOT_FOUND or STORE_UNAVAILABLE.
-        """
-        return await self._find(name)
-
-    async def delete(self, collection: Collection | NewerCollection) -> None:
-        """Deletes a collection and everything in it.
-
-        Raises:
-            LikenessError: COLLECTION_NOT_FOUND or STORE_UNAVAILABLE.
-        """
-        async with self._lock(collection.name):
-            self._known.pop(collection.name, None)
-            await self._store.drop(collection.name)
-
-    async def list(self, after: str, size: int) -> tuple[list[Collection | NewerCollection], bool]:
-        """A page of the collections, ordered by name.
-
-        Args:
-            after: only names behind this one; empty: from the beginning.
-            size: most collections in the page.
-
-        Returns:
-            The page, and whether there is more behind it.
-
-        Raises:
-            LikenessError: STORE_UNAVAILABLE.
-        """
-        ours = sorted((c for c in await self._store.collections() if _is_ours(c)), key=lambda c: c.name)
-        behind = [c for c in ours if c.name > after]
-        return [_read(c) for c in behind[:size]], len(behind) > size
-
-    async def _find(self, name: str) -> Collection | NewerCollection:
-        stored = await self._store.find(name)
-        if stored is None or not _is_ours(stored):
-            raise not_found(name)
-        return _read(stored)
-
-    def _lock(self, name: str) -> asyncio.Lock:
-        return self._locks.setdefault(name, asyncio.Lock())
 
 
 def check_fingerprint(collection: Collection, expected: Fingerprint | None) -> None:
@@ -196,8 +143,10 @@ def check_fingerprint(collection: Collection, expected: Fingerprint | None) -> N
     raise LikenessError(
         error_pb2.REASON_MODEL_MISMATCH,
         f"collection {collection.name!r} holds vectors of model {holds.model!r} (digest {holds.digest[:12]}…, "
-        f"{holds.dimension} numbers), the call brings vectors of {expected.model!r} (digest {expected.digest[:12]}…, "
-        f"{expected.dimension} numbers); use an embedder with the collection's model, or another collection",
+        f"{holds.dimension} numbers), the call is for model {expected.model!r} (digest {expected.digest[:12]}…, "
+        f"{expected.dimension} numbers); use an embedder with the collection's model, or a collection of the call's: "
+        "vectors of two models cannot be compared, so changing models means filling a new collection and moving an "
+        "alias to it",
     )
 
 
@@ -207,36 +156,59 @@ def not_found(name: str) -> LikenessError:
     return LikenessError(error_pb2.REASON_COLLECTION_NOT_FOUND, message)
 
 
-def _to_metadata(fingerprint: Fingerprint, metric: Metric, created: datetime) -> dict[str, Any]:
-    return {
-        f"{PREFIX}schema": SCHEMA_VERSION,
-        f"{PREFIX}model": fingerprint.model,
-        f"{PREFIX}digest": fingerprint.digest,
-        f"{PREFIX}dimension": fingerprint.dimension,
-        f"{PREFIX}metric": metric.value,
-        f"{PREFIX}created": created.isoformat(),
+def to_metadata(collection: Collection) -> dict[str, Any]:
+    """What Chroma keeps of a collection beside its items: all marks of one that can be used."""
+    marks = {
+        "schema": STAMPED_SCHEMA if collection.store_name == collection.name else SCHEMA_VERSION,
+        "name": collection.name,
+        "uid": collection.uid,
+        "generation": collection.generation,
+        "model": collection.fingerprint.model,
+        "digest": collection.fingerprint.digest,
+        "dimension": collection.fingerprint.dimension,
+        "metric": collection.metric.value,
+        "created": collection.created.isoformat(),
+        "hnsw": json.dumps(asdict(collection.hnsw)),
+        "built": json.dumps(asdict(collection.built)),
+        "description": collection.description,
     }
+    return {f"{PREFIX}{name}": value for name, value in marks.items()}
 
 
-def _is_ours(stored: StoredCollection) -> bool:
+def is_ours(stored: StoredCollection) -> bool:
+    """Whether it is a collection of Likeness, of any release."""
     return isinstance(stored.metadata.get(f"{PREFIX}schema"), int)
 
 
-def _read(stored: StoredCollection) -> Collection | NewerCollection:
+def from_stored(stored: StoredCollection) -> Collection | NewerCollection:
+    """The collection that ``to_metadata`` described, or an older release."""
     values = {key.removeprefix(PREFIX): value for key, value in stored.metadata.items() if key.startswith(PREFIX)}
+    name, uid = str(values.get("name", stored.name)), str(values.get("uid", ""))
+    generation = int(values.get("generation", 0))
     if values["schema"] > SCHEMA_VERSION:
-        return NewerCollection(stored.name, stored.key, values["schema"])
+        return NewerCollection(name, stored.key, values["schema"], uid, stored.name, generation)
     return Collection(
-        stored.name,
+        name,
         stored.key,
         Fingerprint(values["model"], values["digest"], values["dimension"]),
         Metric(values["metric"]),
         datetime.fromisoformat(values["created"]),
         values["schema"],
+        uid,
+        stored.name,
+        generation,
+        Hnsw(**json.loads(values.get("hnsw", "{}"))),
+        Hnsw(**json.loads(values.get("built", "{}"))),
+        values.get("description", ""),
     )
 
 
-def _readable(collection: Collection | NewerCollection) -> Collection:
+def readable(collection: Collection | NewerCollection) -> Collection:
+    """The collection, if this release can read it.
+
+    Raises:
+        LikenessError: SCHEMA_UNSUPPORTED.
+    """
     if isinstance(collection, NewerCollection):
         raise LikenessError(
             error_pb2.REASON_SCHEMA_UNSUPPORTED,

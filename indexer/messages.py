@@ -1,33 +1,40 @@
-"""Messages of the contract ↔ the values that the indexer works with, checked on the way in."""
+"""What many calls have in common, and messages about collections: contract ↔ the indexer's values."""
 
-import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Literal, Protocol
 
-import numpy as np
-from likeness.common.v1 import error_pb2, types_pb2
+from likeness.common.v1 import error_pb2, metadata_pb2, types_pb2
 from likeness.indexer.v1 import indexer_pb2
 
-from chassis import metadata, names, vectors
-from chassis.errors import LikenessError, Violation, invalid
-from chassis.vectors import Array
+from chassis import names
+from chassis.errors import LikenessError, invalid
+from chassis.metadata import KEY
 from indexer import filters
-from indexer.collections import Collection, Fingerprint, Metric, NewerCollection
-from indexer.query import Example, Query
-from indexer.reads import Fields, Item, Row
+from indexer.collections import Collection, Fingerprint, Hnsw, Metric, NewerCollection
+from indexer.filters import Node
+from indexer.listing import text_bytes
+from indexer.reads import Facet, Fields
+from indexer.scoring import Scoring
+from indexer.status import CollectionStatus, Mode, Role, Status
+from indexer.violations import Violations, check_count
 
-MAX_ITEMS = 1024
-MAX_QUERIES = 128
-MAX_HITS_IN_ALL = 10_000
-MAX_TOP_K = 1000
-DEFAULT_TOP_K = 10
-MAX_EXAMPLES = 64
-MAX_WEIGHT = 100
+MAX_IDS = 1024
 MAX_DIMENSION = 4096
 MAX_MODEL_BYTES = 1024
-# Squares of longer vectors overflow float32, in which Chroma computes; those of shorter ones vanish in it.
-LONGEST, SHORTEST = 1e18, 1e-18
-# gRPC clients refuse trailers beyond 8 KiB, so a bad call's violations must fit in fewer.
-MAX_VIOLATION_BYTES = 2000
+MAX_DESCRIPTION_BYTES = 1024
+# Of HnswParameters; 0 is the default of each.
+HNSW_RANGES = {"max_neighbors": (4, 128), "ef_construction": (16, 2000), "ef_search": (10, 10_000)}
+MAX_PAGE = 1000
+DEFAULT_PAGE = 100
+MAX_FACETS = 32
+MAX_FACET_VALUES = 1000
+DEFAULT_FACET_VALUES = 10
+# Of an answer's ids, metadata, vectors and values: what is around them fits beside that in a message, which takes
+# 64 MiB unless LIKENESS_MAX_MESSAGE_MB says otherwise.
+MAX_ANSWER_BYTES = 48 * 2**20
+# Up to here a float64 tells every whole number from the next.
+EXACT = 2**53
 
 _METRICS = {
     types_pb2.METRIC_COSINE: Metric.COSINE,
@@ -35,6 +42,33 @@ _METRICS = {
     types_pb2.METRIC_INNER_PRODUCT: Metric.INNER_PRODUCT,
 }
 _METRIC_MESSAGES = {metric: number for number, metric in _METRICS.items()}
+SCORINGS: dict[types_pb2.Metric.ValueType, Scoring] = {
+    types_pb2.Metric.Value(f"METRIC_{scoring.value}"): scoring for scoring in Scoring
+}
+ROLES = {role: indexer_pb2.Role.Value(f"ROLE_{role.name}") for role in Role}
+_MODES = {mode: indexer_pb2.ServingMode.Value(f"SERVING_MODE_{mode.value}") for mode in Mode}
+
+
+class NamesModel(Protocol):
+    """A request that may say which model its vectors come from."""
+
+    @property
+    def expected_fingerprint(self) -> types_pb2.ModelFingerprint:
+        """That model."""
+
+    def HasField(self, field_name: Literal["expected_fingerprint"], /) -> bool:  # noqa: N802 (protobuf's name)
+        """Whether it does."""
+
+
+class Filters(Protocol):
+    """A request that may concern some of the items only."""
+
+    @property
+    def filter(self) -> metadata_pb2.Filter:
+        """Which."""
+
+    def HasField(self, field_name: Literal["filter"], /) -> bool:  # noqa: N802 (protobuf's name)
+        """Whether it does."""
 
 
 def fingerprint(message: types_pb2.ModelFingerprint, field: str) -> Fingerprint:
@@ -52,9 +86,7 @@ def fingerprint(message: types_pb2.ModelFingerprint, field: str) -> Fingerprint:
     return Fingerprint(message.model, message.digest, message.dimension)
 
 
-def expected_fingerprint(
-    request: indexer_pb2.UpsertItemsRequest | indexer_pb2.QueryRequest,
-) -> Fingerprint | None:
+def expected_fingerprint(request: NamesModel) -> Fingerprint | None:
     """The fingerprint that the call's vectors come from, if it names one.
 
     Raises:
@@ -76,13 +108,71 @@ def metric(number: int) -> Metric:
     """
     known = _METRICS.get(types_pb2.Metric.ValueType(number or types_pb2.METRIC_COSINE))
     if known is None:
-        raise invalid("metric", f"{number} is no metric; expected METRIC_COSINE, METRIC_L2 or METRIC_INNER_PRODUCT")
+        raise invalid("metric", f"{number} is none here; expected METRIC_COSINE, METRIC_L2 or METRIC_INNER_PRODUCT")
     return known
+
+
+def hnsw(message: indexer_pb2.HnswParameters, field: str = "hnsw") -> Hnsw:
+    """How an index is to be made and searched.
+
+    Raises:
+        LikenessError: FIELD_INVALID, naming every bad parameter.
+    """
+    violations = Violations()
+    for name, (least, most) in HNSW_RANGES.items():
+        with violations:
+            value: int = getattr(message, name)
+            if value and not least <= value <= most:
+                raise invalid(f"{field}.{name}", f"{value:,}; expected {least:,} to {most:,}, or 0 for the default")
+    violations.raise_any()
+    return Hnsw(message.max_neighbors, message.ef_construction, message.ef_search)
+
+
+def description(text: str) -> str:
+    """What a collection is for.
+
+    Raises:
+        LikenessError: FIELD_INVALID.
+    """
+    if (size := len(text.encode())) > MAX_DESCRIPTION_BYTES:
+        raise invalid("description", f"{size:,} bytes; expected at most {MAX_DESCRIPTION_BYTES:,}")
+    return text
 
 
 def fields(message: types_pb2.ItemFields) -> Fields:
     """What comes back of each item."""
     return Fields(metadata=message.metadata, vector=message.vector)
+
+
+def where(request: Filters, field: str = "filter") -> Node | None:
+    """The filter of a request, if it has one.
+
+    Raises:
+        LikenessError: FILTER_INVALID, naming the place in its tree.
+    """
+    return filters.from_proto(request.filter, field) if request.HasField("filter") else None
+
+
+def page_size(number: int) -> int:
+    """Most items, or collections, of a page.
+
+    Raises:
+        LikenessError: FIELD_INVALID.
+    """
+    if number > MAX_PAGE:
+        raise invalid("page_size", f"{number:,}; expected 1 to {MAX_PAGE:,}, or 0 for {DEFAULT_PAGE}")
+    return number or DEFAULT_PAGE
+
+
+def key(text: str, field: str) -> str:
+    """A metadata key.
+
+    Raises:
+        LikenessError: FIELD_INVALID, naming the field.
+    """
+    if not KEY.fullmatch(text):
+        raise invalid(field, f"{text[:200]!r} does not match {KEY.pattern}")
+    return text
 
 
 def ids(values: Sequence[str], field: str = "ids") -> list[str]:
@@ -91,8 +181,8 @@ def ids(values: Sequence[str], field: str = "ids") -> list[str]:
     Raises:
         LikenessError: BATCH_TOO_LARGE or FIELD_INVALID, naming every bad one.
     """
-    _check_count(len(values), MAX_ITEMS, field, "ids")
-    violations = _Violations()
+    check_count(len(values), MAX_IDS, field, "ids")
+    violations = Violations()
     for i, value in enumerate(values):
         with violations:
             names.check_item_id(value, f"{field}[{i}]")
@@ -100,52 +190,42 @@ def ids(values: Sequence[str], field: str = "ids") -> list[str]:
     return list(values)
 
 
-def items(messages: Sequence[indexer_pb2.Item], collection: Collection) -> list[Item]:
-    """Items to write.
+def facets(messages: Sequence[indexer_pb2.FacetRequest]) -> dict[str, int]:
+    """The keys to count the values of, in the order given, and the most values of each.
 
     Raises:
-        LikenessError: BATCH_TOO_LARGE, or the first bad item's reason, naming every bad field.
+        LikenessError: BATCH_TOO_LARGE or FIELD_INVALID, naming every bad one.
     """
-    _check_count(len(messages), MAX_ITEMS, "items", "items")
-    violations = _Violations()
-    read: list[Item] = []
+    check_count(len(messages), MAX_FACETS, "facets", "facets")
+    wanted: dict[str, int] = {}
+    violations = Violations()
     for i, message in enumerate(messages):
-        vector, plain = None, {}
         with violations:
-            names.check_item_id(message.id, f"items[{i}].id")
-        with violations:
-            vector = _vector(message.vector, f"items[{i}].vector", collection)
-        with violations:
-            plain = metadata.from_proto(message.metadata, f"items[{i}].metadata")
-        read.append(Item(message.id, vector, plain))
+            name = key(message.key, f"facets[{i}].key")
+            if name in wanted:
+                raise invalid(f"facets[{i}].key", f"{name!r} again; expected each key once")
+            if message.limit > MAX_FACET_VALUES:
+                description = f"{message.limit:,}; expected 1 to {MAX_FACET_VALUES:,}, or 0 for {DEFAULT_FACET_VALUES}"
+                raise invalid(f"facets[{i}].limit", description)
+            wanted[name] = message.limit or DEFAULT_FACET_VALUES
     violations.raise_any()
-    return read
+    return wanted
 
 
-def queries(messages: Sequence[indexer_pb2.Query], collection: Collection) -> list[Query | LikenessError]:
-    """Queries, or what is wrong with each.
-
-    Raises:
-        LikenessError: BATCH_TOO_LARGE or FIELD_INVALID, for what concerns the whole call.
-    """
-    _check_count(len(messages), MAX_QUERIES, "queries", "queries")
-    read: list[Query | LikenessError] = []
-    for i, message in enumerate(messages):
-        try:
-            read.append(_query(message, f"queries[{i}]", collection))
-        except LikenessError as error:
-            read.append(error)
-    hits = sum(q.top_k for q in read if isinstance(q, Query))
-    if hits > MAX_HITS_IN_ALL:
-        description = f"ask for {hits:,} hits together; at most {MAX_HITS_IN_ALL:,} are given"
-        raise invalid("queries", description, error_pb2.REASON_BATCH_TOO_LARGE)
-    return read
-
-
-def collection_message(collection: Collection | NewerCollection, count: int) -> indexer_pb2.Collection:
-    """A collection; of one that a newer release wrote, only the name, the schema version and the count."""
-    message = indexer_pb2.Collection(name=collection.name, schema_version=collection.schema_version, count=count)
+def collection_message(
+    collection: Collection | NewerCollection, count: int, aliases: Sequence[str] = ()
+) -> indexer_pb2.Collection:
+    """A collection; of one that a newer release wrote, only what it is called, the schema version and the count."""
+    message = indexer_pb2.Collection(
+        name=collection.name,
+        uid=collection.uid,
+        schema_version=collection.schema_version,
+        aliases=aliases,
+        count=count,
+    )
     if isinstance(collection, Collection):
+        message.hnsw.CopyFrom(indexer_pb2.HnswParameters(**asdict(collection.hnsw)))
+        message.description = collection.description
         message.fingerprint.CopyFrom(fingerprint_message(collection.fingerprint))
         message.metric = _METRIC_MESSAGES[collection.metric]
         message.create_time.FromDatetime(collection.created)
@@ -157,107 +237,102 @@ def fingerprint_message(value: Fingerprint) -> types_pb2.ModelFingerprint:
     return types_pb2.ModelFingerprint(model=value.model, digest=value.digest, dimension=value.dimension)
 
 
-def item_message(item: Item, wanted: Fields) -> indexer_pb2.Item:
-    """An item, with what was asked for."""
-    message = indexer_pb2.Item(id=item.id)
-    _fill(message, item, wanted)
+def facets_response(count: int, facets: Sequence[Facet]) -> indexer_pb2.GetFacetsResponse:
+    """The answer to a call for facets.
+
+    Args:
+        count: how many items were counted.
+        facets: the counts of each key.
+
+    Raises:
+        LikenessError: BATCH_TOO_LARGE.
+    """
+    texts = (text_bytes(value) for facet in facets for value, _ in facet.values if isinstance(value, str))
+    check_answer(texts, "facets", "ask for fewer facets, or with lower limits")
+    return indexer_pb2.GetFacetsResponse(count=count, facets=map(facet_message, facets))
+
+
+def facet_message(facet: Facet) -> indexer_pb2.Facet:
+    """The counts of one key's values."""
+    message = indexer_pb2.Facet(key=facet.key, distinct=facet.distinct, missing=facet.missing)
+    for value, count in facet.values:
+        _set(message.values.add(count=count).value, value)
     return message
 
 
-def hit_messages(rows: Iterable[Row], wanted: Fields) -> list[indexer_pb2.Hit]:
-    """Hits, with what was asked for."""
-    hits = []
-    for row in rows:
-        hit = indexer_pb2.Hit(id=row.item.id, score=row.score)
-        _fill(hit, row.item, wanted)
-        hits.append(hit)
-    return hits
+def status_message(status: Status, disk_bytes: Sequence[int | None]) -> indexer_pb2.GetStatusResponse:
+    """What the indexer says of itself, its collections by name.
+
+    Args:
+        status: it.
+        disk_bytes: of each collection, in the order of ``status.collections``; None: unknown.
+    """
+    each = zip(status.collections, disk_bytes, strict=True)
+    return indexer_pb2.GetStatusResponse(
+        store_available=status.store_available,
+        memory_bytes=status.memory_bytes,
+        memory_budget_bytes=status.memory_budget_bytes,
+        collections=[collection_status(c, size) for c, size in sorted(each, key=lambda pair: pair[0].name)],
+    )
 
 
-def _fill(message: indexer_pb2.Item | indexer_pb2.Hit, item: Item, wanted: Fields) -> None:
-    if wanted.metadata:
-        message.metadata.CopyFrom(metadata.to_proto(item.metadata))
-    if item.vector is not None:
-        message.vector.CopyFrom(vectors.to_proto(item.vector))
+def collection_status(status: CollectionStatus, disk_bytes: int | None) -> indexer_pb2.CollectionStatus:
+    """Where a collection is served from, and what it takes; ``disk_bytes`` None: unknown."""
+    message = indexer_pb2.CollectionStatus(
+        name=status.name,
+        mode=_MODES[status.mode],
+        reason=status.reason,
+        loaded=status.loaded,
+        total=status.total,
+        rows=status.rows,
+        dead_rows=status.dead_rows,
+        unindexed_rows=status.unindexed_rows,
+        memory_bytes=status.memory_bytes,
+        recall=status.recall,
+        dead_share=status.dead_rows / status.rows if status.rows else 0.0,
+        disk_bytes=disk_bytes,
+    )
+    if status.last_write:
+        message.last_write_time.FromMicroseconds(status.last_write)
+    return message
 
 
-def _query(message: indexer_pb2.Query, field: str, collection: Collection) -> Query:
-    if message.top_k > MAX_TOP_K:
-        raise invalid(f"{field}.top_k", f"{message.top_k:,}; expected 1 to {MAX_TOP_K:,}, or 0 for {DEFAULT_TOP_K}")
-    least = message.min_score if message.HasField("min_score") else None
-    if least is not None and math.isnan(least):
-        raise invalid(f"{field}.min_score", "NaN; expected a number")
-    if not 1 <= len(message.examples) <= MAX_EXAMPLES:
-        raise invalid(f"{field}.examples", f"{len(message.examples)} of them; expected 1 to {MAX_EXAMPLES}")
-    examples = [_example(e, f"{field}.examples[{i}]", collection) for i, e in enumerate(message.examples)]
-    where = filters.from_proto(message.filter, f"{field}.filter") if message.HasField("filter") else None
-    return Query(field, tuple(examples), where, least, message.top_k or DEFAULT_TOP_K)
+def _set(message: metadata_pb2.Value, value: str | int | float | bool) -> None:
+    match value:
+        case bool():
+            message.bool_value = value
+        case str():
+            message.string_value = value
+        case _ if abs(value) < EXACT and value == int(value):
+            message.int_value = int(value)
+        case _:
+            message.double_value = value
 
 
-def _example(message: indexer_pb2.Example, field: str, collection: Collection) -> Example:
-    weight = message.weight if message.HasField("weight") else 1.0
-    if not 0 < abs(weight) <= MAX_WEIGHT:
-        raise invalid(f"{field}.weight", f"{weight:g}; expected −{MAX_WEIGHT} to {MAX_WEIGHT} and not 0")
-    match message.WhichOneof("example"):
-        case "vector":
-            return Example(weight, _vector(message.vector, f"{field}.vector", collection))
-        case "id":
-            return Example(weight, id=names.check_item_id(message.id, f"{field}.id"))
-        case None:
-            raise invalid(field, "nothing is set; expected a vector or an id")
+def refused_page_token(token: str, rpc: str) -> LikenessError:
+    """FIELD_INVALID for a page token."""
+    return invalid("page_token", f"{token[:100]!r} is none that {rpc} gave for this request; begin without one")
 
 
-def _vector(message: types_pb2.Vector, field: str, collection: Collection) -> Array:
-    vector = vectors.from_proto(message, field, collection.fingerprint.dimension)
-    length = float(np.linalg.norm(vector.astype(np.float64)))
-    if collection.metric is Metric.COSINE and length < SHORTEST:
-        raise _bad_length(field, f"of length {length:g}, which has no direction; expected one longer than {SHORTEST:g}")
-    if length > LONGEST:
-        raise _bad_length(field, f"of length {length:g}; expected one of at most {LONGEST:g}")
-    return vector
+def check_answer(sizes: Iterable[int], field: str, remedy: str) -> None:
+    """Refuses an answer that would not fit a message, before any of it is built.
+
+    Args:
+        sizes: bytes of its parts.
+        field: of the request, what asks for so much.
+        remedy: how to ask for less.
+
+    Raises:
+        LikenessError: BATCH_TOO_LARGE, naming the field.
+    """
+    total = 0
+    for size in sizes:
+        total += size
+        if total > MAX_ANSWER_BYTES:
+            most = f"{MAX_ANSWER_BYTES >> 20} MiB, the most that one takes"
+            raise too_large(field, f"the answer would be larger than {most}; {remedy}")
 
 
-def _bad_length(field: str, description: str) -> LikenessError:
-    return invalid(field, f"a vector {description}", error_pb2.REASON_VECTOR_INVALID)
-
-
-def _check_count(count: int, most: int, field: str, what: str) -> None:
-    if count == 0:
-        raise invalid(field, f"empty; expected 1 to {most:,} {what}")
-    if count > most:
-        raise invalid(field, f"{count:,} {what}; expected 1 to {most:,}", error_pb2.REASON_BATCH_TOO_LARGE)
-
-
-class _Violations:
-    """Collects what is wrong with a call, field by field: ``with violations: check(…)``."""
-
-    def __init__(self) -> None:
-        self._found: list[LikenessError] = []
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
-        if isinstance(error, LikenessError):
-            self._found.append(error)
-            return True
-        return False
-
-    def raise_any(self) -> None:
-        """Raises one error for all, under the first one's reason and message."""
-        if not self._found:
-            return
-        named: list[Violation] = []
-        room = MAX_VIOLATION_BYTES
-        for error in self._found:
-            room -= sum(len(v.field.encode()) + len(v.description.encode()) for v in error.violations)
-            if room < 0 and named:
-                break
-            named.extend(error.violations)
-        unnamed = len(self._found) - len(named)
-        message = self._found[0].message
-        if len(self._found) > 1:
-            message += f" (and {len(self._found) - 1} more bad fields)"
-        if unnamed:
-            root = named[0].field.split("[")[0]
-            named.append(Violation(root, f"{unnamed} more bad fields, not named here"))
-        raise LikenessError(self._found[0].reason, message, named)
+def too_large(field: str, description: str) -> LikenessError:
+    """BATCH_TOO_LARGE."""
+    return invalid(field, description, error_pb2.REASON_BATCH_TOO_LARGE)

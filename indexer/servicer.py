@@ -1,98 +1,98 @@
 # ruff: noqa: N802, ARG002 (names and signatures are the contract's)
 """Transport: each rpc reads its request, calls what does the work, and writes its response. Errors map themselves."""
 
-import asyncio
-import base64
-import binascii
-from typing import Any, Protocol
+from collections.abc import AsyncIterator
+from dataclasses import replace
 
-import grpc
-from likeness.common.v1 import error_pb2
 from likeness.indexer.v1 import indexer_pb2, indexer_pb2_grpc
 
 from chassis import names
-from chassis.errors import LikenessError, invalid, to_item_error
-from indexer import messages, query
-from indexer.collections import Collection, Collections, NewerCollection, check_fingerprint
-from indexer.reads import Fields, Reader, Row
-from indexer.writer import Writers
-
-Context = grpc.aio.ServicerContext[Any, Any]
-
-MAX_PAGE = 1000
-DEFAULT_PAGE = 100
-_COUNTS_AT_ONCE = 4
-
-
-class ItemReader(Reader, Protocol):
-    """Searches, reads and counts."""
-
-    async def count(self, collection: Collection | str) -> int:
-        """Items in a collection, given by itself or by name."""
+from chassis.errors import invalid
+from indexer import item_messages, limits, messages, query, query_messages, tokens
+from indexer.archive.archive import Archive
+from indexer.archive_servicer import ArchiveRpcs
+from indexer.bulk import BulkUpsert
+from indexer.catalog import Collections
+from indexer.collection_servicer import CollectionRpcs
+from indexer.collections import check_fingerprint
+from indexer.disk_usage import DiskUsage
+from indexer.reads import Listing
+from indexer.servicing import NOT_MEASURED, Context, Lease, Readers, Writes
+from indexer.upkeep import Upkeep
+from indexer.upkeep_servicer import UpkeepRpcs
 
 
-class IndexerServicer(indexer_pb2_grpc.IndexerServiceServicer):
-    """``likeness.indexer.v1.IndexerService``."""
+class IndexerServicer(  # type: ignore[misc]  # streams are coroutines that write: see the interceptor
+    CollectionRpcs, UpkeepRpcs, ArchiveRpcs, indexer_pb2_grpc.IndexerServiceServicer
+):
+    """``likeness.indexer.v1.IndexerService``: here items, queries and the status; the rest in its other parts."""
 
-    def __init__(self, collections: Collections, writers: Writers, reader: ItemReader) -> None:
-        self._collections = collections
-        self._writers = writers
-        self._reader = reader
+    def __init__(
+        self,
+        collections: Collections,
+        writers: Writes,
+        readers: Readers,
+        lease: Lease,
+        *,
+        archive: Archive,
+        upkeep: Upkeep,
+        disk: DiskUsage = NOT_MEASURED,
+        message_bytes: int = limits.MESSAGE_BYTES,
+    ) -> None:
+        """The parts of the indexer, as in ``servicing``.
 
-    async def CreateCollection(
-        self, request: indexer_pb2.CreateCollectionRequest, context: Context
-    ) -> indexer_pb2.CreateCollectionResponse:
-        """Makes an empty collection."""
-        created = await self._collections.create(
-            names.check_collection(request.name, "name"),
-            messages.fingerprint(request.fingerprint, "fingerprint"),
-            messages.metric(request.metric),
-        )
-        return indexer_pb2.CreateCollectionResponse(collection=messages.collection_message(created, 0))
+        Args:
+            collections: by name.
+            writers: what takes writes.
+            readers: what answers reads.
+            lease: whether anything may be changed.
+            archive: the backups.
+            upkeep: stores collections anew.
+            disk: measures files.
+            message_bytes: of the largest message, for whoever asks.
+        """
+        super().__init__(collections, writers, readers, lease, disk=disk)
+        self._message_bytes = message_bytes
+        self._bulk = BulkUpsert(collections, writers)
+        self._archive = archive
+        self._upkeep = upkeep
 
-    async def GetCollection(
-        self, request: indexer_pb2.GetCollectionRequest, context: Context
-    ) -> indexer_pb2.GetCollectionResponse:
-        """Describes one collection."""
-        names.check_collection(request.name, "name")
-        async with self._collections.use(request.name) as collection:
-            count = await self._reader.count(collection)
-        return indexer_pb2.GetCollectionResponse(collection=messages.collection_message(collection, count))
-
-    async def ListCollections(
-        self, request: indexer_pb2.ListCollectionsRequest, context: Context
-    ) -> indexer_pb2.ListCollectionsResponse:
-        """Describes every collection, ordered by name."""
-        if request.page_size > MAX_PAGE:
-            raise invalid("page_size", f"{request.page_size:,}; expected 1 to {MAX_PAGE:,}, or 0 for {DEFAULT_PAGE}")
-        after = _name_behind(request.page_token)
-        page, more = await self._collections.list(after, request.page_size or DEFAULT_PAGE)
-        response = indexer_pb2.ListCollectionsResponse(next_page_token=_token(page[-1].name) if more else "")
-        turns = asyncio.Semaphore(_COUNTS_AT_ONCE)
-        for collection, count in zip(page, await asyncio.gather(*(self._count(c, turns) for c in page)), strict=True):
-            if count is not None:
-                response.collections.append(messages.collection_message(collection, count))
-        return response
-
-    async def DeleteCollection(
-        self, request: indexer_pb2.DeleteCollectionRequest, context: Context
-    ) -> indexer_pb2.DeleteCollectionResponse:
-        """Deletes a collection and everything in it."""
-        collection = await self._collections.find_to_delete(names.check_collection(request.name, "name"))
-        await self._writers.abandon(collection.key)
-        await self._collections.delete(collection)
-        return indexer_pb2.DeleteCollectionResponse()
+    def end_streams(self) -> None:
+        """Ends every stream, now and in future: the indexer stops."""
+        self._bulk.stop()
+        self.end_exports()
 
     async def UpsertItems(
         self, request: indexer_pb2.UpsertItemsRequest, context: Context
     ) -> indexer_pb2.UpsertItemsResponse:
         """Writes items."""
+        self._lease.require()
         names.check_collection(request.collection, "collection")
         expected = messages.expected_fingerprint(request)
         async with self._collections.use(request.collection) as collection:
             check_fingerprint(collection, expected)
-            items = messages.items(request.items, collection)
+            items = await item_messages.items(request.items, collection)
             return indexer_pb2.UpsertItemsResponse(stored=await self._writers.upsert(collection, items))
+
+    async def UpsertItemsStream(
+        self, requests: AsyncIterator[indexer_pb2.UpsertItemsStreamRequest], context: Context
+    ) -> indexer_pb2.UpsertItemsStreamResponse:
+        """Writes a stream of items."""
+        self._lease.require()
+        return await self._bulk(requests)
+
+    async def UpdateMetadata(
+        self, request: indexer_pb2.UpdateMetadataRequest, context: Context
+    ) -> indexer_pb2.UpdateMetadataResponse:
+        """Changes metadata and leaves vectors alone."""
+        self._lease.require()
+        names.check_collection(request.collection, "collection")
+        expected = messages.expected_fingerprint(request)
+        updates = item_messages.updates(request.updates)
+        async with self._collections.use(request.collection) as collection:
+            check_fingerprint(collection, expected)
+            updated, missing = await self._writers.update_metadata(collection, updates)
+        return indexer_pb2.UpdateMetadataResponse(updated=updated, missing_ids=missing)
 
     async def GetItems(self, request: indexer_pb2.GetItemsRequest, context: Context) -> indexer_pb2.GetItemsResponse:
         """Reads items by id."""
@@ -100,28 +100,64 @@ class IndexerServicer(indexer_pb2_grpc.IndexerServiceServicer):
         ids = messages.ids(request.ids)
         wanted = messages.fields(request.fields)
         async with self._collections.use(request.collection) as collection:
-            found = await self._reader.fetch(collection, list(dict.fromkeys(ids)), wanted)
-        return indexer_pb2.GetItemsResponse(
-            items=[messages.item_message(found[i], wanted) for i in ids if i in found],
-            missing_ids=[i for i in ids if i not in found],
-        )
+            found = await self._readers.reader(collection).fetch(collection, list(dict.fromkeys(ids)), wanted)
+        return item_messages.found_response(ids, found)
 
     async def DeleteItems(
         self, request: indexer_pb2.DeleteItemsRequest, context: Context
     ) -> indexer_pb2.DeleteItemsResponse:
-        """Deletes items by id."""
+        """Deletes items by id or by filter."""
+        self._lease.require()
         names.check_collection(request.collection, "collection")
-        ids = messages.ids(request.ids)
+        expected = messages.expected_fingerprint(request)
+        where = messages.where(request)
+        if where is not None and request.ids:
+            raise invalid("filter", "set beside ids; expected one of them")
+        ids = messages.ids(request.ids) if where is None else []
         async with self._collections.use(request.collection) as collection:
-            return indexer_pb2.DeleteItemsResponse(deleted=await self._writers.delete(collection, ids))
+            check_fingerprint(collection, expected)
+            if where is None:
+                deleted = await self._writers.delete(collection, ids)
+            else:
+                deleted = await self._writers.delete_matching(collection, where)
+        return indexer_pb2.DeleteItemsResponse(deleted=deleted)
+
+    async def ListItems(self, request: indexer_pb2.ListItemsRequest, context: Context) -> indexer_pb2.ListItemsResponse:
+        """Reads items page by page, in an order."""
+        names.check_collection(request.collection, "collection")
+        listing = Listing(
+            where=messages.where(request),
+            order_by=messages.key(request.order_by, "order_by") if request.order_by else "",
+            descending=request.descending,
+            size=messages.page_size(request.page_size),
+            after=None,
+        )
+        wanted = messages.fields(request.fields)
+        async with self._collections.use(request.collection) as collection:
+            listing = replace(listing, after=tokens.items_behind(request, collection.uid))
+            page = await self._readers.reader(collection).page(collection, listing, wanted)
+        return indexer_pb2.ListItemsResponse(
+            items=map(item_messages.item_message, page.items),
+            next_page_token="" if page.next is None else tokens.of_items(request, collection.uid, page.next),
+        )
 
     async def CountItems(
         self, request: indexer_pb2.CountItemsRequest, context: Context
     ) -> indexer_pb2.CountItemsResponse:
-        """Counts the items of a collection."""
+        """Counts the items of a collection, or those that a filter leaves."""
         names.check_collection(request.collection, "collection")
+        where = messages.where(request)
         async with self._collections.use(request.collection) as collection:
-            return indexer_pb2.CountItemsResponse(count=await self._reader.count(collection))
+            count = await self._readers.reader(collection).count(collection, where)
+        return indexer_pb2.CountItemsResponse(count=count)
+
+    async def GetFacets(self, request: indexer_pb2.GetFacetsRequest, context: Context) -> indexer_pb2.GetFacetsResponse:
+        """Counts items by the values of their metadata."""
+        names.check_collection(request.collection, "collection")
+        where, wanted = messages.where(request), messages.facets(request.facets)
+        async with self._collections.use(request.collection) as collection:
+            count, facets = await self._readers.reader(collection).facets(collection, where, wanted)
+        return messages.facets_response(count, facets)
 
     async def Query(self, request: indexer_pb2.QueryRequest, context: Context) -> indexer_pb2.QueryResponse:
         """Nearest neighbours."""
@@ -130,37 +166,17 @@ class IndexerServicer(indexer_pb2_grpc.IndexerServiceServicer):
         wanted = messages.fields(request.fields)
         async with self._collections.use(request.collection) as collection:
             check_fingerprint(collection, expected)
-            queries = messages.queries(request.queries, collection)
-            outcomes = await query.answer(self._reader, collection, queries, wanted)
-        return indexer_pb2.QueryResponse(
-            fingerprint=messages.fingerprint_message(collection.fingerprint),
-            results=[_result(outcome, wanted) for outcome in outcomes],
-        )
+            queries = query_messages.queries(request.queries, collection)
+            outcomes = await query.answer(self._readers.reader(collection), collection, queries, wanted)
+        return query_messages.response(collection, outcomes)
 
-    async def _count(self, collection: Collection | NewerCollection, turns: asyncio.Semaphore) -> int | None:
-        """None if the collection has been deleted since it was listed."""
-        async with turns:
-            try:
-                return await self._reader.count(collection if isinstance(collection, Collection) else collection.name)
-            except LikenessError as error:
-                if error.reason == error_pb2.REASON_COLLECTION_NOT_FOUND:
-                    return None
-                raise
-
-
-def _result(outcome: list[Row] | LikenessError, wanted: Fields) -> indexer_pb2.QueryResult:
-    if isinstance(outcome, LikenessError):
-        return indexer_pb2.QueryResult(error=to_item_error(outcome))
-    return indexer_pb2.QueryResult(hits=messages.hit_messages(outcome, wanted))
-
-
-def _token(name: str) -> str:
-    """A page token: the last name of the page, so that it stays good while collections come and go."""
-    return base64.urlsafe_b64encode(name.encode()).decode()
-
-
-def _name_behind(token: str) -> str:
-    try:
-        return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
-    except (binascii.Error, UnicodeError):
-        raise invalid("page_token", f"{token[:100]!r} is none that ListCollections gave") from None
+    async def GetStatus(self, request: indexer_pb2.GetStatusRequest, context: Context) -> indexer_pb2.GetStatusResponse:
+        """What the indexer is doing."""
+        status = self._readers.status()
+        sizes = await self._disk.of([(each.uid, each.key) for each in status.collections])
+        response = messages.status_message(status, sizes)
+        response.limits.CopyFrom(limits.limits(self._message_bytes))
+        response.role, response.lag_seconds = messages.ROLES[self._lease.role], self._lease.lag_s
+        if (store_bytes := await self._disk.store()) is not None:
+            response.store_bytes = store_bytes
+        return response

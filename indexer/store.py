@@ -1,32 +1,36 @@
-"""The only module that speaks to Chroma: over HTTP, whether the server is ours or somebody's cluster."""
+"""Collections and items in Chroma: the only module, with ``chroma``, that speaks to it."""
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, cast
-from urllib.parse import urlsplit
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar, cast
 
-import chromadb
-import httpx
 import numpy as np
 from chromadb import errors as chroma_errors
-from chromadb.api import AsyncClientAPI
 from chromadb.api.models.AsyncCollection import AsyncCollection
-from chromadb.config import Settings
 from likeness.common.v1 import error_pb2
 
-from chassis.errors import LikenessError
+from chassis.errors import invalid
+from chassis.metadata import Plain
 from chassis.vectors import Array
-from indexer.changes import compare
-from indexer.chroma_where import from_stored, to_where
-from indexer.collections import Collection, Metric, StoredCollection, not_found
+from indexer import chroma_rows
+from indexer.changes import NOTHING, Change, Changes, Move
+from indexer.chroma import ChromaConnection
+from indexer.chroma_where import STAMP, from_stored, replacing, stamp_of, to_where
+from indexer.collections import Collection, Hnsw, Metric, StoredCollection
 from indexer.filters import Node
-from indexer.reads import Fields, Item, Row, Turnstile
+from indexer.listed import DROPPED
+from indexer.reads import Fields, Row, StoredItem
+from indexer.scoring import OF_METRIC, distances
+from indexer.writes import StoredRecord
+
+T = TypeVar("T")
 
 # Among 20,000 clustered vectors of 512 numbers: recall 1.00 at 10 and at 100 hits, 0.92 at 1,000. Chroma's own defaults
 # (ef_construction and ef_search 100) gave 0.92 at 100 hits among only 5,000. A graph with 32 neighbours gave 0.97 at
 # 1,000 for three quarters of the write rate. ef_search cannot be changed later without a reload of the collection.
 HNSW = {"ef_construction": 200, "max_neighbors": 16, "ef_search": 256}
+
+DEFAULTS = Hnsw()
 
 # Another vector under a known id makes the index rewire itself around it, under its lock: 2,048 vectors of 512 numbers
 # were added at 296 a second, replaced at 19 a second. (Deleting first would be faster, and lose the item if Chroma died
@@ -34,100 +38,128 @@ HNSW = {"ef_construction": 200, "max_neighbors": 16, "ef_search": 256}
 _MOVED_AT_ONCE = 8
 
 _PAGE, _OVERLAP = 1000, 50
+# SQLite under Chroma takes 32,766 parameters a statement: ids in one request.
+_IDS_AT_ONCE = 10_000
+# Deleted while others write: 60 ms.
+_DROPPED_AT_ONCE = 256
+# Metadata of one request, at most 64 KiB an item.
+_METADATA_AT_ONCE = 1024
 
 
 class ChromaStore:
-    """Collections and items in Chroma."""
+    """Collections and items in Chroma.
 
-    def __init__(self, headers: dict[str, str], timeout_s: float, turnstile: Turnstile) -> None:
-        """A store that is not connected yet.
+    Every method raises STORE_UNAVAILABLE while Chroma is away, and COLLECTION_NOT_FOUND where there is no collection.
+    """
 
-        Args:
-            headers: sent with every request.
-            timeout_s: longest wait for one piece of work, in seconds.
-            turnstile: bounds the searches under way.
-        """
-        self._headers = headers
-        self._timeout_s = timeout_s
-        self._turnstile = turnstile
-        self._client: AsyncClientAPI | None = None
-        self._handles: dict[str, AsyncCollection] = {}
+    def __init__(self, headers: dict[str, str], timeout_s: float, ca_file: str = "") -> None:
+        """A store that is not connected yet; for the arguments see ``ChromaConnection``."""
+        self._chroma = ChromaConnection(headers, timeout_s, ca_file)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a server to speak to."""
+        return self._chroma.connected
 
     async def connect(self, url: str) -> str:
-        """Speaks to the server at ``url`` from now on; returns the version it names.
+        """Speaks to the server at ``url`` from now on; returns the version it names."""
+        return await self._chroma.connect(url)
 
-        Raises:
-            LikenessError: STORE_UNAVAILABLE.
-        """
-        parts = urlsplit(url)
-        async with self._translated("connecting"):
-            client = await chromadb.AsyncHttpClient(
-                host=parts.hostname or "",
-                port=parts.port or (443 if parts.scheme == "https" else 80),
-                ssl=parts.scheme == "https",
-                headers=self._headers,
-                settings=Settings(anonymized_telemetry=False),
-            )
-            version = await client.get_version()
-        self._client, self._handles = client, {}
-        return version
+    def quiet(self) -> AbstractAsyncContextManager[None]:
+        """Holds back what is asked of Chroma while the block restarts it; nothing is under way then."""
+        return self._chroma.quiet()
 
     def disconnect(self) -> None:
         """Fails everything with STORE_UNAVAILABLE until the next ``connect``."""
-        self._client, self._handles = None, {}
+        self._chroma.disconnect()
 
     async def find(self, name: str) -> StoredCollection | None:
-        """The collection of that name, ours or foreign.
-
-        Raises:
-            LikenessError: STORE_UNAVAILABLE.
-        """
-        async with self._translated("reading a collection") as client:
+        """The collection of that name, ours or foreign."""
+        async with self._chroma.client("reading a collection") as client:
             try:
                 return _stored(await client.get_collection(name, embedding_function=None))
             except chroma_errors.NotFoundError:
                 return None
 
-    async def create(self, name: str, metric: Metric, metadata: Mapping[str, Any]) -> StoredCollection | None:
-        """Makes a collection; None: there is one of that name.
-
-        Raises:
-            LikenessError: STORE_UNAVAILABLE.
-        """
-        async with self._translated("creating a collection") as client:
+    async def create(
+        self, name: str, metric: Metric, metadata: Mapping[str, Any], hnsw: Hnsw = DEFAULTS
+    ) -> StoredCollection | None:
+        """Makes a collection; None: there is one of that name."""
+        refused: chroma_errors.ChromaError | None = None
+        async with self._chroma.client("creating a collection") as client:
             try:
                 created = await client.create_collection(
                     name,
-                    configuration=cast(Any, {"hnsw": {"space": metric.value, **HNSW}}),
+                    configuration=cast(Any, {"hnsw": {"space": metric.value, **_configured(hnsw)}}),
                     metadata=dict(metadata),
                     embedding_function=None,
                 )
-            except chroma_errors.ChromaError:
-                # Of a name that exists, Chroma says no more than ChromaError. Whether that was it, the name tells.
-                if await self.find(name) is not None:
-                    return None
-                raise
-        return _stored(created)
+            except chroma_errors.ChromaError as error:
+                refused = error
+        if refused is None:
+            return _stored(created)
+        # Of a name that exists, Chroma says no more than ChromaError. Whether that was it, the name tells.
+        if await self.find(name) is not None:
+            return None
+        async with self._chroma.client("creating a collection"):
+            raise refused
 
-    async def drop(self, name: str) -> None:
-        """Deletes a collection and everything in it.
+    async def describe(self, collection: Collection, metadata: Mapping[str, Any]) -> None:
+        """Replaces the metadata of a collection itself."""
+        async with self._chroma.handle("describing a collection", collection) as handle:
+            await handle.modify(metadata=dict(metadata))
 
-        Raises:
-            LikenessError: COLLECTION_NOT_FOUND or STORE_UNAVAILABLE.
+    def moved(self, collection: Collection) -> None:
+        """The collection is kept under this key from now on: whoever names an earlier generation means this one."""
+        self._chroma.moved(collection)
+
+    async def idle(self, collection: Collection) -> None:
+        """Returns when no request to just this generation of a collection is under way."""
+        await self._chroma.idle(collection)
+
+    async def drop(self, name: str, key: str | None = None) -> None:
+        """Deletes what Chroma has under a name, and everything in it: some 5,000 items a second.
+
+        Args:
+            name: the name it has, or had before an attempt that failed.
+            key: its id; what has the name and another id is left alone. None: whatever has the name.
         """
-        async with self._translated("deleting a collection", name) as client:
+        if key is not None:
+            name = await self._apart(name, key)
+        # Chroma 1.5.9 leaves the lists of a deleted collection's items where they are, under row numbers that it gives
+        # to items written later, which then have those lists. So the items go first.
+        while True:
+            async with self._chroma.client("deleting a collection's items", name) as client:
+                handle = await client.get_collection(name, embedding_function=None)
+                ids = (await handle.get(limit=_DROPPED_AT_ONCE, include=[]))["ids"]
+                if ids:
+                    await handle.delete(ids=ids)
+            if len(ids) < _DROPPED_AT_ONCE:
+                break
+        async with self._chroma.client("deleting a collection", name) as client:
             await client.delete_collection(name)
 
-    async def collections(self) -> list[StoredCollection]:
-        """All of them, foreign ones too, in no particular order.
+    async def _apart(self, name: str, key: str) -> str:
+        """Gives what is to be dropped a name that nothing else ever has; returns it.
 
-        Raises:
-            LikenessError: STORE_UNAVAILABLE.
+        Chroma drops by name, and a request that is repeated, or late, must not hit what was made under it meanwhile.
         """
+        apart = f"Likeness.Dropped.{key}"
+        async with self._chroma.client("deleting a collection", name) as client:
+            try:
+                handle = await client.get_collection(name, embedding_function=None)
+            except chroma_errors.NotFoundError:
+                return apart
+            if str(handle.id) == key and name != apart:
+                await handle.modify(name=apart, metadata={DROPPED: key})
+        return apart
+
+    async def collections(self) -> list[StoredCollection]:
+        """All of them, foreign ones too, in no particular order."""
         # A collection that goes while this reads shifts those behind it, so the pages overlap; a name counts once.
         found: dict[str, StoredCollection] = {}
         offset = 0
-        async with self._translated("listing the collections") as client:
+        async with self._chroma.client("listing the collections") as client:
             while True:
                 page = await client.list_collections(limit=_PAGE, offset=offset)
                 found.update({c.name: _stored(c) for c in page})
@@ -136,170 +168,200 @@ class ChromaStore:
                 offset += _PAGE - _OVERLAP
 
     async def count(self, collection: Collection | str) -> int:
-        """Items in a collection, given by itself or by name.
+        """Items in a collection, given by itself or by the name that Chroma has for it."""
+        if isinstance(collection, Collection):
+            async with self._chroma.handle("counting", collection) as handle:
+                return await handle.count()
+        async with self._chroma.client("counting", collection) as client:
+            return await (await client.get_collection(collection, embedding_function=None)).count()
+
+    async def ids(self, collection: Collection) -> list[str]:
+        """The ids of all items, as they are at one moment, in no particular order (200,000 a second)."""
+        async with self._chroma.handle("listing items", collection) as handle:
+            return (await handle.get(include=[]))["ids"]
+
+    async def matching(self, collection: Collection, where: Node, most: int | None = None) -> list[str]:
+        """The ids of the items for which the filter is true, or ``most`` of them, in no particular order.
 
         Raises:
-            LikenessError: COLLECTION_NOT_FOUND or STORE_UNAVAILABLE.
+            LikenessError: FILTER_INVALID: Chroma cannot answer it.
         """
-        name = collection if isinstance(collection, str) else collection.name
-        async with self._translated("counting", name) as client:
-            if isinstance(collection, Collection):
-                return await (await self._handle(client, collection)).count()
-            return await (await client.get_collection(name, embedding_function=None)).count()
+        async with self._chroma.handle("filtering", collection) as handle:
+            try:
+                return (await handle.get(where=to_where(where), limit=most, include=[]))["ids"]
+            except (chroma_errors.InvalidArgumentError, ValueError) as error:
+                raise _inexpressible(error) from error
 
-    async def fetch(self, collection: Collection, ids: list[str], fields: Fields) -> dict[str, Item]:
-        """The items that exist among ``ids`` (without repetitions), by id. Chroma keeps no order.
+    async def newer(self, collection: Collection, stamp: int) -> list[str]:
+        """The ids of the items that were written later than a stamp, in no particular order."""
+        async with self._chroma.handle("looking for what is newer", collection) as handle:
+            return (await handle.get(where=cast(Any, {STAMP: {"$gt": stamp}}), include=[]))["ids"]
 
-        Raises:
-            LikenessError: COLLECTION_NOT_FOUND or STORE_UNAVAILABLE.
-        """
-        if not ids:
-            return {}
-        async with self._translated("reading items", collection.name) as client:
-            handle = await self._handle(client, collection)
-            got = cast(dict[str, Any], await handle.get(ids=list(ids), include=_include(fields)))
-        items = _items(got["ids"], got["metadatas"], got["embeddings"], fields)
-        return {item.id: item for item in items}
+    async def newest(self, collection: Collection, at_least: int) -> int | None:
+        """The greatest stamp, if it is ``at_least`` that; None if none is."""
+        # Mostly none is. Otherwise the clock was set back, and the greatest lies between ``greatest`` and ``beyond``.
+        async with self._chroma.handle("looking for the newest item", collection) as handle:
+            greatest = await _beyond(handle, at_least - 1)
+            if greatest is None:
+                return None
+            low, step = greatest, 1
+            while (found := await _beyond(handle, low + step)) is not None:
+                low, step = found, step * 2
+            beyond = low + step
+            while low < beyond:
+                middle = (low + beyond) // 2
+                found = await _beyond(handle, middle)
+                low, beyond = (low, middle) if found is None else (found, beyond)
+            return low
+
+    async def read(self, collection: Collection, ids: Sequence[str]) -> list[StoredRecord]:
+        """Everything about the items that exist among ``ids`` (without repetitions), in no particular order."""
+        records: list[StoredRecord] = []
+        for part in _parts(ids, _METADATA_AT_ONCE):
+            async with self._chroma.handle("reading items", collection) as handle:
+                got = cast(dict[str, Any], await handle.get(ids=part, include=["metadatas", "embeddings"]))
+            vectors = np.asarray(got["embeddings"], np.float32)
+            records += [
+                StoredRecord(item_id, vector, from_stored(metadata), stamp_of(metadata))
+                for item_id, vector, metadata in zip(got["ids"], vectors, got["metadatas"], strict=True)
+            ]
+        return records
+
+    async def metadata(self, collection: Collection, ids: Sequence[str]) -> dict[str, dict[str, Plain]]:
+        """The metadata of the items that exist among ``ids`` (without repetitions), by id."""
+        found: dict[str, dict[str, Plain]] = {}
+        for part in _parts(ids, _METADATA_AT_ONCE):
+            async with self._chroma.handle("reading metadata", collection) as handle:
+                got = cast(dict[str, Any], await handle.get(ids=part, include=["metadatas"]))
+            found.update(zip(got["ids"], map(from_stored, got["metadatas"]), strict=True))
+        return found
+
+    async def existing(self, collection: Collection, ids: Sequence[str]) -> set[str]:
+        """Which of ``ids`` (without repetitions) exist."""
+        found: set[str] = set()
+        for part in _parts(ids, _IDS_AT_ONCE):
+            async with self._chroma.handle("looking for items", collection) as handle:
+                found.update((await handle.get(ids=part, include=[]))["ids"])
+        return found
+
+    async def fetch(
+        self, collection: Collection, ids: Sequence[str], fields: Fields, where: Node | None = None
+    ) -> dict[str, StoredItem]:
+        """The items among ``ids`` (without repetitions) that exist and for which a filter is true, by id."""
+        found: dict[str, StoredItem] = {}
+        condition = None if where is None else to_where(where)
+        for part in _parts(ids, _METADATA_AT_ONCE):
+            async with self._chroma.handle("reading items", collection) as handle:
+                answer = await handle.get(ids=part, where=condition, include=chroma_rows.include(fields))
+            got = cast(dict[str, Any], answer)
+            items = chroma_rows.items(got["ids"], got["metadatas"], got["embeddings"], fields)
+            found.update((item.id, item) for item in items)
+        return found
 
     async def search(
         self, collection: Collection, vectors: Array, where: Node | None, k: int, fields: Fields
     ) -> list[list[Row]]:
-        """The nearest neighbours: see ``reads.Reader``.
+        """The nearest neighbours by the collection's metric.
+
+        Args:
+            collection: where to search.
+            vectors: float32 [n, dimension].
+            where: only items for which it is true; None: all.
+            k: most rows a vector, at least 1.
+            fields: what comes back of each item.
+
+        Returns:
+            n lists of at most k rows, in no particular order.
 
         Raises:
-            LikenessError: OVERLOADED, COLLECTION_NOT_FOUND or STORE_UNAVAILABLE.
+            LikenessError: FILTER_INVALID: Chroma cannot answer it.
         """
-        async with self._turnstile, self._translated("searching", collection.name) as client:
-            handle = await self._handle(client, collection)
-            got = cast(
-                dict[str, Any],
-                await handle.query(
+        async with self._chroma.handle("searching", collection) as handle:
+            try:
+                answer = await handle.query(
                     query_embeddings=list(vectors),
                     n_results=k,
                     where=None if where is None else to_where(where),
-                    include=["distances", *_include(fields)],
-                ),
-            )
+                    include=["distances", *chroma_rows.include(fields)],
+                )
+            except (chroma_errors.InvalidArgumentError, ValueError) as error:
+                if where is None:
+                    raise
+                raise _inexpressible(error) from error
+        got = cast(dict[str, Any], answer)
         found: list[list[Row]] = []
         for i, ids in enumerate(got["ids"]):
             metadatas, embeddings = (got[name] and got[name][i] for name in ("metadatas", "embeddings"))
-            items = _items(ids, metadatas, embeddings, fields)
-            scores = _scores(np.asarray(got["distances"][i], np.float32), collection.metric)
-            found.append([Row(item, float(score)) for item, score in zip(items, scores, strict=True)])
+            items = chroma_rows.items(ids, metadatas, embeddings, fields)
+            points = chroma_rows.scores(np.asarray(got["distances"][i], np.float64), collection.metric)
+            away = distances(OF_METRIC[collection.metric], points)
+            found.append([Row(*row) for row in zip(items, points.tolist(), away.tolist(), strict=True)])
         return found
 
-    async def upsert(self, collection: Collection, items: Sequence[Item]) -> None:
-        """Writes items, each id once; what was stored under an id is replaced. What is stored already is not touched.
+    async def write(self, collection: Collection, changes: Changes, stamp: int | Mapping[str, int]) -> None:
+        """Writes what has changed; each id once. The stamp is one for all, or each id has its own.
 
         Raises:
-            LikenessError: COLLECTION_NOT_FOUND or STORE_UNAVAILABLE; in that case some may have been written.
+            LikenessError: STORE_FULL; whatever it raises, some may have been written.
         """
-        async with self._translated("writing items", collection.name) as client:
-            handle = await self._handle(client, collection)
-            ids = [item.id for item in items]
-            got = cast(dict[str, Any], await handle.get(ids=ids, include=["metadatas", "embeddings"]))
-            stored = zip(np.asarray(got["embeddings"], np.float32), got["metadatas"], strict=True)
-            changes = compare(items, dict(zip(got["ids"], stored, strict=True)))
-            moved = changes.moved
-            for part in (changes.added, *(moved[i : i + _MOVED_AT_ONCE] for i in range(0, len(moved), _MOVED_AT_ONCE))):
-                if part:
-                    await handle.upsert(
-                        ids=[change.item.id for change in part],
-                        embeddings=cast(Any, [change.item.vector for change in part]),
-                        metadatas=cast(Any, [change.metadata for change in part]),
-                    )
-            if changes.relabelled:
-                await handle.update(
-                    ids=[change.item.id for change in changes.relabelled],
-                    metadatas=cast(Any, [change.metadata for change in changes.relabelled]),
+        parts = [[Move(item, NOTHING) for item in changes.added]] if changes.added else []
+        async with self._chroma.handle("writing items", collection) as handle:
+            for part in (*parts, *_parts(changes.moved, _MOVED_AT_ONCE)):
+                await handle.upsert(
+                    ids=[move.item.id for move in part],
+                    embeddings=cast(Any, [move.item.vector for move in part]),
+                    metadatas=cast(Any, [_replacing(m.item.id, m.old, m.item.metadata, stamp) for m in part]),
                 )
+        await self.relabel(collection, changes.labels, stamp)
 
-    async def delete(self, collection: Collection, ids: Sequence[str]) -> set[str]:
-        """Deletes items, each id once; returns the ids that existed.
+    async def relabel(self, collection: Collection, labels: Sequence[Change], stamp: int | Mapping[str, int]) -> None:
+        """Replaces the metadata of items that exist; each id once. The stamp as for ``write``.
 
         Raises:
-            LikenessError: COLLECTION_NOT_FOUND or STORE_UNAVAILABLE; in that case some may be gone.
+            LikenessError: STORE_FULL; whatever it raises, some may have been written.
         """
-        async with self._translated("deleting items", collection.name) as client:
-            handle = await self._handle(client, collection)
-            # Chroma's own answer counts the ids asked for.
-            existing = (await handle.get(ids=list(ids), include=[]))["ids"]
-            if existing:
-                await handle.delete(ids=existing)
-            return set(existing)
+        if not labels:
+            return
+        async with self._chroma.handle("writing metadata", collection) as handle:
+            await handle.update(
+                ids=[change.id for change in labels],
+                metadatas=cast(Any, [_replacing(change.id, change.old, change.new, stamp) for change in labels]),
+            )
 
-    async def _handle(self, client: AsyncClientAPI, collection: Collection) -> AsyncCollection:
-        handle = self._handles.get(collection.key)
-        if handle is None:
-            handle = await client.get_collection(collection.name, embedding_function=None)
-            if str(handle.id) != collection.key:  # deleted and made anew by somebody else
-                raise not_found(collection.name)
-            if self._client is client:
-                self._handles[collection.key] = handle
-        return handle
+    async def delete(self, collection: Collection, ids: Sequence[str]) -> None:
+        """Deletes items, each id once; at least one, and what does not exist is no error.
 
-    @asynccontextmanager
-    async def _translated(self, doing: str, collection: str = "") -> AsyncIterator[AsyncClientAPI]:
-        """Gives the client, bounds the time, and turns what Chroma and httpx raise into what the contract names.
-
-        What stays as it is (``InvalidArgumentError``, ``ValueError`` and the like) would be a fault of ours.
+        If it fails, some may be gone.
         """
-        client = self._client
-        if client is None and doing != "connecting":
-            raise _unavailable(f"Chroma is away ({doing})")
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                yield cast(AsyncClientAPI, client)
-        except TimeoutError as error:
-            raise _unavailable(f"Chroma gave no answer in {self._timeout_s:g} s ({doing})") from error
-        except chroma_errors.NotFoundError as error:
-            raise not_found(collection) from error
-        except (chroma_errors.AuthorizationError, chroma_errors.ChromaAuthError) as error:
-            raise _unavailable(f"Chroma refuses the indexer ({doing}); see LIKENESS_CHROMA_TOKEN") from error
-        except (httpx.TransportError, chroma_errors.InternalError, chroma_errors.RateLimitError) as error:
-            raise _unavailable(f"Chroma failed ({doing}): {_brief(error)}") from error
-        except Exception as error:
-            # Chroma's client raises a bare Exception for an answer with an error that it does not know, such as a
-            # proxy's 502, and a ValueError where it cannot connect.
-            if type(error) is Exception or (type(error) is ValueError and doing == "connecting"):
-                raise _unavailable(f"Chroma failed ({doing}): {_brief(error)}") from error
-            raise
+        async with self._chroma.handle("deleting items", collection) as handle:
+            await handle.delete(ids=list(ids))
 
 
-def _include(fields: Fields) -> Any:
-    return [name for name, wanted in (("metadatas", fields.metadata), ("embeddings", fields.vector)) if wanted]
+def _replacing(
+    item_id: str, old: Mapping[str, Plain], new: Mapping[str, Plain], stamp: int | Mapping[str, int]
+) -> dict[str, Any]:
+    return replacing(old, new, stamp if isinstance(stamp, int) else stamp[item_id])
 
 
-def _items(ids: Sequence[str], metadatas: Any, embeddings: Any, fields: Fields) -> list[Item]:
-    vectors = np.asarray(embeddings, np.float32) if fields.vector and len(ids) else None
-    return [
-        Item(
-            item_id,
-            None if vectors is None else vectors[i],
-            from_stored(metadatas[i]) if fields.metadata else {},
-        )
-        for i, item_id in enumerate(ids)
-    ]
+async def _beyond(handle: AsyncCollection, stamp: int) -> int | None:
+    """Some stamp that is greater; None if none is."""
+    got = await handle.get(where=cast(Any, {STAMP: {"$gt": stamp}}), limit=1, include=["metadatas"])
+    return stamp_of(cast(Any, got["metadatas"])[0]) if got["ids"] else None
 
 
-def _scores(distances: Array, metric: Metric) -> Array:
-    """Chroma's distances [k] as scores: it gives 1 − cos, the squared Euclidean distance, and 1 − a·b."""
-    match metric:
-        case Metric.COSINE:
-            return np.clip(1 - distances, -1, 1)
-        case Metric.L2:
-            return -np.sqrt(np.maximum(distances, 0))
-        case Metric.INNER_PRODUCT:
-            return 1 - distances
+def _parts(sequence: Sequence[T], size: int) -> Iterator[list[T]]:
+    for start in range(0, len(sequence), size):
+        yield list(sequence[start : start + size])
+
+
+def _configured(hnsw: Hnsw) -> dict[str, int]:
+    """What is asked for, and the defaults in place of the rest."""
+    return {name: getattr(hnsw, name) or value for name, value in HNSW.items()}
 
 
 def _stored(collection: AsyncCollection) -> StoredCollection:
     return StoredCollection(collection.name, str(collection.id), collection.metadata or {})
 
 
-def _unavailable(what: str) -> LikenessError:
-    return LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, f"{what}; try again", retry_after_s=1.0)
-
-
-def _brief(error: Exception) -> str:
-    return (str(error) or type(error).__name__)[:300]
+def _inexpressible(error: Exception) -> Exception:
+    return invalid("filter", f"Chroma cannot answer it: {str(error)[:300]}", error_pb2.REASON_FILTER_INVALID)

@@ -1,62 +1,44 @@
 """Writes to a collection: one writer each, a bounded queue, chunks made of whatever waits.
 
-1. A call puts its upserts or deletions at the end of the collection's queue, or is refused when that is full.
-2. The writer takes up to a chunk of them from the front, from as many calls as it takes, upserts and deletions apart.
-3. When Chroma has answered, the calls whose last item that was are acknowledged.
+1. A call puts what it wants at the end of the collection's queue, or is refused when that is full.
+2. The writer takes up to a chunk of it from the front, from as many calls as it takes.
+3. Chroma has it first, then the serving index; then the calls whose last item that was are acknowledged.
 
 Chroma holds one lock over its index for a whole chunk: the worst wait of a query was 414 ms beside chunks of 64 and
 4,531 ms beside chunks of 2,000.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TypeVar
 
 import structlog
 from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
+from indexer.changes import Change, same
 from indexer.collections import Collection, not_found
+from indexer.commit import Committer, Surroundings, WriteStore
+from indexer.filters import Node
 from indexer.reads import Item
+from indexer.write_queue import Call, FilterCall, ItemsCall, ItemsChunk, UpdatesCall, WriteQueue, fail, merge
+from indexer.writes import Update
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
 
-class WriteStore(Protocol):
-    """Where items are written."""
-
-    async def upsert(self, collection: Collection, items: Sequence[Item]) -> None:
-        """Writes items, each id once."""
-
-    async def delete(self, collection: Collection, ids: Sequence[str]) -> set[str]:
-        """Deletes items, each id once; returns the ids that existed."""
-
-
-@dataclass(eq=False)
-class _Call:
-    """What one call wants written, each id once: upserts, or deletions where the item is None."""
-
-    changes: dict[str, Item | None]
-    done: asyncio.Future[int]
-    untaken: deque[str] = field(init=False)
-    unwritten: int = field(init=False)
-    count: int = 0
-
-    def __post_init__(self) -> None:
-        self.untaken = deque(self.changes)
-        self.unwritten = len(self.changes)
-
-    @property
-    def deletes(self) -> bool:
-        return next(iter(self.changes.values())) is None
+_HEAL_AGAIN_S = 1.0
 
 
 class CollectionWriter:
     """The one writer of one collection."""
 
-    def __init__(self, collection: Collection, store: WriteStore, chunk: int, room: int) -> None:
+    def __init__(
+        self, collection: Collection, store: WriteStore, chunk: int, room: int, surroundings: Surroundings | None = None
+    ) -> None:
         """Starts the writer.
 
         Args:
@@ -64,16 +46,34 @@ class CollectionWriter:
             store: where that is kept.
             chunk: most items written at once.
             room: most items waiting.
+            surroundings: the rest of the indexer; None: there is none.
         """
-        self._collection = collection
-        self._store = store
+        self.collection = collection
         self._chunk = chunk
         self._room = room
-        self._calls: deque[_Call] = deque()
-        self._waiting = 0
+        self._queue = WriteQueue(chunk)
+        self._committer = Committer(collection, store, surroundings or Surroundings())
         self._work = asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()
+        self._refused: frozenset[str] = frozenset()
         self._closed: LikenessError | None = None
+        self._gone: LikenessError | None = None
         self._task = asyncio.create_task(self._run(), name=f"writer of {collection.name}")
+
+    @property
+    def waiting(self) -> int:
+        """Items that wait."""
+        return self._queue.waiting
+
+    @property
+    def oldest_s(self) -> float:
+        """How long the call in front of the queue has waited, in seconds."""
+        return self._queue.age_s
+
+    @property
+    def gone(self) -> bool:
+        """Whether the collection has been deleted, and with it everything that waited."""
+        return self._gone is not None
 
     async def write(self, changes: dict[str, Item | None]) -> int:
         """Writes upserts, or deletions where the item is None; never both in one call.
@@ -82,137 +82,262 @@ class CollectionWriter:
             When Chroma has them: how many items were stored, or how many of the deleted ones existed.
 
         Raises:
-            LikenessError: OVERLOADED: nothing was done; COLLECTION_NOT_FOUND, SHUTTING_DOWN; what the store raises.
+            LikenessError: OVERLOADED, COLLECTION_BUSY: nothing was done; COLLECTION_NOT_FOUND, SHUTTING_DOWN; what the
+                store raises.
         """
-        if self._closed is not None:
-            raise self._closed
-        if self._waiting + len(changes) > self._room:
-            message = (
-                f"{self._waiting} items are waiting to be written to {self._collection.name!r}, {len(changes)} more "
-                f"would exceed {self._room}; try again in a moment, or send smaller calls"
-            )
-            raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=1.0)
-        call = _Call(changes, asyncio.get_running_loop().create_future())
-        self._calls.append(call)
-        self._waiting += len(changes)
-        self._work.set()
-        return await call.done
+        self._check_refused({item_id for item_id, item in changes.items() if item is not None})
+        return await self._submit(lambda done: ItemsCall(changes, done), len(changes)) if changes else 0
+
+    async def update(self, updates: Sequence[Update]) -> tuple[int, list[str]]:
+        """Changes metadata: nothing of it if one change breaks a limit.
+
+        Returns:
+            When Chroma has them: how many of the items exist, and the ids of those that do not.
+
+        Raises:
+            LikenessError: METADATA_INVALID, naming the update; as ``write``.
+        """
+        self._check_refused({update.id for update in updates if update.set or update.remove or update.replace})
+        return await self._submit(lambda done: UpdatesCall(updates, done), len(updates)) if updates else (0, [])
+
+    async def delete_matching(self, where: Node) -> int:
+        """Deletes the items for which a filter is true when its turn has come; returns how many.
+
+        Raises:
+            LikenessError: as ``write``; some may be gone.
+        """
+        return await self._submit(lambda done: FilterCall(where, done), 1)
 
     async def drain(self) -> None:
         """Writes what waits, then ends."""
-        await self._end(LikenessError(error_pb2.REASON_SHUTTING_DOWN, "the indexer is stopping; try again"))
-
-    async def abandon(self) -> None:
-        """Fails what waits with COLLECTION_NOT_FOUND, finishes the chunk under way, then ends."""
-        gone = not_found(self._collection.name)
-        for call in self._calls:
-            _fail(call, gone)
-        await self._end(gone)
-
-    async def _end(self, why: LikenessError) -> None:
-        self._closed = why
+        self._closed = stopping()
         self._work.set()
-        await self._task
+        # Whoever waits for the end may go; the chunk under way is finished all the same.
+        await asyncio.shield(self._task)
+
+    @asynccontextmanager
+    async def deleting(self) -> AsyncIterator[None]:
+        """Finishes the chunk under way, then holds all writes back while the block deletes the collection.
+
+        Once it is gone, they fail with COLLECTION_NOT_FOUND and the writer ends. If the block fails otherwise, the
+        writer goes on.
+
+        Raises:
+            LikenessError: COLLECTION_NOT_FOUND: somebody else has deleted it meanwhile; what the block raises.
+        """
+        async with self._turn():
+            try:
+                yield
+            except LikenessError as error:
+                if error.reason == error_pb2.REASON_COLLECTION_NOT_FOUND:
+                    self._abandon()
+                raise
+            self._abandon()
+
+    @asynccontextmanager
+    async def recording(self) -> AsyncIterator[set[str]]:
+        """The ids of what is written or deleted from the beginning of the block on, or may be.
+
+        Whoever takes some out finds them there again if they are written after that, or were being written just then.
+
+        Raises:
+            LikenessError: COLLECTION_NOT_FOUND.
+        """
+        async with self._turn():
+            recorded = self._committer.record()
+        try:
+            yield recorded
+        finally:
+            self._committer.stop_recording()
+
+    @asynccontextmanager
+    async def holding(self) -> AsyncIterator[None]:
+        """Finishes the chunk under way, settles what is in doubt, and holds all writes back during the block.
+
+        Raises:
+            LikenessError: COLLECTION_NOT_FOUND, STORE_UNAVAILABLE.
+        """
+        async with self._turn():
+            await self._committer.settle()
+            yield
+
+    async def review(self, ids: Sequence[str]) -> None:
+        """Reads items back from Chroma, between two chunks, since somebody else may have written them.
+
+        Raises:
+            LikenessError: COLLECTION_NOT_FOUND, STORE_UNAVAILABLE.
+        """
+        async with self._turn():
+            await self._committer.review(ids)
+
+    @contextmanager
+    def refusing(self, ids: AbstractSet[str]) -> Iterator[None]:
+        """Refuses calls that would write one of the items, with COLLECTION_BUSY, from now on and during the block."""
+        self._refused = frozenset(ids)
+        try:
+            yield
+        finally:
+            self._refused = frozenset()
+
+    def _check_refused(self, ids: AbstractSet[str]) -> None:
+        found = min(self._refused & ids, default=None)
+        if found is not None:
+            message = (
+                f"item {found!r} is being erased from {self.collection.name!r}; to write it again, wait until that has "
+                "ended"
+            )
+            raise LikenessError(error_pb2.REASON_COLLECTION_BUSY, message)
+
+    async def _submit(self, call: Callable[[asyncio.Future[T]], Call], size: int) -> T:
+        if self._closed is not None:
+            raise self._closed
+        if self._queue.waiting + size > self._room:
+            message = (
+                f"{self._queue.waiting} items are waiting to be written to {self.collection.name!r}, {size} more "
+                f"would exceed {self._room}; try again in a moment, or send smaller calls"
+            )
+            raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=1.0)
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._queue.put(call(done))
+        self._work.set()
+        return await done
+
+    def _abandon(self) -> None:
+        self._closed = self._gone = not_found(self.collection.name)
+        self._queue.fail(self._gone)
+        self._work.set()
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Time to do one thing with the collection, unless it is gone."""
+        async with self._one_at_a_time:
+            if self._gone is not None:
+                raise self._gone
+            yield
 
     async def _run(self) -> None:
+        try:
+            await self._work_off()
+        except BaseException:  # the loop ends, most likely
+            self._closed = self._closed or stopping()
+            self._queue.fail(self._closed)
+            raise
+
+    async def _work_off(self) -> None:
+        heal_in_s: float | None = None
         while True:
-            await self._work.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(heal_in_s):
+                    await self._work.wait()
             self._work.clear()
-            while chunk := self._take():
-                await self._write(chunk)
+            while await self._step():
+                # 0: what failed just now is read before anything else is written. Less: it is time to read once more.
+                due = self._committer.heal_in_s
+                if due is not None and due < 0:
+                    await self._heal()
             if self._closed is not None:
                 return
+            heal_in_s = await self._heal()
 
-    def _take(self) -> dict[str, list[_Call]]:
-        """Up to a chunk of ids from the front, each with the calls that it belongs to, the last of which counts."""
-        chunk: dict[str, list[_Call]] = {}
-        first: _Call | None = None
-        while self._calls:
-            call = self._calls[0]
-            if call.done.done():  # its caller went away, or a part of it failed
-                self._waiting -= len(call.untaken)
-                call.untaken.clear()
-            if first is not None and call.untaken and call.deletes != first.deletes:
-                break
-            while call.untaken and (len(chunk) < self._chunk or call.untaken[0] in chunk):
-                chunk.setdefault(call.untaken.popleft(), []).append(call)
-                self._waiting -= 1
-                first = call
-            if call.untaken:
-                break
-            self._calls.popleft()
-        return chunk
+    async def _step(self) -> bool:
+        """Writes what is next; False: there is nothing."""
+        match self._queue.take():
+            case None:
+                return False
+            case ItemsChunk() as chunk:
+                await self._write(chunk)
+            case FilterCall() as call:
+                await self._clear(call)
+            case calls:
+                await self._update(calls)
+        return True
 
-    async def _write(self, chunk: dict[str, list[_Call]]) -> None:
-        calls = {call for owners in chunk.values() for call in owners}
+    async def _heal(self) -> float | None:
+        """Settles what is in doubt, if it is time; returns in how many seconds it is again."""
+        due = self._committer.heal_in_s
+        if due is None or due > 0:
+            return due
         try:
-            if next(iter(calls)).deletes:
-                existed = await self._store.delete(self._collection, list(chunk))
-            else:
-                # Whatever waits for the same id has a newer item: the last one in the queue's order counts.
-                items = [owners[-1].changes[item_id] for item_id, owners in chunk.items()]
-                await self._store.upsert(self._collection, [item for item in items if item is not None])
-                existed = None
-        except Exception as error:
+            async with self._turn():
+                await self._committer.heal()
+        except LikenessError as error:
+            if error.reason == error_pb2.REASON_COLLECTION_NOT_FOUND:  # somebody deleted it in Chroma
+                return None
+        except Exception as error:  # whatever it is, no write succeeds before this does
+            log.error("cannot read back what failed", collection=self.collection.name, exc_info=error)
+        else:
+            return self._committer.heal_in_s
+        return _HEAL_AGAIN_S
+
+    async def _write(self, chunk: ItemsChunk) -> None:
+        try:
+            async with self._turn():
+                if chunk.deletes:
+                    existed = await self._committer.existing(list(chunk.owners))
+                    if existed:
+                        await self._committer.delete([item_id for item_id in chunk.owners if item_id in existed])
+                else:
+                    # Whatever waits for the same id has a newer item: the last one in the queue's order counts.
+                    items = [owners[-1].changes[item_id] for item_id, owners in chunk.owners.items()]
+                    await self._committer.upsert([item for item in items if item is not None])
+                    existed = set(chunk.owners)
+        except BaseException as error:
             # The outcome of each call in the chunk, and of no other; the interceptor logs what nobody expected.
-            for call in calls:
-                _fail(call, error)
+            _fail(chunk.calls, error)
             return
-        for item_id, owners in chunk.items():
+        for item_id, owners in chunk.owners.items():
             for position, call in enumerate(owners):
                 call.unwritten -= 1
                 # An id that two calls delete existed for the first.
-                call.count += existed is None or (position == 0 and item_id in existed)
-        for call in calls:
+                call.count += item_id in existed and (position == 0 or not chunk.deletes)
+        for call in chunk.calls:
             if call.unwritten == 0 and not call.done.done():
                 call.done.set_result(call.count)
 
+    async def _clear(self, call: FilterCall) -> None:
+        try:
+            async with self._turn():
+                ids = await self._committer.matching(call.where)
+            for start in range(0, len(ids), self._chunk):
+                async with self._turn():
+                    if self._closed is not None:
+                        raise self._closed
+                    if call.done.done():  # its caller went away
+                        return
+                    await self._committer.delete(ids[start : start + self._chunk])
+        except BaseException as error:
+            _fail([call], error)
+            return
+        if not call.done.done():
+            call.done.set_result(len(ids))
 
-class Writers:
-    """The writers of all collections."""
-
-    def __init__(self, store: WriteStore, chunk: int, room: int) -> None:
-        self._store = store
-        self._chunk = chunk
-        self._room = room
-        self._writers: dict[str, CollectionWriter] = {}
-        self._stopping = False
-
-    async def upsert(self, collection: Collection, items: Sequence[Item]) -> int:
-        """Writes items, of several with one id the last; returns how many distinct ones, once Chroma has them.
-
-        Raises:
-            LikenessError: as ``CollectionWriter.write``.
-        """
-        return await self._writer(collection).write({item.id: item for item in items})
-
-    async def delete(self, collection: Collection, ids: Sequence[str]) -> int:
-        """Deletes items; returns how many of the ids existed, once Chroma has done it.
-
-        Raises:
-            LikenessError: as ``CollectionWriter.write``.
-        """
-        return await self._writer(collection).write(dict.fromkeys(ids))
-
-    async def abandon(self, key: str) -> None:
-        """Ends the writer of a collection that is about to be deleted; ``key`` is the collection's."""
-        writer = self._writers.pop(key, None)
-        if writer is not None:
-            await writer.abandon()
-
-    async def drain(self) -> None:
-        """Writes everything that waits and ends all writers."""
-        self._stopping = True
-        await asyncio.gather(*(writer.drain() for writer in self._writers.values()))
-
-    def _writer(self, collection: Collection) -> CollectionWriter:
-        if self._stopping:
-            raise LikenessError(error_pb2.REASON_SHUTTING_DOWN, "the indexer is stopping; try again")
-        if collection.key not in self._writers:
-            self._writers[collection.key] = CollectionWriter(collection, self._store, self._chunk, self._room)
-        return self._writers[collection.key]
+    async def _update(self, calls: list[UpdatesCall]) -> None:
+        try:
+            async with self._turn():
+                before = await self._committer.metadata(list({u.id: None for call in calls for u in call.updates}))
+                after = dict(before)
+                calls = [call for call in calls if merge(call, after)]
+                labels = [Change(i, after[i], before[i]) for i in before if not same(before[i], after[i])]
+                for start in range(0, len(labels), self._chunk):
+                    await self._committer.relabel(labels[start : start + self._chunk])
+        except BaseException as error:
+            _fail(calls, error)
+            return
+        for call in calls:
+            if not call.done.done():
+                missing = [update.id for update in call.updates if update.id not in before]
+                call.done.set_result((len(call.updates) - len(missing), missing))
 
 
-def _fail(call: _Call, error: Exception) -> None:
-    if not call.done.done():
-        call.done.set_exception(error)
+def stopping() -> LikenessError:
+    """SHUTTING_DOWN."""
+    return LikenessError(error_pb2.REASON_SHUTTING_DOWN, "the indexer is stopping; try again")
+
+
+def _fail(calls: Iterable[Call], error: BaseException) -> None:
+    """Tells the callers; raises what ends the writer as well, such as its cancellation."""
+    why = error if isinstance(error, Exception) else stopping()
+    for call in calls:
+        fail(call, why)
+    if why is not error:
+        raise error

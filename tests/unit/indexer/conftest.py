@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from indexer.collections import Collection, Fingerprint, Metric
-from indexer.reads import Turnstile
+from indexer.commit import Committer, Surroundings
+from indexer.reads import Item
 from indexer.store import ChromaStore
 from tests.processes import start_chroma
 
@@ -36,10 +37,20 @@ class Connected:
         assert stored is not None
         return Collection(name, stored.key, Fingerprint("m", DIGEST, dimension), metric, datetime.now(UTC))
 
+    def upsert(self, collection: Collection, *items: Item) -> None:
+        """Writes items as a writer without a mirror does."""
+
+        async def write() -> None:
+            committer = Committer(collection, self.store, Surroundings())
+            for start in range(0, len(items), 64):
+                await committer.upsert(items[start : start + 64])
+
+        self.loop.run(write())
+
 
 @pytest.fixture(scope="module")
 def connected(chroma_url: str) -> Iterator[Connected]:
     with asyncio.Runner() as loop:
-        store = ChromaStore({}, 60, Turnstile(4, 128))
+        store = ChromaStore({}, 60)
         loop.run(store.connect(chroma_url))
         yield Connected(store, loop)

@@ -1,5 +1,6 @@
-"""The arithmetic of queries, against numpy and a real Chroma."""
+"""The arithmetic of queries, and what a reader is asked for, over a reader that scans."""
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -9,105 +10,157 @@ from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
 from chassis.vectors import Array
-from indexer import query
+from indexer import query, scoring
 from indexer.collections import Collection, Fingerprint, Metric
 from indexer.filters import Comparison, Kind, Node, Op
-from indexer.query import Example, Query
-from indexer.reads import Fields, Item, Row
-from tests.unit.indexer.conftest import DIGEST, Connected
+from indexer.query import Example, Query, Rescore
+from indexer.reads import Facet, Fields, Listing, Page, Row, Search, StoredItem
+from indexer.scan import Scan
+from indexer.scoring import OF_METRIC, Scoring
 
 DIMENSION = 16
 COUNT = 200
+EVEN = Comparison("even", Op.EQ, Kind.BOOL, (True,))
+
+
+class ScanReader:
+    """Compares with every vector there is; understands one filter, ``EVEN``. Notes what it is asked for."""
+
+    def __init__(self, vectors: Array) -> None:
+        self.vectors = {f"i{n:03}": v for n, v in enumerate(vectors)}
+        self.searches: list[list[Search]] = []
+        self.fetches: list[list[str]] = []
+        self.deleted_by_search: set[str] = set()
+
+    async def search(self, collection: Collection, searches: Sequence[Search], fields: Fields) -> list[list[Row]]:
+        self.searches.append(list(searches))
+        found = [self._scan(collection, search) for search in searches]
+        for item_id in self.deleted_by_search:
+            del self.vectors[item_id]
+        return found
+
+    def _scan(self, collection: Collection, search: Search) -> list[Row]:
+        left = [i for i in self.vectors if i not in search.exclude and (search.where is None or int(i[1:]) % 2 == 0)]
+        nearest = self._ranked(OF_METRIC[collection.metric], search.vector, left)[: search.candidates]
+        rows = self._ranked(search.scoring, search.vector, [row.item.id for row in nearest])
+        rows = [row for row in rows if search.min_score is None or row.score >= search.min_score]
+        return rows[search.offset : search.offset + search.top_k]
+
+    def _ranked(self, by: Scoring, vector: Array, ids: list[str]) -> list[Row]:
+        scores = scoring.scores(by, vector, np.stack([self.vectors[i] for i in ids]))
+        distances = scoring.distances(by, scores)
+        rows = [Row(StoredItem(i), float(s), float(d)) for i, s, d in zip(ids, scores, distances, strict=True)]
+        return sorted(rows, key=lambda row: (-row.score, row.item.id))
+
+    async def fetch(self, collection: Collection, ids: Sequence[str], fields: Fields) -> dict[str, StoredItem]:
+        self.fetches.append(list(ids))
+        return {i: StoredItem(i, self.vectors[i] if fields.vector else None) for i in ids if i in self.vectors}
+
+    async def count(self, collection: Collection, where: Node | None) -> int:
+        raise NotImplementedError
+
+    async def matching(self, collection: Collection, where: Node) -> list[str]:
+        raise NotImplementedError
+
+    async def facets(
+        self, collection: Collection, where: Node | None, wanted: Mapping[str, int]
+    ) -> tuple[int, list[Facet]]:
+        raise NotImplementedError
+
+    async def scan(self, collection: Collection, where: Node | None, after: str, fields: Fields) -> Scan:
+        raise NotImplementedError
+
+    async def page(self, collection: Collection, listing: Listing, fields: Fields) -> Page:
+        raise NotImplementedError
 
 
 def collection_of(metric: Metric) -> Collection:
-    return Collection("c", "k", Fingerprint("m", DIGEST, DIMENSION), metric, datetime.now(UTC))
+    return Collection("c", "k", Fingerprint("m", "a1" * 32, DIMENSION), metric, datetime.now(UTC))
+
+
+@pytest.fixture(scope="module")
+def vectors() -> Array:
+    return np.random.default_rng(3).normal(size=(COUNT, DIMENSION)).astype(np.float32) * 3
+
+
+@pytest.fixture
+def reader(vectors: Array) -> ScanReader:
+    return ScanReader(vectors)
+
+
+@pytest.fixture(params=list(Metric))
+def collection(request: pytest.FixtureRequest) -> Collection:
+    return collection_of(request.param)
+
+
+async def answer(reader: ScanReader, collection: Collection, *queries: Query | LikenessError) -> list[list[Row]]:
+    rows: list[list[Row]] = []
+    for outcome in await query.answer(reader, collection, queries, Fields()):
+        assert isinstance(outcome, list), outcome
+        rows.append(outcome)
+    return rows
 
 
 def ask(*examples: Example, top_k: int = 10, where: Node | None = None, least: float | None = None) -> Query:
     return Query("queries[0]", examples, where, least, top_k)
 
 
-def score(metric: Metric, a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
-    match metric:
-        case Metric.COSINE:
-            return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-        case Metric.L2:
-            return -float(np.linalg.norm(a - b))
-        case Metric.INNER_PRODUCT:
-            return float(a @ b)
-
-
-@pytest.fixture(scope="module")
-def vectors() -> Array:
-    rng = np.random.default_rng(3)
-    return rng.normal(size=(COUNT, DIMENSION)).astype(np.float32) * 3
-
-
-@pytest.fixture(scope="module", params=list(Metric))
-def filled(connected: Connected, vectors: Array, request: pytest.FixtureRequest) -> Collection:
-    metric: Metric = request.param
-    collection = connected.collection(f"query-{metric.value}", metric, DIMENSION)
-    items = [Item(f"i{n:03}", v, {"even": n % 2 == 0}) for n, v in enumerate(vectors)]
-    for start in range(0, COUNT, 64):
-        connected.loop.run(connected.store.upsert(collection, items[start : start + 64]))
-    return collection
-
-
-def answer(connected: Connected, collection: Collection, *queries: Query | LikenessError) -> list[list[Row]]:
-    outcomes = connected.loop.run(query.answer(connected.store, collection, queries, Fields()))
-    rows: list[list[Row]] = []
-    for outcome in outcomes:
-        assert isinstance(outcome, list), outcome
-        rows.append(outcome)
-    return rows
+def ids(rows: list[Row]) -> list[str]:
+    return [row.item.id for row in rows]
 
 
 def expected(metric: Metric, target: npt.NDArray[np.float64], vectors: Array, without: set[int]) -> list[str]:
-    scores = {n: score(metric, target, v.astype(np.float64)) for n, v in enumerate(vectors) if n not in without}
+    def score(v: npt.NDArray[np.float64]) -> float:
+        match metric:
+            case Metric.COSINE:
+                return float(target @ v / np.linalg.norm(target) / np.linalg.norm(v))
+            case Metric.L2:
+                return -float(np.linalg.norm(target - v))
+            case Metric.INNER_PRODUCT:
+                return float(target @ v)
+
+    scores = {n: score(v.astype(np.float64)) for n, v in enumerate(vectors) if n not in without}
     return [f"i{n:03}" for n in sorted(scores, key=lambda n: -scores[n])]
 
 
-def test_hits_and_scores_are_those_of_a_linear_scan(connected: Connected, filled: Collection, vectors: Array) -> None:
-    target = np.random.default_rng(5).normal(size=DIMENSION).astype(np.float32)
-    (rows,) = answer(connected, filled, ask(Example(1, target), top_k=20))
-    assert [r.item.id for r in rows] == expected(filled.metric, target.astype(np.float64), vectors, set())[:20]
-    for row in rows:
-        stored = vectors[int(row.item.id[1:])].astype(np.float64)
-        assert row.score == pytest.approx(score(filled.metric, target.astype(np.float64), stored), abs=2e-5)
-
-
-def test_more_hits_than_items_gives_all_items(connected: Connected, filled: Collection, vectors: Array) -> None:
-    (rows,) = answer(connected, filled, ask(Example(1, vectors[0]), top_k=1000))
-    assert len(rows) == COUNT
-    assert [r.score for r in rows] == sorted((r.score for r in rows), reverse=True)
-
-
-def test_weighted_examples_combine_as_the_contract_says(
-    connected: Connected, filled: Collection, vectors: Array
+async def test_weighted_examples_combine_as_the_contract_says(
+    reader: ScanReader, collection: Collection, vectors: Array
 ) -> None:
     other = np.random.default_rng(6).normal(size=DIMENSION).astype(np.float32)
-    (rows,) = answer(connected, filled, ask(Example(2, other), Example(1, id="i003"), Example(-0.5, id="i007")))
+    (rows,) = await answer(reader, collection, ask(Example(2, other), Example(1, id="i003"), Example(-0.5, id="i007")))
     parts = [other.astype(np.float64), vectors[3].astype(np.float64), vectors[7].astype(np.float64)]
-    if filled.metric is Metric.COSINE:
+    if collection.metric is Metric.COSINE:
         parts = [p / np.linalg.norm(p) for p in parts]
     target = 2 * parts[0] + parts[1] - 0.5 * parts[2]
-    if filled.metric is not Metric.COSINE:
+    if collection.metric is not Metric.COSINE:
         target /= 3.5
-    assert [r.item.id for r in rows] == expected(filled.metric, target, vectors, {3, 7})[:10]
+    assert ids(rows) == expected(collection.metric, target, vectors, {3, 7})[:10]
 
 
-def test_an_item_used_as_example_is_left_out_and_replaced_by_the_next(
-    connected: Connected, filled: Collection, vectors: Array
+@pytest.mark.parametrize("weight", [2.5, -2.5])
+async def test_one_example_is_combined_like_several(collection: Collection, vectors: Array, weight: float) -> None:
+    alone = query.combine(ask(Example(weight, vectors[0])), {}, collection)
+    split = query.combine(ask(Example(weight / 2, vectors[0]), Example(weight / 2, vectors[0])), {}, collection)
+    np.testing.assert_allclose(alone, split, rtol=1e-6)
+    assert alone.dtype == np.float32
+    assert np.array_equal(
+        vectors[0], np.random.default_rng(3).normal(size=(COUNT, DIMENSION)).astype(np.float32)[0] * 3
+    )
+
+
+async def test_an_item_used_as_example_is_left_out_and_replaced_by_the_next(
+    reader: ScanReader, collection: Collection
 ) -> None:
-    (rows,) = answer(connected, filled, ask(Example(1, id="i010"), top_k=COUNT - 1))
+    (rows,) = await answer(reader, collection, ask(Example(1, id="i010"), top_k=COUNT - 1))
     assert len(rows) == COUNT - 1
-    assert "i010" not in {r.item.id for r in rows}
+    assert "i010" not in ids(rows)
 
 
-def test_an_unknown_id_fails_its_own_query_only(connected: Connected, filled: Collection, vectors: Array) -> None:
+async def test_an_unknown_id_fails_its_own_query_only(
+    reader: ScanReader, collection: Collection, vectors: Array
+) -> None:
     good, bad = ask(Example(1, vectors[0])), ask(Example(1, id="nobody"))
-    outcomes = connected.loop.run(query.answer(connected.store, filled, [good, bad, good], Fields()))
+    outcomes = await query.answer(reader, collection, [good, bad, good], Fields())
     assert isinstance(outcomes[0], list)
     assert isinstance(outcomes[1], LikenessError)
     assert outcomes[1].reason == error_pb2.REASON_ITEM_NOT_FOUND
@@ -115,68 +168,99 @@ def test_an_unknown_id_fails_its_own_query_only(connected: Connected, filled: Co
     assert outcomes[2] == outcomes[0]
 
 
-def test_min_score_cuts_the_tail(connected: Connected, filled: Collection, vectors: Array) -> None:
-    (everything,) = answer(connected, filled, ask(Example(1, vectors[0]), top_k=50))
-    (some,) = answer(connected, filled, ask(Example(1, vectors[0]), top_k=50, least=everything[9].score))
+async def test_an_example_deleted_while_the_search_ran_is_reported(
+    reader: ScanReader, collection: Collection, vectors: Array
+) -> None:
+    reader.deleted_by_search = {"i004"}
+    queries = [ask(Example(1, id=i)) for i in ("i003", "i004")] + [ask(Example(1, vectors[0]))]
+    kept, gone, other = await query.answer(reader, collection, queries, Fields())
+    assert isinstance(kept, list)
+    assert isinstance(other, list)
+    assert isinstance(gone, LikenessError)
+    assert gone.reason == error_pb2.REASON_ITEM_NOT_FOUND
+    assert "'i004'" in gone.message
+
+
+async def test_pages_by_offset_are_the_parts_of_one_answer(
+    reader: ScanReader, collection: Collection, vectors: Array
+) -> None:
+    examples = (Example(1, vectors[0]),)
+    (whole,) = await answer(reader, collection, Query("queries[0]", examples, top_k=30))
+    pages = await answer(reader, collection, *(Query("queries[0]", examples, top_k=10, offset=o) for o in (0, 10, 20)))
+    assert [row for page in pages for row in page] == whole
+
+
+async def test_min_score_cuts_the_tail(reader: ScanReader, collection: Collection, vectors: Array) -> None:
+    (everything,) = await answer(reader, collection, ask(Example(1, vectors[0]), top_k=50))
+    (some,) = await answer(reader, collection, ask(Example(1, vectors[0]), top_k=50, least=everything[9].score))
     assert some == everything[:10]
 
 
-def test_queries_of_one_call_are_answered_in_order(connected: Connected, filled: Collection, vectors: Array) -> None:
-    even = Comparison("even", Op.EQ, Kind.BOOL, (True,))
-    queries = [ask(Example(1, vectors[n]), top_k=3, where=even if n % 3 else None) for n in range(30)]
-    together = answer(connected, filled, *queries)
-    assert together == [answer(connected, filled, q)[0] for q in queries]
-    assert all(int(r.item.id[1:]) % 2 == 0 for n, rows in enumerate(together) if n % 3 for r in rows)
+@pytest.mark.parametrize("by", list(Scoring))
+async def test_rescoring_asks_for_its_formula_and_its_candidates(
+    reader: ScanReader, collection: Collection, vectors: Array, by: Scoring
+) -> None:
+    wanted = Query("queries[0]", (Example(1, vectors[0]),), top_k=5, offset=3, rescore=Rescore(by, 40))
+    (rows,) = await answer(reader, collection, wanted)
+    (search,) = reader.searches[0]
+    assert (search.scoring, search.candidates, search.top_k, search.offset) == (by, 40, 5, 3)
+    scores = scoring.scores(by, search.vector, np.stack([vectors[int(row.item.id[1:])] for row in rows]))
+    assert [row.score for row in rows] == scores.tolist()
 
 
-class CountingReader:
-    """Counts the searches it is asked for; finds what it is told to."""
-
-    def __init__(self, rows: list[Row]) -> None:
-        self.rows = rows
-        self.searches: list[tuple[int, Node | None, int]] = []
-        self.fetches: list[list[str]] = []
-
-    async def search(
-        self, collection: Collection, vectors: Array, where: Node | None, k: int, fields: Fields
-    ) -> list[list[Row]]:
-        self.searches.append((len(vectors), where, k))
-        return [self.rows for _ in vectors]
-
-    async def fetch(self, collection: Collection, ids: list[str], fields: Fields) -> dict[str, Item]:
-        self.fetches.append(ids)
-        return {i: Item(i, np.ones(DIMENSION, np.float32)) for i in ids}
+async def test_candidates_are_never_fewer_than_the_hits_wanted(
+    reader: ScanReader, collection: Collection, vectors: Array
+) -> None:
+    few = Query("queries[0]", (Example(1, vectors[0]),), top_k=5, offset=30, rescore=Rescore(Scoring.L1, 1))
+    plain = Query("queries[1]", (Example(1, vectors[0]),), top_k=5, offset=30)
+    await answer(reader, collection, few, plain)
+    assert [(s.candidates, s.scoring) for s in reader.searches[0]] == [
+        (35, Scoring.L1),
+        (35, OF_METRIC[collection.metric]),
+    ]
 
 
-async def test_equal_searches_reach_the_store_as_one_and_ids_as_one_read() -> None:
-    reader = CountingReader([])
-    number, truth = Comparison("a", Op.EQ, Kind.NUMBER, (1,)), Comparison("a", Op.EQ, Kind.BOOL, (True,))
-    queries = [ask(Example(1, id=name), where=where) for name in ("x", "y") for where in (number, truth, None)]
-    await query.answer(reader, collection_of(Metric.COSINE), queries, Fields())
-    assert reader.fetches == [["x", "y"]]
-    assert sorted((n, k) for n, _, k in reader.searches) == [(2, 11)] * 3
-    assert {repr(where) for _, where, _ in reader.searches} == {repr(number), repr(truth), "None"}
+async def test_all_queries_of_a_call_reach_the_reader_as_one_and_stay_in_order(
+    reader: ScanReader, collection: Collection, vectors: Array
+) -> None:
+    queries: list[Query | LikenessError] = [
+        ask(Example(1, vectors[n]), Example(0.1, id="i001"), top_k=3, where=EVEN if n % 3 else None) for n in range(30)
+    ]
+    refused = LikenessError(error_pb2.REASON_FIELD_INVALID, "bad")
+    together = await query.answer(reader, collection, [*queries[:7], refused, *queries[7:]], Fields())
+    assert len(reader.searches) == 1
+    assert reader.fetches == [["i001"], ["i001"]]
+    assert together.pop(7) is refused
+    assert together == [(await answer(reader, collection, q))[0] for q in queries]
+    for n, rows in enumerate(together):
+        assert isinstance(rows, list)
+        assert n % 3 == 0 or all(int(i[1:]) % 2 == 0 for i in ids(rows))
 
 
-async def test_equal_scores_stand_in_the_order_of_their_ids() -> None:
-    rows = [Row(Item(i), s) for i, s in (("c", 0.5), ("a", 0.5), ("d", 0.9), ("b", 0.5))]
-    reader = CountingReader(rows)
-    (hits,) = await query.answer(reader, collection_of(Metric.L2), [ask(Example(1, np.ones(16, np.float32)))], Fields())
-    assert isinstance(hits, list)
-    assert [r.item.id for r in hits] == ["d", "a", "b", "c"]
+async def test_queries_that_all_fail_ask_the_reader_for_nothing(reader: ScanReader, collection: Collection) -> None:
+    refused = LikenessError(error_pb2.REASON_FIELD_INVALID, "bad")
+    assert await query.answer(reader, collection, [refused], Fields()) == [refused]
+    assert reader.searches == []
+    assert reader.fetches == []
 
 
-@pytest.mark.parametrize("metric", list(Metric))
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
-def test_examples_that_cancel_out_are_refused(metric: Metric, scale: float) -> None:
+def test_examples_that_cancel_out_are_refused(collection: Collection, scale: float) -> None:
     vector = (np.random.default_rng(1).normal(size=DIMENSION) * scale).astype(np.float32)
     with pytest.raises(LikenessError) as caught:
-        query.combine(ask(Example(1, vector), Example(-1, vector)), {}, collection_of(metric))
+        query.combine(ask(Example(1, vector), Example(-1, vector)), {}, collection)
     assert caught.value.reason == error_pb2.REASON_QUERY_CANCELS_OUT
     assert caught.value.violations[0].field == "queries[0].examples"
 
 
+def test_one_example_of_length_zero_is_refused(collection: Collection) -> None:
+    with pytest.raises(LikenessError) as caught:
+        query.combine(ask(Example(1, np.zeros(DIMENSION, np.float32))), {}, collection)
+    assert caught.value.reason == error_pb2.REASON_QUERY_CANCELS_OUT
+
+
 def test_a_cosine_query_is_of_length_one_whatever_its_examples() -> None:
     vector = np.full(DIMENSION, 1e15, np.float32)
-    combined = query.combine(ask(Example(100, vector), Example(0.001, vector)), {}, collection_of(Metric.COSINE))
-    assert np.linalg.norm(combined) == pytest.approx(1)
+    for examples in ((Example(100, vector), Example(0.001, vector)), (Example(-3, vector),)):
+        combined = query.combine(ask(*examples), {}, collection_of(Metric.COSINE))
+        assert np.linalg.norm(combined) == pytest.approx(1)

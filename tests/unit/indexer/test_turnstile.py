@@ -4,7 +4,7 @@ import pytest
 from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
-from indexer.reads import Turnstile
+from indexer.chroma_reader import Turnstile
 
 
 async def test_the_turnstile_lets_some_run_some_wait_and_refuses_the_rest() -> None:

@@ -1,0 +1,251 @@
+"""The collections there are, by the names that callers use."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import structlog
+from likeness.common.v1 import error_pb2
+
+from chassis.errors import LikenessError
+from indexer.alias_changes import AliasChanges
+from indexer.collections import (
+    SCHEMA_VERSION,
+    STAMPED_SCHEMA,
+    Collection,
+    Fingerprint,
+    Hnsw,
+    Metric,
+    NewerCollection,
+    not_found,
+    readable,
+    to_metadata,
+)
+from indexer.generations import Generations
+from indexer.listed import DROPPED
+from indexer.namespace import DEFAULTS, copy_name, exists, new
+
+log = structlog.get_logger()
+
+_TRY_AGAIN_S = 1.0
+
+
+class Collections(AliasChanges, Generations):
+    """The collections of one store, remembered once read."""
+
+    @asynccontextmanager
+    async def use(self, name: str) -> AsyncIterator[Collection]:
+        """The collection of that name or alias, for as long as something is done with it.
+
+        It is not deleted meanwhile, unless that takes long. If the store says that there is no such collection
+        (somebody deleted it there), it is forgotten.
+
+        Raises:
+            LikenessError: COLLECTION_NOT_FOUND, SCHEMA_UNSUPPORTED or STORE_UNAVAILABLE.
+        """
+        found = self._lookup(name)
+        if found is None and not self._follows:
+            async with self._fresh():
+                found = self._lookup(name)
+        if found is None or found.uid in self._leaving:
+            raise self._not_found(name)
+        collection = readable(found)
+        self._users[collection.uid] += 1
+        try:
+            yield collection
+        except LikenessError as error:
+            known = self._known.get(collection.name)
+            gone = error.reason == error_pb2.REASON_COLLECTION_NOT_FOUND and not self._follows
+            if gone and known is not None and known.key == collection.key:
+                del self._known[collection.name]
+            raise
+        finally:
+            self._users[collection.uid] -= 1
+            if not self._users[collection.uid]:
+                del self._users[collection.uid]
+                if (waiting := self._unused.get(collection.uid)) is not None:
+                    waiting.set()
+
+    async def create(
+        self, name: str, fingerprint: Fingerprint, metric: Metric, hnsw: Hnsw = DEFAULTS, description: str = ""
+    ) -> Collection:
+        """Makes an empty collection.
+
+        Raises:
+            LikenessError: COLLECTION_EXISTS, also for an alias, or STORE_UNAVAILABLE.
+        """
+        async with self._fresh() as listed:
+            self._check_free(name)
+            wanted = new(name, fingerprint, metric, hnsw, description)
+            if name in {left.name for left in listed.left}:  # of one that was deleted, and is not gone yet
+                wanted = replace(wanted, store_name=copy_name(), schema_version=SCHEMA_VERSION)
+            stored = await self._store.create(wanted.store_name, metric, to_metadata(wanted), hnsw)
+            if stored is None:
+                raise exists(name, "exists in the store, and it is not one of Likeness's")
+            made = self._known[name] = replace(wanted, key=stored.key)
+            return made
+
+    async def update(self, name: str, hnsw: Hnsw | None, description: str | None) -> Collection:
+        """Changes what can be changed; None: that stays. An index is made anew by a rebuild only.
+
+        Returns:
+            The collection as it is stored now.
+
+        Raises:
+            LikenessError: COLLECTION_NOT_FOUND, SCHEMA_UNSUPPORTED or STORE_UNAVAILABLE.
+        """
+        async with self._fresh():
+            found = self._lookup(name)
+            if found is None or found.uid in self._leaving:
+                raise self._not_found(name)
+            collection = readable(found)
+            changed = replace(
+                collection,
+                hnsw=collection.hnsw if hnsw is None else hnsw,
+                description=collection.description if description is None else description,
+            )
+            if changed != collection:
+                changed = await self._describe(changed)
+            return changed
+
+    async def upgrade(self, collection: Collection) -> None:
+        """Marks a collection as of the present layout, before the first write in it; older releases refuse it then.
+
+        Raises:
+            LikenessError: COLLECTION_NOT_FOUND or STORE_UNAVAILABLE.
+        """
+        if collection.schema_version >= STAMPED_SCHEMA:
+            return
+        async with self._settled():
+            known = self._known.get(collection.name, collection)
+            if isinstance(known, NewerCollection) or known.uid != collection.uid:
+                raise not_found(collection.name)
+            if known.schema_version < STAMPED_SCHEMA:
+                await self._describe(known)
+
+    @asynccontextmanager
+    async def leaving(self, name: str) -> AsyncIterator[Collection | NewerCollection]:
+        """A collection that is to be deleted, also one of a newer release: nobody uses it in the block.
+
+        Whoever does must be done within ``leave_s``, else the block begins all the same.
+
+        Raises:
+            LikenessError: COLLECTION_NOT_FOUND, COLLECTION_ALIASED, COLLECTION_BUSY, FIELD_INVALID (an alias) or
+                STORE_UNAVAILABLE; what the block raises.
+        """
+        async with self._fresh():
+            collection = self._own_name(name, "name")
+            if aliases := self._aliases.standing_for(name):
+                shown = ", ".join(map(repr, aliases[:10])) + (" …" if len(aliases) > 10 else "")
+                message = f"collection {name!r} has aliases ({shown}); delete or move them first"
+                raise LikenessError(error_pb2.REASON_COLLECTION_ALIASED, message)
+            if collection.uid in self._leaving:
+                message = f"collection {name!r} is being deleted already; wait for that"
+                raise LikenessError(error_pb2.REASON_COLLECTION_BUSY, message)
+            self._leaving.add(collection.uid)
+        try:
+            await self._wait_for_users(collection)
+            yield collection
+        finally:
+            self._leaving.discard(collection.uid)
+
+    async def delete(self, collection: Collection | NewerCollection) -> None:
+        """Deletes a collection, but not another one that has its name meanwhile.
+
+        It is no collection any more at once, and forever; what was in it goes behind that.
+
+        Raises:
+            LikenessError: COLLECTION_NOT_FOUND or STORE_UNAVAILABLE.
+        """
+        async with self._fresh() as listed:
+            if (there := self._known.get(collection.name)) is None or there.uid != collection.uid:
+                raise not_found(collection.name)
+            # The collection itself comes last: without it, an earlier generation would be the collection again.
+            for left in listed.left_of(collection.uid):
+                await self._drop(left.name, left.key)
+            dropped, doing = {DROPPED: there.uid}, f"deleting {there.name!r}"
+            await self._until_known(doing, lambda: self._store.describe(_addressed(there), dropped))
+            del self._known[collection.name]
+        self._drop_later(there)
+
+    async def list(self, after: str, size: int) -> tuple[list[Collection | NewerCollection], bool]:
+        """A page of the collections, ordered by name.
+
+        Args:
+            after: only names behind this one; empty: from the beginning.
+            size: most collections in the page.
+
+        Returns:
+            The page, and whether there is more behind it.
+
+        Raises:
+            LikenessError: STORE_UNAVAILABLE.
+        """
+        if not self._follows:
+            async with self._fresh():
+                pass
+        behind = [self._known[name] for name in sorted(self._known) if name > after]
+        return behind[:size], len(behind) > size
+
+    async def stop(self) -> None:
+        """Ends what goes on behind the callers; the next start of a writer finishes it (``recover``)."""
+        for task in self._behind:
+            task.cancel()
+        await asyncio.gather(*self._behind, return_exceptions=True)
+
+    def _drop_later(self, collection: Collection | NewerCollection) -> None:
+        """Drops what is no collection any more: of a large one, that takes minutes."""
+        task = asyncio.create_task(self._drop_patiently(collection), name=f"dropping {collection.name}")
+        self._behind.add(task)
+        task.add_done_callback(self._behind.discard)
+
+    async def _drop_patiently(self, collection: Collection | NewerCollection) -> None:
+        try:
+            while True:
+                if await self._dropped(collection):
+                    return
+                await asyncio.sleep(_TRY_AGAIN_S)
+        except Exception as error:  # of which nobody would hear
+            log.error("a deleted collection stays until the next start", collection=collection.name, exc_info=error)
+
+    async def _dropped(self, collection: Collection | NewerCollection) -> bool:
+        try:
+            await self._drop(collection.store_name, collection.key)
+        except LikenessError as error:
+            if error.reason != error_pb2.REASON_STORE_UNAVAILABLE:
+                raise
+            log.warning("a deleted collection is not gone yet", collection=collection.name, why=error.message)
+            return False
+        return True
+
+    async def _wait_for_users(self, collection: Collection | NewerCollection) -> None:
+        if not self._users[collection.uid]:
+            return
+        unused = self._unused[collection.uid] = asyncio.Event()
+        try:
+            async with asyncio.timeout(self._leave_s):
+                await unused.wait()
+        except TimeoutError:
+            users = self._users[collection.uid]
+            log.warning("deleting a collection in use", collection=collection.name, users=users, waited_s=self._leave_s)
+        finally:
+            del self._unused[collection.uid]
+
+
+def _addressed(collection: Collection | NewerCollection) -> Collection:
+    """What the store needs to find a collection."""
+    if isinstance(collection, Collection):
+        return collection
+    nothing, never = Fingerprint("", "", 0), datetime.fromtimestamp(0, UTC)
+    return Collection(
+        collection.name,
+        collection.key,
+        nothing,
+        Metric.COSINE,
+        never,
+        uid=collection.uid,
+        store_name=collection.store_name,
+        generation=collection.generation,
+    )

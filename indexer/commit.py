@@ -1,0 +1,292 @@
+"""One collection's way into storage: Chroma first, then the serving index in memory, its mirror.
+
+A piece of work that failed in Chroma may be there or not, so its ids are in doubt: they are read back, and the mirror
+put right, before anything else is written. A request that got no answer may even be carried out later, so they are read
+once more when that can hardly be.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from chassis.metadata import Plain
+from chassis.vectors import Array
+from indexer.changes import Change, Changes, compare
+from indexer.collections import Collection
+from indexer.filters import Node
+from indexer.reads import Item
+from indexer.stamps import Stamps, now
+from indexer.writes import Mirror, StoredRecord, Written
+
+WriteKind = Literal["upsert", "update", "delete"]
+
+# Ids that are read once more: those of the last failures.
+_MOST_DOUBTS = 1024
+
+
+class WriteStore(Protocol):
+    """Where items are written: see ``store.ChromaStore``."""
+
+    async def newest(self, collection: Collection, at_least: int) -> int | None:
+        """The greatest stamp, if it is ``at_least`` that."""
+
+    async def read(self, collection: Collection, ids: Sequence[str]) -> list[StoredRecord]:
+        """The items that exist."""
+
+    async def metadata(self, collection: Collection, ids: Sequence[str]) -> dict[str, dict[str, Plain]]:
+        """Their metadata, by id."""
+
+    async def existing(self, collection: Collection, ids: Sequence[str]) -> set[str]:
+        """Which of ``ids`` exist."""
+
+    async def matching(self, collection: Collection, where: Node) -> list[str]:
+        """The ids of the items for which the filter is true."""
+
+    async def write(self, collection: Collection, changes: Changes, stamp: int) -> None:
+        """Writes what has changed."""
+
+    async def relabel(self, collection: Collection, labels: Sequence[Change], stamp: int) -> None:
+        """Replaces the metadata of items."""
+
+    async def delete(self, collection: Collection, ids: Sequence[str]) -> None:
+        """Deletes items; what does not exist is no error."""
+
+
+async def _nothing(_: Collection) -> None:
+    return
+
+
+def _anything(_: Collection, _items: int) -> None:
+    return
+
+
+def _no_mirror(_: Collection) -> Mirror | None:
+    return None
+
+
+def _unseen(_: WriteKind, _items: int, _seconds: float) -> None:
+    return
+
+
+def _untold(_: Collection, _stamp: int, _again: Sequence[str]) -> None:
+    return
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What writers need to know of the rest of the indexer.
+
+    Attributes:
+        mirror_of: the collection's serving index; None: it is not served from memory. Asked before each chunk.
+        prepare: called once before the first write to a collection.
+        admit: refuses a chunk of so many items before anything is done with it, by raising; deletions are not asked.
+        wrote: is told of every chunk how many items it had and how long it took, in seconds.
+        done: is told up to which stamp everything is in Chroma, and of what was deleted or read back, whose stamps tell
+            nothing: what other indexers must know that follow this one.
+        settle_s: after how many seconds a request without an answer is no longer carried out.
+    """
+
+    mirror_of: Callable[[Collection], Mirror | None] = _no_mirror
+    prepare: Callable[[Collection], Awaitable[None]] = _nothing
+    admit: Callable[[Collection, int], None] = _anything
+    wrote: Callable[[WriteKind, int, float], None] = _unseen
+    done: Callable[[Collection, int, Sequence[str]], None] = _untold
+    settle_s: float = 60.0
+
+
+class Committer:
+    """Writes to one collection. One call at a time."""
+
+    def __init__(self, collection: Collection, store: WriteStore, surroundings: Surroundings) -> None:
+        self._collection = collection
+        self._store = store
+        self._surroundings = surroundings
+        self._stamps: Stamps | None = None
+        # Id in doubt → when it is read for the last time, in seconds of the monotonic clock.
+        self._doubts: dict[str, float] = {}
+        self._unread = False
+        self._recorded: set[str] | None = None
+
+    def record(self) -> set[str]:
+        """From now on, the ids of everything that is written, deleted or in doubt; not while something is written."""
+        self._recorded = set(self._doubts)
+        return self._recorded
+
+    def stop_recording(self) -> None:
+        """Leaves the ids that were recorded as they are."""
+        self._recorded = None
+
+    @property
+    def heal_in_s(self) -> float | None:
+        """Seconds until ``heal`` has something to do; 0 or less: now; None: nothing is in doubt."""
+        if not self._doubts:
+            return None
+        return 0.0 if self._unread else min(self._doubts.values()) - time.monotonic()
+
+    async def heal(self) -> None:
+        """Reads from Chroma what is in doubt, and puts the mirror right.
+
+        Raises:
+            LikenessError: COLLECTION_NOT_FOUND or STORE_UNAVAILABLE; it is still in doubt.
+        """
+        began = time.monotonic()
+        mirror = self._surroundings.mirror_of(self._collection)
+        if mirror is not None and self._doubts:
+            assert self._stamps is not None, "nothing has been written"
+            ids = list(self._doubts)
+            records = await self._store.read(self._collection, ids)
+            stored = await mirror.stored(ids)
+            items = (Item(record.id, record.vector, record.metadata) for record in records)
+            there = compare(items, stored, self._collection.metric).items
+            gone = sorted(stored.keys() - {record.id for record in records})
+            mirror.apply([_written(item) for item in there], gone, self._stamps.last)
+        if self._stamps is not None and self._doubts:
+            self._surroundings.done(self._collection, self._stamps.last, list(self._doubts))
+        self._doubts = {item_id: last for item_id, last in self._doubts.items() if last > began}
+        self._unread = False
+
+    async def settle(self) -> None:
+        """Reads what failed just now, if anything did: nothing is in doubt then but requests without an answer.
+
+        Raises:
+            LikenessError: as ``heal``.
+        """
+        if self._unread:
+            await self.heal()
+
+    async def review(self, ids: Sequence[str]) -> None:
+        """Reads items back, since somebody else may have written them, and puts the mirror right.
+
+        Raises:
+            LikenessError: as ``heal``.
+        """
+        await self._ready()
+        self._doubts |= dict.fromkeys(ids, time.monotonic())
+        self._unread = True
+        await self.heal()
+
+    async def upsert(self, items: Sequence[Item]) -> None:
+        """Writes items, each id once; what is stored already is left alone.
+
+        Raises:
+            LikenessError: what the store raises, and what refuses the chunk.
+        """
+        mirror, stamps = await self._ready()
+        ids = [item.id for item in items]
+        if mirror is None:
+            records = await self._store.read(self._collection, ids)
+            stored: Mapping[str, tuple[Array, Mapping[str, Plain]]] = {r.id: (r.vector, r.metadata) for r in records}
+        else:
+            stored = await mirror.stored(ids)
+        changes = compare(items, stored, self._collection.metric)
+        written = changes.items
+        if not written:
+            return
+        self._surroundings.admit(self._collection, len(written))
+        stamp = stamps.next()
+        with self._writing("upsert", [item.id for item in written]):
+            await self._store.write(self._collection, changes, stamp)
+            if mirror is not None:
+                mirror.apply([_written(item) for item in written], [], stamp)
+        self._surroundings.done(self._collection, stamp, [])
+
+    async def existing(self, ids: Sequence[str]) -> set[str]:
+        """Which of ``ids``, each of them once, exist.
+
+        Raises:
+            LikenessError: what the store raises.
+        """
+        mirror, _ = await self._ready()
+        if mirror is None:
+            return await self._store.existing(self._collection, ids)
+        return set(mirror.metadata(ids))
+
+    async def delete(self, ids: Sequence[str]) -> None:
+        """Deletes items that exist, each id once; at least one.
+
+        Raises:
+            LikenessError: what the store raises.
+        """
+        mirror, stamps = await self._ready()
+        with self._writing("delete", ids):
+            await self._store.delete(self._collection, ids)
+            if mirror is not None:
+                mirror.apply([], ids, stamps.last)
+        self._surroundings.done(self._collection, stamps.last, ids)
+
+    async def metadata(self, ids: Sequence[str]) -> dict[str, dict[str, Plain]]:
+        """The metadata of the items that exist among ``ids``, each of them once.
+
+        Raises:
+            LikenessError: what the store raises.
+        """
+        mirror, _ = await self._ready()
+        if mirror is None:
+            return await self._store.metadata(self._collection, ids)
+        return {item_id: dict(metadata) for item_id, metadata in mirror.metadata(ids).items()}
+
+    async def relabel(self, labels: Sequence[Change]) -> None:
+        """Replaces the metadata of items that exist, each id once.
+
+        Raises:
+            LikenessError: what the store raises, and what refuses the chunk.
+        """
+        mirror, stamps = await self._ready()
+        self._surroundings.admit(self._collection, len(labels))
+        stamp = stamps.next()
+        with self._writing("update", [change.id for change in labels]):
+            await self._store.relabel(self._collection, labels, stamp)
+            if mirror is not None:
+                stored = await mirror.stored([change.id for change in labels])
+                mirror.apply([Written.of(c.id, stored[c.id][0], c.new) for c in labels], [], stamp)
+        self._surroundings.done(self._collection, stamp, [])
+
+    async def matching(self, where: Node) -> list[str]:
+        """The ids of the items for which a filter is true.
+
+        Raises:
+            LikenessError: what the store raises.
+        """
+        mirror, _ = await self._ready()
+        if mirror is None:
+            return await self._store.matching(self._collection, where)
+        return await mirror.matching(where)
+
+    async def _ready(self) -> tuple[Mirror | None, Stamps]:
+        if self._stamps is None:
+            await self._surroundings.prepare(self._collection)
+            self._stamps = Stamps(await self._store.newest(self._collection, now()))
+        await self.settle()
+        return self._surroundings.mirror_of(self._collection), self._stamps
+
+    def _record(self, ids: Sequence[str]) -> None:
+        if self._recorded is not None:
+            self._recorded.update(ids)
+
+    @contextmanager
+    def _writing(self, kind: WriteKind, ids: Sequence[str]) -> Iterator[None]:
+        """Whatever fails inside leaves the ids in doubt."""
+        self._record(ids)
+        began = time.monotonic()
+        try:
+            yield
+        except BaseException:
+            last = time.monotonic() + self._surroundings.settle_s
+            for item_id in ids:
+                self._doubts.pop(item_id, None)
+                self._doubts[item_id] = last
+            # The oldest have been read at least once.
+            for item_id in list(self._doubts)[:-_MOST_DOUBTS]:
+                del self._doubts[item_id]
+            self._unread = True
+            raise
+        finally:
+            # Once more: whoever took the id from the record meanwhile may have read what was there before.
+            self._record(ids)
+        self._surroundings.wrote(kind, len(ids), time.monotonic() - began)
+
+
+def _written(item: Item) -> Written:
+    return Written.of(item.id, item.vector, item.metadata)

@@ -1,0 +1,117 @@
+"""Generations: how a collection is stored anew, or from a backup, without being seen before it is complete.
+
+1. What is to become a collection is staged: a Chroma collection of another name, without the marks of one.
+2. Once it is complete, it is committed: one change of its metadata gives it all marks, with the next generation.
+   Before, it is dropped if anything fails; after it, there is no way back.
+3. The generation before is dropped, at once or at the next start.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+
+import structlog
+
+from indexer.collections import Collection, Fingerprint, Hnsw, Metric, not_found, readable
+from indexer.listed import COPY_OF, RESTORES
+from indexer.namespace import DEFAULTS, Namespace, copy_name, new
+
+log = structlog.get_logger()
+
+
+class Generations(Namespace):
+    """Storing collections anew, as a part of ``catalog.Collections``."""
+
+    async def stage_copy(self, collection: Collection, hnsw: Hnsw) -> Collection:
+        """Makes an empty next generation of a collection, which nobody sees before ``commit``.
+
+        Raises:
+            LikenessError: COLLECTION_NOT_FOUND or STORE_UNAVAILABLE.
+        """
+        there = self._present(collection)
+        copy = replace(there, generation=there.generation + 1, hnsw=hnsw, built=hnsw)
+        return await self._stage(copy, {COPY_OF: copy.uid})
+
+    async def stage_new(
+        self, name: str, fingerprint: Fingerprint, metric: Metric, hnsw: Hnsw = DEFAULTS, description: str = ""
+    ) -> Collection:
+        """Makes an empty collection that nobody sees before ``commit``; until then nobody else gets its name.
+
+        Raises:
+            LikenessError: COLLECTION_EXISTS, also for an alias, or STORE_UNAVAILABLE.
+        """
+        async with self._fresh():
+            self._check_free(name)
+            staged = await self._stage(new(name, fingerprint, metric, hnsw, description), {RESTORES: name})
+            self._staged[staged.key] = name
+            return staged
+
+    async def commit(self, copy: Collection) -> Collection:
+        """Makes what was staged the collection of its name; there is no way back.
+
+        Nothing may be written to the collection meanwhile. If Chroma's answer is lost, it is asked until it gives one:
+        call it shielded from cancellation.
+
+        Returns:
+            The collection as ``use`` gives it from now on: what was changed of it since it was staged is taken over.
+
+        Raises:
+            LikenessError: COLLECTION_NOT_FOUND: it was deleted meanwhile; STORE_UNAVAILABLE, STORE_FULL: nothing was
+                done, and the copy is still a copy.
+        """
+        async with self._settled():
+            if copy.key not in self._staged:
+                there = self._present(copy)
+                copy = replace(copy, hnsw=there.hnsw, description=there.description)
+            committed = await self._describe(copy)
+            self._staged.pop(copy.key, None)
+            return committed
+
+    async def discard(self, copy: Collection) -> None:
+        """Drops what was staged and not committed. Not fatal if it fails: ``recover`` does it at the next start.
+
+        Raises:
+            LikenessError: STORE_UNAVAILABLE.
+        """
+        self._staged.pop(copy.key, None)
+        await self._drop_unless_used(copy)
+
+    async def drop_generation(self, old: Collection) -> None:
+        """Drops a generation that another has replaced, once no request to it is under way, nor another indexer's.
+
+        Not fatal if it fails: ``recover`` does it at the next start.
+
+        Raises:
+            LikenessError: STORE_UNAVAILABLE.
+        """
+        await asyncio.sleep(self._linger_s)
+        await self._store.idle(old)
+        await self._drop_unless_used(old)
+
+    async def recover(self) -> None:
+        """Drops what an earlier run left: unfinished copies, replaced generations. Before anything is served.
+
+        Raises:
+            LikenessError: STORE_UNAVAILABLE.
+        """
+        async with self._fresh() as listed:
+            for left in listed.left:
+                log.info("dropping what an earlier run left", what=left.name)
+                await self._drop(left.name, left.key)
+
+    async def _stage(self, copy: Collection, marks: Mapping[str, str]) -> Collection:
+        name = copy_name()
+        stored = await self._store.create(name, copy.metric, marks, copy.built)
+        assert stored is not None, "a name that nobody else has"
+        return replace(copy, key=stored.key, store_name=name)
+
+    def _present(self, collection: Collection) -> Collection:
+        there = self._known.get(collection.name)
+        if there is None or there.uid != collection.uid or there.uid in self._leaving:
+            raise not_found(collection.name)
+        return readable(there)
+
+    async def _drop_unless_used(self, copy: Collection) -> None:
+        there = self._known.get(copy.name)
+        assert there is None or there.key != copy.key, "this generation is the collection"
+        await self._drop(copy.store_name, copy.key)

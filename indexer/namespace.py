@@ -1,0 +1,231 @@
+"""The names of collections and of their aliases, and how they are changed.
+
+What Chroma lists is sorted by its metadata (``listed``). It is remembered, so that reads from memory need no Chroma;
+whatever changes a name begins with a fresh list, under one lock. The indexer is the only one that changes anything; one
+that only reads is told of changes (``follows``).
+
+A change whose answer is lost may have been made or not. So it is repeated until Chroma says so; meanwhile others fail
+at once, and the caller may go.
+"""
+
+import asyncio
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, Protocol, TypeVar
+
+import structlog
+from likeness.common.v1 import error_pb2
+
+from chassis.errors import LikenessError, invalid
+from indexer.aliases import Aliases
+from indexer.collections import (
+    PREFIX,
+    Collection,
+    Fingerprint,
+    Hnsw,
+    Metric,
+    NewerCollection,
+    StoredCollection,
+    not_found,
+    to_metadata,
+)
+from indexer.listed import Listed, sort_out
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+LEAVE_S = 30.0
+DEFAULTS = Hnsw()
+_TRY_AGAIN_S = 0.2
+
+
+class CollectionStore(Protocol):
+    """Where collections are kept."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a server to speak to."""
+
+    async def create(
+        self, name: str, metric: Metric, metadata: Mapping[str, Any], hnsw: Hnsw = ..., /
+    ) -> StoredCollection | None:
+        """Makes a collection; None: there is one of that name."""
+
+    async def describe(self, collection: Collection, metadata: Mapping[str, Any], /) -> None:
+        """Replaces the metadata of a collection itself."""
+
+    async def drop(self, name: str, key: str, /) -> None:
+        """Deletes what the store has under a name, and everything in it, if it has this id."""
+
+    async def collections(self) -> list[StoredCollection]:
+        """All of them, in no particular order."""
+
+    def moved(self, collection: Collection, /) -> None:
+        """Whoever names an earlier generation of the collection means this one from now on."""
+
+    async def idle(self, collection: Collection, /) -> None:
+        """Returns when no request to just this generation is under way."""
+
+
+class Namespace:
+    """What every part of ``catalog.Collections`` has.
+
+    Attributes:
+        dropping: surrounds the moment in which a collection is dropped, given the store's id of it.
+    """
+
+    def __init__(
+        self, store: CollectionStore, *, follows: bool = False, leave_s: float = LEAVE_S, linger_s: float = 0
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            store: where they are.
+            follows: whether it is another indexer that changes them. Then only ``refresh`` says what there is.
+            leave_s: longest wait of a deletion for those who use the collection, in seconds.
+            linger_s: how long a generation that was replaced stays for other indexers that read it, in seconds.
+        """
+        self.dropping: Callable[[str], AbstractAsyncContextManager[None]] = lambda _: nullcontext()
+        self._store = store
+        self._follows = follows
+        self._leave_s = leave_s
+        self._linger_s = linger_s
+        self._known: dict[str, Collection | NewerCollection] = {}
+        self._aliases = Aliases()
+        self._lock = asyncio.Lock()
+        self._unsettled = ""  # what is repeated until Chroma answers
+        self._users: Counter[str] = Counter()  # by uid
+        self._unused: dict[str, asyncio.Event] = {}  # who waits until there are none, by uid
+        self._leaving: set[str] = set()  # uids of those being deleted
+        self._staged: dict[str, str] = {}  # names that will be given, by the key of the copy
+        self._behind: set[asyncio.Task[None]] = set()  # what goes on behind the callers
+
+    def refresh(self, stored: Sequence[StoredCollection]) -> list[Collection | NewerCollection]:
+        """Takes over what the store lists.
+
+        Returns:
+            The collections, ordered by name.
+        """
+        return self._take(sort_out(stored))
+
+    def knows(self, name: str) -> bool:
+        """Whether there is a collection of that name, by what is known."""
+        return name in self._known
+
+    def resolve(self, name: str) -> str:
+        """The name of the collection that an alias stands for, by what is known; any other name: itself."""
+        return name if name in self._known else self._aliases.targets.get(name, name)
+
+    def _lookup(self, name: str) -> Collection | NewerCollection | None:
+        return self._known.get(self.resolve(name))
+
+    def _take(self, listed: Listed) -> list[Collection | NewerCollection]:
+        self._known = listed.collections
+        self._aliases = listed.aliases
+        for collection in listed.collections.values():
+            if isinstance(collection, Collection) and collection.generation:
+                self._store.moved(collection)
+        return [self._known[name] for name in sorted(self._known)]
+
+    @asynccontextmanager
+    async def _settled(self) -> AsyncIterator[None]:
+        """Time to change something, with nothing in doubt."""
+        if self._unsettled:
+            message = f"Chroma has not answered yet ({self._unsettled}); try again"
+            raise LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, message, retry_after_s=1.0)
+        async with self._lock:
+            yield
+
+    @asynccontextmanager
+    async def _fresh(self) -> AsyncIterator[Listed]:
+        """As ``_settled``, with what the store lists now."""
+        async with self._settled():
+            listed = sort_out(await self._store.collections())
+            self._take(listed)
+            yield listed
+
+    async def _until_known(self, doing: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Repeats what does no harm when repeated, until it is certain that it was done, or that it was not.
+
+        Raises:
+            LikenessError: STORE_UNAVAILABLE: nothing was sent; another reason: it was not done.
+        """
+        try:
+            while True:
+                if not (self._store.connected or self._unsettled):
+                    return await attempt()
+                try:
+                    return await attempt()
+                except LikenessError as error:
+                    if error.reason != error_pb2.REASON_STORE_UNAVAILABLE:
+                        raise
+                    if not self._unsettled:
+                        log.warning("asking Chroma until it answers", doing=doing, why=error.message)
+                    self._unsettled = doing
+                await asyncio.sleep(_TRY_AGAIN_S)
+        finally:
+            self._unsettled = ""
+
+    async def _describe(self, collection: Collection) -> Collection:
+        """Stores what a collection is, and remembers it."""
+        metadata = to_metadata(collection)
+        doing = f"describing {collection.name!r}"
+        await self._until_known(doing, lambda: self._store.describe(collection, metadata))
+        collection = replace(collection, schema_version=metadata[f"{PREFIX}schema"])
+        self._known[collection.name] = collection
+        self._store.moved(collection)
+        return collection
+
+    def _own_name(self, name: str, field: str) -> Collection | NewerCollection:
+        """The collection of that name, which is no alias."""
+        found = self._known.get(name)
+        if found is None and name in self._aliases.targets:
+            raise invalid(field, f"{name!r} is an alias (of {self._aliases.targets[name]!r}); expected a collection")
+        if found is None:
+            raise not_found(name)
+        return found
+
+    def _not_found(self, name: str) -> LikenessError:
+        target = self._aliases.targets.get(name)
+        if target is None:
+            return not_found(name)
+        message = f"alias {name!r} stands for {target!r}, and there is no such collection; move the alias"
+        return LikenessError(error_pb2.REASON_COLLECTION_NOT_FOUND, message)
+
+    def _check_free(self, name: str) -> None:
+        if name in self._known:
+            raise exists(name, "exists in the store")
+        if name in self._staged.values():
+            raise exists(name, "is being restored")
+        if (target := self._aliases.targets.get(name)) is not None:
+            raise exists(name, f"is an alias of {target!r}")
+
+    async def _drop(self, store_name: str, key: str) -> None:
+        """Drops what may be gone already."""
+        try:
+            async with self.dropping(key):
+                await self._store.drop(store_name, key)
+        except LikenessError as error:
+            if error.reason != error_pb2.REASON_COLLECTION_NOT_FOUND:
+                raise
+
+
+def new(name: str, fingerprint: Fingerprint, metric: Metric, hnsw: Hnsw, description: str) -> Collection:
+    """A collection to make; its key is not known yet."""
+    made, uid = datetime.now(UTC), uuid.uuid4().hex
+    return Collection(name, "", fingerprint, metric, made, uid=uid, hnsw=hnsw, built=hnsw, description=description)
+
+
+def copy_name() -> str:
+    """A name in the store for what cannot have its own."""
+    return f"Likeness.Copy.{uuid.uuid4().hex}"
+
+
+def exists(what: str, why: str) -> LikenessError:
+    """COLLECTION_EXISTS."""
+    return LikenessError(error_pb2.REASON_COLLECTION_EXISTS, f"{what!r} {why}; choose another name")

@@ -1,0 +1,146 @@
+"""Searches of several calls, answered together.
+
+Nobody is waited for: a thread that is free takes what is there, and while it searches the next batch gathers. One call
+of faiss and one reading of vectors then serve all searches of the batch.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar
+
+from likeness.common.v1 import error_pb2
+
+from chassis.errors import LikenessError
+from indexer.reads import Fields, Row, Search
+
+View = TypeVar("View")
+Answered = list[list[Row]]
+
+_RETRY_AFTER_S = 1.0
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """Searches that came together, and who waits for them."""
+
+    searches: Sequence[Search]
+    fields: Fields
+    answer: asyncio.Future[Answered]
+
+
+class Batcher(Generic[View]):
+    """Answers searches on one collection in worker threads. Used on one event loop."""
+
+    def __init__(
+        self,
+        view: Callable[[], View],
+        answer: Callable[[View, Sequence[Search], Fields], Answered],
+        executor: Executor,
+        *,
+        jobs: int,
+        max_batch: int,
+        max_waiting: int,
+    ) -> None:
+        """Idle.
+
+        Args:
+            view: gives what there is to search, on the event loop, when a batch sets off: it holds every write that was
+                acknowledged before any search of the batch came in.
+            answer: answers searches, in a thread.
+            executor: of the threads; may be shared.
+            jobs: most batches under way at once, at least 1.
+            max_batch: most searches in a batch, but a call is never parted.
+            max_waiting: most searches that wait; beyond: OVERLOADED.
+        """
+        self._view = view
+        self._answer = answer
+        self._executor = executor
+        self._jobs = jobs
+        self._max_batch = max_batch
+        self._max_waiting = max_waiting
+        self._waiting: deque[_Call] = deque()
+        self._running = 0
+
+    @property
+    def waiting(self) -> int:
+        """Searches that wait for their turn."""
+        return sum(len(call.searches) for call in self._waiting)
+
+    async def submit(self, searches: Sequence[Search], fields: Fields) -> Answered:
+        """The rows of each search.
+
+        Raises:
+            LikenessError: OVERLOADED.
+        """
+        if not searches:
+            return []
+        waiting = self.waiting
+        # A call is taken whole if nothing else waits, however large it is.
+        if waiting and waiting + len(searches) > self._max_waiting:
+            message = f"{waiting} searches wait already, of {self._max_waiting} (LIKENESS_SEARCH_QUEUE); try again"
+            raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=_RETRY_AFTER_S)
+        call = _Call(searches, fields, asyncio.get_running_loop().create_future())
+        self._waiting.append(call)
+        self._set_off()
+        try:
+            return await call.answer
+        finally:
+            if call.answer.cancelled() and call in self._waiting:
+                self._waiting.remove(call)
+
+    def _set_off(self) -> None:
+        while self._waiting and self._running < self._jobs:
+            batch = self._take()
+            loop = asyncio.get_running_loop()
+            try:
+                job = loop.run_in_executor(self._executor, self._run, self._view(), batch)
+            except Exception as error:
+                _settle(batch, [error] * len(batch))
+                continue
+            self._running += 1
+            job.add_done_callback(partial(self._finish, batch))
+
+    def _take(self) -> list[_Call]:
+        """The oldest call and those behind it that want the same fields, as far as there is room."""
+        batch = [self._waiting.popleft()]
+        room = self._max_batch - len(batch[0].searches)
+        for call in list(self._waiting):
+            if call.fields == batch[0].fields and len(call.searches) <= room:
+                self._waiting.remove(call)
+                batch.append(call)
+                room -= len(call.searches)
+        return batch
+
+    def _run(self, view: View, batch: list[_Call]) -> list[Answered | Exception]:
+        """The answer to each call, or what it failed with. In a thread."""
+        fields = batch[0].fields
+        try:
+            rows = iter(self._answer(view, [search for call in batch for search in call.searches], fields))
+        except Exception as error:
+            if len(batch) == 1:
+                return [error]
+            return [outcome for call in batch for outcome in self._run(view, [call])]
+        return [[next(rows) for _ in call.searches] for call in batch]
+
+    def _finish(self, batch: list[_Call], job: "asyncio.Future[list[Answered | Exception]]") -> None:
+        self._running -= 1
+        error = None if job.cancelled() else job.exception()
+        if job.cancelled() or error is not None:
+            _settle(batch, [error or asyncio.CancelledError()] * len(batch))
+        else:
+            _settle(batch, job.result())
+        self._set_off()
+
+
+def _settle(batch: list[_Call], outcomes: Sequence[Answered | BaseException]) -> None:
+    for call, outcome in zip(batch, outcomes, strict=True):
+        if call.answer.done():
+            continue
+        if isinstance(outcome, BaseException):
+            call.answer.set_exception(outcome)
+        else:
+            call.answer.set_result(outcome)

@@ -1,0 +1,114 @@
+"""What all collections in memory share: threads, and how graphs are made, searched and looked after."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from indexer.collections import Collection
+from indexer.metrics import Metrics, SearchPath
+from indexer.reads import Fields, Row, Search
+from indexer.serving.batcher import Batcher
+from indexer.serving.builder import Builder
+from indexer.serving.collection import ServingCollection
+from indexer.serving.graph import GraphSettings
+from indexer.serving.maintenance import Maintenance, Observer
+from indexer.serving.planner import Planner, PlannerSettings
+from indexer.serving.schedule import MaintenanceSettings
+from indexer.serving.search import Way, answer
+from indexer.serving.table import Table, View
+from indexer.settings import IndexerSettings
+
+# Searches that one thread takes together: so many are quicker than one by one, and a single search beside them does not
+# wait long.
+_MAX_BATCH = 16
+
+
+class Engine:
+    """Makes what serves a collection from memory."""
+
+    def __init__(self, settings: IndexerSettings, metrics: Metrics) -> None:
+        """Starts no thread before it is needed."""
+        count = settings.search_threads or os.cpu_count() or 1
+        self._settings = settings
+        self._jobs = count
+        self.threads = ThreadPoolExecutor(count, "search")
+        self._background = ThreadPoolExecutor(4, "maintenance")
+        self._builder = Builder()
+        self.mask_bytes = settings.mask_cache_mb * 2**20
+        self._metrics = metrics
+
+    def table(self, collection: Collection) -> Table:
+        """An empty table."""
+        graph = self.graph_settings(collection)
+        return Table(collection.fingerprint.dimension, collection.metric, graph, self.mask_bytes)
+
+    def graph_settings(self, collection: Collection) -> GraphSettings:
+        """How the graph of a collection is made: as it was built, and by the settings where that says nothing."""
+        return GraphSettings(
+            collection.built.max_neighbors or self._settings.graph_neighbors,
+            collection.built.ef_construction or self._settings.ef_construction,
+        )
+
+    def planner(self, collection: Collection) -> Planner:
+        """How a collection is searched, by what it is set to just now."""
+        ef_search = collection.hnsw.ef_search or self._settings.ef_search
+        return Planner(PlannerSettings(ef_search, self._settings.rows_per_step))
+
+    def batcher(self, serving: ServingCollection) -> Batcher[View]:
+        """What answers searches on a collection."""
+        return Batcher(
+            lambda: serving.view,
+            partial(self._counted, serving),
+            self.threads,
+            jobs=self._jobs,
+            max_batch=_MAX_BATCH,
+            max_waiting=self._settings.search_queue,
+        )
+
+    def maintenance(self, serving: ServingCollection, folder: Path, observer: Observer) -> Maintenance:
+        """What looks after a collection; not started."""
+        settings = MaintenanceSettings(
+            dead_share=self._settings.rebuild_dead_share,
+            free_bytes=self._settings.min_free_disk_mb * 2**20,
+            snapshot_share=self._settings.snapshot_share,
+            probe_s=self._settings.recall_probe_s,
+        )
+        return Maintenance(
+            serving,
+            folder=folder,
+            graph=self.graph_settings(serving.collection),
+            answer=partial(self._answer, serving),
+            threads=self._background,
+            builder=self._builder,
+            settings=settings,
+            observer=observer,
+        )
+
+    def _answer(
+        self,
+        serving: ServingCollection,
+        view: View,
+        searches: Sequence[Search],
+        fields: Fields,
+        on_way: Callable[[Way], None] = lambda _: None,
+    ) -> list[list[Row]]:
+        return answer(view, searches, fields, self.planner(serving.collection), on_way)
+
+    def _counted(
+        self, serving: ServingCollection, view: View, searches: Sequence[Search], fields: Fields
+    ) -> list[list[Row]]:
+        began, ways = time.perf_counter(), Counter[Way]()
+        found = self._answer(serving, view, searches, fields, on_way=lambda way: ways.update((way,)))
+        paths: dict[SearchPath, int] = {"graph": ways[Way.GRAPH], "exact": ways[Way.EXACT]}
+        self._metrics.searched({path: count for path, count in paths.items() if count}, time.perf_counter() - began)
+        return found
+
+    def close(self) -> None:
+        """Ends the threads, once what they are at is done."""
+        for threads in (self.threads, self._background):
+            threads.shutdown()
+        self._builder.close()

@@ -1,0 +1,303 @@
+"""The vectors of a collection's rows, and an approximate index over them: faiss's HNSW graph.
+
+HNSW: Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable Small
+World graphs" (2018). The graph's own storage is the only copy of the vectors.
+
+Closeness is what rows are compared by: the inner product, or the negative squared Euclidean distance; more is nearer.
+It is of float32 precision, and good for finding candidates; scores are computed from the vectors (``indexer.scoring``).
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from chassis.vectors import Array
+from indexer.collections import Metric
+from indexer.serving import relink
+from indexer.serving.phases import PhaseFairLock
+
+# Each Python thread that searches with several OpenMP threads has a pool of them, and by default each of those spins
+# for a while when its work is done, on a core that others need. Read by libgomp as faiss loads it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+faiss: Any = import_module("faiss")  # its own types lack most of what is used here
+
+Rows = npt.NDArray[np.int64]
+
+# How long adding may keep readers out at once, in seconds. A row takes 0.5 to 1 ms (512 numbers).
+_HOLD_S = 0.0015
+_MOST_AT_ONCE = 256
+# How much a graph grows before rows that few link to are looked for again.
+_RELINK_GROWTH = 1.1
+# How much searching may keep the one that adds out at once, and with it whoever comes later: some 20 ms.
+_STEPS_AT_ONCE = 8192  # of ef, 5 µs each
+_SCORES_AT_ONCE = 2**17  # 0.05 to 0.2 µs each
+# Starting OpenMP threads takes 20 to 50 µs.
+_STEPS_FOR_THREADS = 512
+_SCORES_FOR_THREADS = 4096
+# Rows scored for every query of a batch while they are in the processor's cache.
+_BLOCK_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class GraphSettings:
+    """How a graph is made.
+
+    Attributes:
+        neighbors: links of a row, and twice as many in the lowest layer (HNSW's M), 4 to 128. Half as many more for
+            L2 and inner products, whose lists are also kept full with links that the usual rule would prune: rows link
+            to those of fitting length, and many get no link back otherwise. Lengths that spread by 20 % and queries of
+            length 1, ``ef`` 96, 12,000 × 512: L2 75 % of the nearest 10 were found with 16 links, 95 % with full lists,
+            96 % with 24 and full lists (98 % with what ``indexer.serving.relink`` adds); inner product 99.0 % and, with
+            full lists, 99.97 %.
+        ef_construction: rows looked at to find them, 16 to 2,000.
+    """
+
+    neighbors: int = 16
+    ef_construction: int = 128
+
+
+class Graph:
+    """Rows 0 … count − 1. Any threads may search while one adds."""
+
+    def __init__(self, dimension: int, metric: Metric, settings: GraphSettings) -> None:
+        """An empty graph.
+
+        Args:
+            dimension: of the vectors.
+            metric: the collection's. COSINE: vectors and queries come in with length 1.
+            settings: how it is made.
+        """
+        kind = faiss.METRIC_L2 if metric is Metric.L2 else faiss.METRIC_INNER_PRODUCT
+        neighbors = settings.neighbors if metric is Metric.COSINE else settings.neighbors * 3 // 2
+        self._take(faiss.IndexHNSWFlat(dimension, neighbors, kind), metric, settings)
+
+    @classmethod
+    def read(cls, path: Path, dimension: int, metric: Metric, settings: GraphSettings) -> "Graph":
+        """A graph that ``write`` wrote. Takes 60 ms for each 100 MB.
+
+        Raises:
+            ValueError: the file holds something else: another dimension or metric, other links, or no graph.
+            RuntimeError: the file cannot be read.
+        """
+        graph = cls(dimension, metric, settings)
+        index = faiss.read_index(str(path))
+        wanted = graph._index
+        if not isinstance(index, faiss.IndexHNSWFlat):
+            raise ValueError(f"{path} holds no HNSW graph over plain vectors")  # noqa: TRY004
+        found = (index.d, index.metric_type, index.hnsw.nb_neighbors(0))
+        expected = (wanted.d, wanted.metric_type, wanted.hnsw.nb_neighbors(0))
+        if found != expected:
+            raise ValueError(f"{path} holds a graph of dimension, metric and links {found}; expected {expected}")
+        graph._take(index, metric, settings)
+        graph._reserve()
+        return graph
+
+    def _take(self, index: Any, metric: Metric, settings: GraphSettings) -> None:
+        index.hnsw.efConstruction = settings.ef_construction
+        index.keep_max_size_level0 = metric is not Metric.COSINE
+        self.metric = metric
+        self.dimension: int = index.d
+        self._index = index
+        self._flat = faiss.downcast_index(index.storage)
+        self._lock = PhaseFairLock()
+        self._at_once = 1
+        self._count = int(index.ntotal)  # which faiss raises before the rows have links
+        self._searches = 0  # about: threads that count at the same moment count once
+        self._sound = True
+        self._relinked = self._count
+
+    @property
+    def sound(self) -> bool:
+        """Whether rows can be added: not after memory ran out while some were."""
+        return self._sound
+
+    @property
+    def count(self) -> int:
+        """Rows in it."""
+        return self._count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes: vectors, links, and for each row the places of its links and its top layer."""
+        hnsw = self._index.hnsw
+        return int(self._flat.codes.size() + 4 * hnsw.neighbors.size() + 8 * hnsw.offsets.size() + 4 * self.count)
+
+    def add(self, vectors: Array) -> None:
+        """Appends rows, float32 [n, dimension], a few at a time: readers get in between.
+
+        When the storage is full, which is whenever the rows have doubled, one of those takes as long as copying it.
+
+        Raises:
+            RuntimeError: no memory; now, or at an earlier call, after which nothing can be added any more.
+        """
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        done, searches = 0, self._searches
+        while done < len(vectors):
+            some = vectors[done : done + self._at_once]
+            with self._lock.writing():
+                began = time.perf_counter()
+                _use_threads(1)
+                self._append(some)
+                took = time.perf_counter() - began
+            done += len(some)
+            if self._searches != searches:  # a pace, not a wait for anything: half of the time is for searches
+                searches = self._searches
+                time.sleep(min(took, 10 * _HOLD_S))
+            # Towards what fits, and at most doubled, so that one quick call does not make the next one long.
+            fits = int(len(some) * _HOLD_S / max(took, 1e-6))
+            self._at_once = max(1, min(fits, 2 * self._at_once, _MOST_AT_ONCE))
+        if self.metric is not Metric.COSINE and self._count >= self._relinked * _RELINK_GROWTH:
+            self._relink()
+
+    def build(self, vectors: Array) -> None:
+        """Appends rows, float32 [n, dimension], at once and with all cores. For a graph that nobody reads yet.
+
+        Raises:
+            RuntimeError: as ``add``.
+        """
+        with self._lock.writing():
+            _use_threads(_cores())
+            self._append(np.ascontiguousarray(vectors, np.float32))
+            self._reserve()
+        if self.metric is not Metric.COSINE:
+            self._relink()
+
+    def nearest(self, vectors: Array, ef: int) -> tuple[Rows, Array]:
+        """The rows nearest to each vector that a search ``ef`` wide finds: nearly always the nearest there are.
+
+        Args:
+            vectors: float32 [q, dimension].
+            ef: how many to find, and how wide to search.
+
+        Returns:
+            Rows int64 [q, ef], nearest first, −1 where there are no more, and their closeness float32 [q, ef].
+        """
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        rows, closeness = np.empty((len(vectors), ef), np.int64), np.empty((len(vectors), ef), np.float32)
+        wide = faiss.SearchParametersHNSW(efSearch=ef)
+        self._searches += 1
+        at_once = max(1, _STEPS_AT_ONCE // ef)
+        for i in range(0, len(vectors), at_once):
+            some, found, near = vectors[i : i + at_once], rows[i : i + at_once], closeness[i : i + at_once]
+            _use_threads(_cores() if len(some) > 1 and len(some) * ef >= _STEPS_FOR_THREADS else 1)
+            with self._lock.reading():
+                self._index.search_c(
+                    len(some), faiss.swig_ptr(some), ef, faiss.swig_ptr(near), faiss.swig_ptr(found), wide
+                )
+        return rows, closeness if self.metric is not Metric.L2 else np.negative(closeness, out=closeness)
+
+    def closeness(self, vectors: Array, rows: Rows) -> Array:
+        """How close each vector is to each of the rows.
+
+        Args:
+            vectors: float32 [q, dimension].
+            rows: int64 [m], all in the graph; quickest in ascending order.
+
+        Returns:
+            float32 [q, m].
+        """
+
+        def measure(asking: Array, asked: Rows, out: Array) -> None:
+            with self._lock.reading():
+                self._measure(self._flat.get_xb(), asking, asked, out)
+
+        return self._blocks(measure, vectors, rows)
+
+    def closeness_to(self, others: Array, vectors: Array, rows: Rows) -> Array:
+        """As ``closeness``, to rows of ``others``, float32 [n, dimension]."""
+        others = np.ascontiguousarray(others, np.float32)
+        return self._blocks(lambda *args: self._measure(faiss.swig_ptr(others), *args), vectors, rows)
+
+    def vectors(self, rows: Rows) -> Array:
+        """The rows' vectors, float32 [len(rows), dimension]. Rows are int64 [m], all in the graph."""
+        found = np.empty((len(rows), self.dimension), np.float32)
+        rows = np.ascontiguousarray(rows, np.int64)
+        if len(rows):
+            _use_threads(1)
+            with self._lock.reading():
+                self._flat.reconstruct_batch_c(len(rows), faiss.swig_ptr(rows), faiss.swig_ptr(found))
+        return found
+
+    def write(self, path: Path) -> None:
+        """Writes it to a file; rows to add wait meanwhile, searches do not.
+
+        Raises:
+            RuntimeError: the file cannot be written.
+        """
+        with self._lock.unchanging():
+            faiss.write_index(self._index, str(path))
+
+    def _append(self, vectors: Array) -> None:
+        if not self._sound:
+            raise RuntimeError("the graph takes no more rows since memory ran out while some were added")
+        self._sound = False  # the vectors may be in, and their links not
+        self._index.add(vectors)
+        self._count += len(vectors)
+        self._sound = True
+
+    def _relink(self) -> None:
+        """Has rows found that few others link to. Searches wait for a moment now and then."""
+        with self._lock.unchanging():
+            edits = relink.missing(*relink.lowest_layer(faiss, self._index.hnsw, self._count))
+        for begin in range(0, len(edits), _MOST_AT_ONCE):
+            with self._lock.writing():
+                links, _, _ = relink.lowest_layer(faiss, self._index.hnsw, 0)
+                relink.apply(links, edits[begin : begin + _MOST_AT_ONCE])
+        self._relinked = self._count
+
+    def _reserve(self) -> None:
+        """Has the storage grow now, and not while readers wait. Room takes no memory before it is written to.
+
+        One element more makes std::vector take room for twice as many; taking that element away keeps the room.
+        """
+        hnsw = self._index.hnsw
+        for array in (self._flat.codes, hnsw.neighbors, hnsw.offsets, hnsw.levels):
+            size = array.size()
+            array.resize(size + 1)
+            array.resize(size)
+
+    def _measure(self, base: Any, asking: Array, asked: Rows, out: Array) -> None:
+        measure = faiss.fvec_L2sqr_by_idx if self.metric is Metric.L2 else faiss.fvec_inner_products_by_idx
+        pointers = [faiss.swig_ptr(array) for array in (out, asking, asked)]
+        measure(pointers[0], pointers[1], base, pointers[2], self.dimension, *asked.shape)
+
+    def _blocks(self, measure: Callable[[Array, Rows, Array], None], vectors: Array, rows: Rows) -> Array:
+        """Measures blocks of rows, each for all vectors while it is in the processor's cache, blocks side by side.
+
+        Not by a matrix product, for which rows would have to be copied together: that is slower for few vectors, and
+        numpy's takes threads of its own.
+        """
+        count = len(vectors)
+        found = np.empty((count, len(rows)), np.float32)
+        block = min(len(rows), max(64, _BLOCK_BYTES // (4 * self.dimension)))
+        at_once = block * max(1, _SCORES_AT_ONCE // max(1, block * count))
+        _use_threads(_cores() if found.size >= _SCORES_FOR_THREADS else 1)
+        for begin in range(0, len(rows), max(1, at_once)):
+            some = rows[begin : begin + at_once]
+            blocks = -(-len(some) // block)
+            padded = np.full(blocks * block, -1, np.int64)  # −1: none
+            padded[: len(some)] = some
+            asked = np.broadcast_to(padded.reshape(blocks, 1, block), (blocks, count, block)).reshape(-1, block)
+            asking = np.broadcast_to(vectors, (blocks, *vectors.shape)).reshape(-1, self.dimension)
+            out = np.empty(asked.shape, np.float32)
+            measure(np.ascontiguousarray(asking, np.float32), np.ascontiguousarray(asked), out)
+            by_vector = out.reshape(blocks, count, block).swapaxes(0, 1).reshape(count, -1)
+            found[:, begin : begin + len(some)] = by_vector[:, : len(some)]
+        return found if self.metric is not Metric.L2 else np.negative(found, out=found)
+
+
+def _use_threads(count: int) -> None:
+    """How many OpenMP threads faiss uses when this thread calls it."""
+    faiss.omp_set_num_threads(count)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

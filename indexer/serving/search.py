@@ -1,0 +1,300 @@
+"""Answers searches on one view of a collection, in five steps.
+
+1. Which rows may be found: those that are alive and for which the filter is true. The planner chooses the way.
+2. Rows of the graph: the nearest by the graph, one call for all searches of one width, or all of them scored. What is
+   as close as the last one wanted, within what float32 can tell, is taken too.
+3. Rows of the tail, which no graph holds yet: all scored.
+4. Exact scores of what was found, from the vectors as they were written: first by the collection's metric, which
+   decides what counts as found, then by the one asked for.
+5. Order by score and id, and the page asked for.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from chassis.vectors import Array
+from indexer.filters import Node
+from indexer.reads import Fields, Row, Search, StoredItem
+from indexer.scoring import OF_METRIC, Scoring, distances, scores
+from indexer.serving.planner import Planner
+from indexer.serving.table import View
+
+Rows = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Scores = npt.NDArray[np.float64]
+
+# Closeness of two rows differs by less than this share of the largest if their exact scores may be equal, or in another
+# order: float32 sums of up to 4,096 products.
+_UNSURE = 4e-6
+_SCORED_AT_ONCE = 4096  # rows whose vectors are copied together: 8 MiB at 512 numbers
+_MEASURED_AT_ONCE = 2**22  # closeness of so many pairs together: 16 MiB
+
+
+class Way(Enum):
+    """How a search was answered; the value is for metrics."""
+
+    GRAPH = "graph"
+    EXACT = "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """The rows that a filter lets be found.
+
+    Attributes:
+        mask: bool [view.count]; None: every row.
+        in_graph: how many of the graph's.
+        tail: those of the tail, int64, counted from its beginning.
+    """
+
+    mask: Bools | None
+    in_graph: int
+    tail: Rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Candidates: rows int64 [n] and their closeness float32 [n]."""
+
+    rows: Rows
+    closeness: Array
+
+
+def answer(
+    view: View,
+    searches: Sequence[Search],
+    fields: Fields,
+    planner: Planner,
+    on_way: Callable[[Way], None] = lambda _: None,
+) -> list[list[Row]]:
+    """The rows of each search, best first and equal scores by id.
+
+    Args:
+        view: what is searched.
+        searches: of vectors of the collection's dimension.
+        fields: what comes back of each row.
+        planner: chooses between the graph and scoring all.
+        on_way: told for each search how it was answered.
+    """
+    if not searches:
+        return []
+    members = {where: _members(view, where) for where in {search.where for search in searches}}
+    found = _in_graph(view, searches, members, planner, on_way)
+    if any(len(each.tail) for each in members.values()):
+        for i, near in _in_tail(view, searches, members):
+            found[i] = _closest(_together(found[i], near), _wanted(searches[i]))
+    ranked = _ranked(view, searches, [each.rows for each in found])
+    return [_rows(view, search, rows, points, fields) for search, (rows, points) in zip(searches, ranked, strict=True)]
+
+
+def _members(view: View, where: Node | None) -> _Members:
+    mask: Bools | None = None
+    if where is not None:
+        mask = view.masks.mask(where, view.count)
+    if view.dead_count:
+        mask = view.live if mask is None else mask & view.live
+    if mask is None:
+        return _Members(None, view.tail_from, np.arange(view.count - view.tail_from))
+    return _Members(mask, int(np.count_nonzero(mask[: view.tail_from])), np.flatnonzero(mask[view.tail_from :]))
+
+
+def _wanted(search: Search) -> int:
+    return search.candidates + len(search.exclude)
+
+
+def _in_graph(
+    view: View,
+    searches: Sequence[Search],
+    members: dict[Node | None, _Members],
+    planner: Planner,
+    on_way: Callable[[Way], None],
+) -> list[_Found]:
+    """The nearest members among the graph's rows, for each search."""
+    nothing = _Found(np.empty(0, np.int64), np.empty(0, np.float32))
+    found = [nothing] * len(searches)
+    by_width: dict[int | None, list[int]] = defaultdict(list)
+    for i, search in enumerate(searches):
+        in_graph = members[search.where].in_graph
+        width = None if search.exact else planner.width(view.tail_from, in_graph, _wanted(search))
+        by_width[width].append(i)
+    to_score = by_width.pop(None, [])
+    while by_width:
+        width = min(filter(None, by_width))
+        group = by_width.pop(width)
+        nearest, closeness = view.graph.nearest(_vectors(searches, group), width)
+        for i, rows, close in zip(group, nearest, closeness, strict=True):
+            search, of = searches[i], members[searches[i].where]
+            kept = _kept(_Found(rows, close), of.mask, view.tail_from)
+            near = _surely_nearest(kept, _wanted(search), close)
+            if near is not None and rows[-1] >= 0:
+                found[i] = near
+                on_way(Way.GRAPH)
+                continue
+            wider = planner.wider(width, len(kept.rows), of.in_graph, _wanted(search))
+            # Fewer rows than asked for: some cannot be reached, however wide the search.
+            (to_score if wider is None or rows[-1] < 0 else by_width[wider]).append(i)
+    for _ in to_score:
+        on_way(Way.EXACT)
+    for where, group in _by_filter(searches, to_score).items():
+        of = members[where]
+        rows = np.arange(view.tail_from) if of.mask is None else np.flatnonzero(of.mask[: view.tail_from])
+        for i, near in _measured(searches, group, rows, view.graph.closeness):
+            found[i] = near
+    return found
+
+
+def _in_tail(
+    view: View, searches: Sequence[Search], members: dict[Node | None, _Members]
+) -> Iterable[tuple[int, _Found]]:
+    """The nearest members among the tail's rows, for each search."""
+
+    def measure(vectors: Array, rows: Rows) -> Array:
+        return view.graph.closeness_to(view.tail, vectors, rows)
+
+    for where, group in _by_filter(searches, range(len(searches))).items():
+        for i, near in _measured(searches, group, members[where].tail, measure):
+            yield i, _Found(near.rows + view.tail_from, near.closeness)
+
+
+def _measured(
+    searches: Sequence[Search], group: Sequence[int], rows: Rows, measure: Callable[[Array, Rows], Array]
+) -> Iterable[tuple[int, _Found]]:
+    """The nearest of the rows, for each search of the group."""
+    at_once = max(1, _MEASURED_AT_ONCE // max(1, len(rows)))
+    for begin in range(0, len(group), at_once):
+        some = group[begin : begin + at_once]
+        closeness = measure(_vectors(searches, some), rows)
+        for i, close in zip(some, closeness, strict=True):
+            yield i, _closest(_Found(rows, close), _wanted(searches[i]))
+
+
+def _by_filter(searches: Sequence[Search], chosen: Iterable[int]) -> dict[Node | None, list[int]]:
+    groups: dict[Node | None, list[int]] = defaultdict(list)
+    for i in chosen:
+        groups[searches[i].where].append(i)
+    return groups
+
+
+def _together(one: _Found, other: _Found) -> _Found:
+    return _Found(np.concatenate((one.rows, other.rows)), np.concatenate((one.closeness, other.closeness)))
+
+
+def _vectors(searches: Sequence[Search], group: Sequence[int]) -> Array:
+    return searches[group[0]].vector[None] if len(group) == 1 else np.stack([searches[i].vector for i in group])
+
+
+def _kept(found: _Found, mask: Bools | None, before: int) -> _Found:
+    """Those that are members, among rows of the view's part of the graph."""
+    if mask is None and found.rows[-1] >= 0 and found.rows.max() < before:
+        return found
+    known = (found.rows >= 0) & (found.rows < before)
+    if mask is not None:
+        known &= mask[np.where(known, found.rows, 0)]
+    return _Found(found.rows[known], found.closeness[known])
+
+
+def _surely_nearest(members: _Found, wanted: int, closeness: Array) -> _Found | None:
+    """The ``wanted`` nearest members, and those that cannot be told from the last of them; None: some may be missing.
+
+    Args:
+        members: those among the rows that the graph gave, nearest first.
+        wanted: how many.
+        closeness: of all rows that it gave, nearest first. It gave every row that is nearer than its last.
+    """
+    near = members.closeness
+    if len(near) < wanted:
+        return None
+    unsure = _UNSURE * float(max(abs(closeness[0]), abs(closeness[-1])))
+    limit = near[wanted - 1] - unsure
+    if limit <= closeness[-1] + unsure:
+        return None
+    stop = wanted
+    while stop < len(near) and near[stop] >= limit:
+        stop += 1
+    return _Found(members.rows[:stop], near[:stop])
+
+
+def _closest(found: _Found, wanted: int) -> _Found:
+    """The ``wanted`` nearest of all, in no order, and those that cannot be told from the last of them."""
+    close = found.closeness
+    if len(close) <= wanted:
+        return found
+    last = np.partition(close, len(close) - wanted)[len(close) - wanted]
+    taken = np.flatnonzero(close >= last - _UNSURE * float(max(abs(close.max()), abs(close.min()))))
+    return _Found(found.rows[taken], close[taken])
+
+
+def _ranked(view: View, searches: Sequence[Search], rows: list[Rows]) -> list[tuple[list[int], Scores]]:
+    """The rows and their scores, for each search: in order, the excluded and those below the least score left out."""
+    own = OF_METRIC[view.graph.metric]
+    points = _scores(view, searches, [own] * len(searches), rows)
+    ranked = [_ordered(view, *each) for each in zip(searches, rows, points, strict=True)]
+    other = [i for i, search in enumerate(searches) if search.scoring is not own]
+    if other:
+        chosen = [np.array(ranked[i][0][: searches[i].candidates], np.int64) for i in other]
+        asked = [searches[i] for i in other]
+        again = _scores(view, asked, [search.scoring for search in asked], chosen)
+        for i, search, kept, score in zip(other, asked, chosen, again, strict=True):
+            ranked[i] = _ordered(view, search, kept, score)
+    return [
+        (found, score) if search.min_score is None else _at_least(search.min_score, found, score)
+        for search, (found, score) in zip(searches, ranked, strict=True)
+    ]
+
+
+def _scores(view: View, searches: Sequence[Search], scorings: Sequence[Scoring], rows: Sequence[Rows]) -> list[Scores]:
+    """Exact scores of each search's rows. The vectors of all are read together, as long as they are not many."""
+    asked = list(zip(scorings, searches, rows, strict=True))
+    if sum(map(len, rows)) > _SCORED_AT_ONCE:
+        return [np.concatenate(list(_in_parts(view, *each))) for each in asked]
+    originals = view.originals(np.concatenate(rows))
+    points, start = [], 0
+    for scoring, search, some in asked:
+        points.append(scores(scoring, search.vector, originals[start : start + len(some)]))
+        start += len(some)
+    return points
+
+
+def _in_parts(view: View, scoring: Scoring, search: Search, rows: Rows) -> Iterable[Scores]:
+    for start in range(0, max(1, len(rows)), _SCORED_AT_ONCE):
+        yield scores(scoring, search.vector, view.originals(rows[start : start + _SCORED_AT_ONCE]))
+
+
+def _ordered(view: View, search: Search, rows: Rows, points: Scores) -> tuple[list[int], Scores]:
+    ids = view.ids
+    keyed = sorted(
+        (-point, ids[row], row)
+        for row, point in zip(rows.tolist(), points.tolist(), strict=True)
+        if ids[row] not in search.exclude
+    )
+    return [row for _, _, row in keyed], -np.array([point for point, _, _ in keyed], np.float64)
+
+
+def _at_least(least: float, rows: list[int], points: Scores) -> tuple[list[int], Scores]:
+    kept = int(np.count_nonzero(points >= least))
+    return rows[:kept], points[:kept]
+
+
+def _rows(view: View, search: Search, rows: list[int], points: Scores, fields: Fields) -> list[Row]:
+    page = slice(search.offset, search.offset + search.top_k)
+    rows, points = rows[page], points[page]
+    vectors = view.originals(np.array(rows, np.int64)) if fields.vector and rows else None
+    return [
+        Row(
+            StoredItem(
+                view.ids[row],
+                None if vectors is None else vectors[i],
+                view.packed[row] if fields.metadata else None,
+            ),
+            point,
+            distance,
+        )
+        for i, (row, point, distance) in enumerate(
+            zip(rows, points.tolist(), distances(search.scoring, points).tolist(), strict=True)
+        )
+    ]

@@ -1,0 +1,190 @@
+"""What waits to be written to a collection, in the order in which it came, and how it is taken from there.
+
+Items to write and ids to delete are taken in chunks made of as many calls as fit, upserts and deletions apart. Updates
+of metadata are taken by whole calls, as many as fit in a chunk; a deletion by filter is taken alone.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from chassis import metadata
+from chassis.errors import LikenessError
+from chassis.metadata import Plain
+from indexer.filters import Node
+from indexer.reads import Item
+from indexer.writes import Update
+
+
+@dataclass(eq=False)
+class ItemsCall:
+    """What one call wants written, each id once: upserts, or deletions where the item is None.
+
+    ``done`` is how many items were stored, or how many of the deleted ones existed.
+    """
+
+    changes: Mapping[str, Item | None]
+    done: asyncio.Future[int]
+    untaken: deque[str] = field(init=False)
+    unwritten: int = field(init=False)
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.untaken = deque(self.changes)
+        self.unwritten = len(self.changes)
+
+    @property
+    def deletes(self) -> bool:
+        """Whether it is deletions."""
+        return next(iter(self.changes.values())) is None
+
+
+@dataclass(eq=False)
+class UpdatesCall:
+    """Changes of metadata. ``done`` is how many of the items existed, and the ids of those that did not."""
+
+    updates: Sequence[Update]
+    done: asyncio.Future[tuple[int, list[str]]]
+
+
+@dataclass(eq=False)
+class FilterCall:
+    """A deletion of everything for which a filter is true. ``done`` is how many items that were."""
+
+    where: Node
+    done: asyncio.Future[int]
+
+
+Call = ItemsCall | UpdatesCall | FilterCall
+
+
+@dataclass
+class ItemsChunk:
+    """Ids, each with the calls that it belongs to, the last of which counts; all upserts, or all deletions."""
+
+    owners: dict[str, list[ItemsCall]] = field(default_factory=dict)
+    deletes: bool = False
+
+    @property
+    def calls(self) -> set[ItemsCall]:
+        """The calls that have something in it."""
+        return {call for owners in self.owners.values() for call in owners}
+
+
+Taken = ItemsChunk | list[UpdatesCall] | FilterCall
+
+
+class WriteQueue:
+    """Calls that wait."""
+
+    def __init__(self, chunk: int) -> None:
+        """An empty queue.
+
+        Args:
+            chunk: most items in what is taken at once, but for a single larger call of updates.
+        """
+        self._chunk = chunk
+        self._calls: deque[Call] = deque()
+        self._since: deque[float] = deque()  # when each was put there
+        self.waiting = 0
+
+    @property
+    def age_s(self) -> float:
+        """How long the call in front has waited, in seconds; 0: none waits."""
+        return time.monotonic() - self._since[0] if self._since else 0.0
+
+    def put(self, call: Call) -> None:
+        """Adds a call at the end."""
+        self._calls.append(call)
+        self._since.append(time.monotonic())
+        self.waiting += _size(call)
+
+    def fail(self, error: Exception) -> None:
+        """Fails everything that waits."""
+        for call in self._calls:
+            fail(call, error)
+
+    def take(self) -> Taken | None:
+        """What is to be written next; None: nothing. Calls whose caller went away, or which failed, are dropped."""
+        while self._calls and self._calls[0].done.done():
+            self._pop()
+        if not self._calls:
+            return None
+        match self._calls[0]:
+            case FilterCall() as call:
+                self._pop()
+                return call
+            case UpdatesCall():
+                return self._take_updates()
+            case ItemsCall():
+                return self._take_items()
+
+    def _take_updates(self) -> list[UpdatesCall]:
+        taken: list[UpdatesCall] = []
+        size = 0
+        while self._calls:
+            call = self._calls[0]
+            if not isinstance(call, UpdatesCall) or (taken and size + len(call.updates) > self._chunk):
+                break
+            self._pop()
+            if not call.done.done():
+                taken.append(call)
+                size += len(call.updates)
+        return taken
+
+    def _take_items(self) -> ItemsChunk:
+        chunk = ItemsChunk()
+        while self._calls:
+            call = self._calls[0]
+            if call.done.done():
+                self._pop()
+                continue
+            if not isinstance(call, ItemsCall) or (chunk.owners and call.deletes != chunk.deletes):
+                break
+            chunk.deletes = call.deletes
+            while call.untaken and (len(chunk.owners) < self._chunk or call.untaken[0] in chunk.owners):
+                chunk.owners.setdefault(call.untaken.popleft(), []).append(call)
+                self.waiting -= 1
+            if call.untaken:
+                break
+            self._pop()
+        return chunk
+
+    def _pop(self) -> None:
+        self.waiting -= _size(self._calls.popleft())
+        self._since.popleft()
+
+
+def fail(call: Call, error: Exception) -> None:
+    """Tells the caller, unless it went away or has its answer."""
+    if not call.done.done():
+        call.done.set_exception(error)
+
+
+def merge(call: UpdatesCall, after: dict[str, dict[str, Plain]]) -> bool:
+    """Applies a call's changes, of those items that exist; False: one broke a limit, and the call has failed."""
+    merged: dict[str, dict[str, Plain]] = {}
+    for i, update in enumerate(call.updates):
+        if update.id not in after:
+            continue
+        changed = update.applied(merged.get(update.id, after[update.id]))
+        try:
+            merged[update.id] = metadata.from_proto(metadata.to_proto(changed), f"updates[{i}]")
+        except LikenessError as error:
+            fail(call, error)
+            return False
+    after.update(merged)
+    return True
+
+
+def _size(call: Call) -> int:
+    """How much room it takes now."""
+    match call:
+        case ItemsCall():
+            return len(call.untaken)
+        case UpdatesCall():
+            return len(call.updates)
+        case FilterCall():
+            return 1

@@ -1,0 +1,203 @@
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from likeness.common.v1 import error_pb2
+
+from chassis.errors import LikenessError
+from indexer.reads import Fields, Row, Search, StoredItem
+from indexer.scoring import Scoring
+from indexer.serving.batcher import Batcher
+
+NOTHING, METADATA = Fields(), Fields(metadata=True)
+
+
+def search(number: float) -> Search:
+    return Search(np.array([number], np.float32), None, 1, 0, None, Scoring.L2, 1)
+
+
+class Threads:
+    """Answers searches with their own number and the view, when it is let; a negative number fails."""
+
+    def __init__(self) -> None:
+        self.executor = ThreadPoolExecutor(8)
+        self.batches: list[tuple[list[float], Fields]] = []
+        self.held = threading.Event()
+        self._begun = threading.Semaphore(0)
+        self.held.set()
+        self.view = 0
+
+    def answer(self, view: int, searches: Sequence[Search], fields: Fields) -> list[list[Row]]:
+        numbers = [float(each.vector[0]) for each in searches]
+        self.batches.append((numbers, fields))
+        self._begun.release()
+        assert self.held.wait(10)
+        if min(numbers) < 0:
+            raise ValueError(f"cannot search for {min(numbers)}")
+        return [[Row(StoredItem(str(view)), number, -number)] for number in numbers]
+
+    def batcher(self, jobs: int = 1, max_batch: int = 16, max_waiting: int = 64) -> Batcher[int]:
+        return Batcher(
+            lambda: self.view, self.answer, self.executor, jobs=jobs, max_batch=max_batch, max_waiting=max_waiting
+        )
+
+    async def begun(self) -> None:
+        """Until one more batch is under way."""
+        assert await asyncio.get_running_loop().run_in_executor(None, self._begun.acquire, True, 10)
+
+
+@pytest.fixture
+async def threads() -> AsyncIterator[Threads]:
+    made = Threads()
+    yield made
+    made.held.set()
+    made.executor.shutdown()
+
+
+async def submitted(
+    batcher: Batcher[int], *calls: list[float], fields: Fields = NOTHING
+) -> list[asyncio.Task[list[list[Row]]]]:
+    """Tasks that wait for their answers."""
+    tasks = [asyncio.create_task(batcher.submit([search(n) for n in call], fields)) for call in calls]
+    await asyncio.sleep(0)
+    return tasks
+
+
+def numbers(answered: object) -> list[float]:
+    assert isinstance(answered, list)
+    return [row.score for rows in answered for row in rows]
+
+
+async def test_every_call_gets_its_own_answers_in_order(threads: Threads) -> None:
+    batcher = threads.batcher(jobs=3, max_batch=4, max_waiting=1000)
+    calls = [[i + k / 10 for k in range(1 + i % 5)] for i in range(50)]
+    answers = await asyncio.gather(*(batcher.submit([search(n) for n in call], NOTHING) for call in calls))
+    for call, answered in zip(calls, answers, strict=True):
+        assert numbers(answered) == pytest.approx(call)
+
+
+async def test_no_searches_are_answered_at_once(threads: Threads) -> None:
+    assert await threads.batcher().submit([], NOTHING) == []
+    assert threads.batches == []
+
+
+async def test_what_gathers_while_a_batch_is_under_way_goes_together(threads: Threads) -> None:
+    threads.held.clear()
+    batcher = threads.batcher()
+    tasks = await submitted(batcher, [1], [2], [3, 4], [5])
+    assert batcher.waiting == 4
+    threads.held.set()
+    await asyncio.gather(*tasks)
+    assert [batch for batch, _ in threads.batches] == [[1], [2, 3, 4, 5]]
+
+
+async def test_a_batch_has_an_end_and_a_call_is_not_parted(threads: Threads) -> None:
+    threads.held.clear()
+    batcher = threads.batcher(max_batch=3)
+    tasks = await submitted(batcher, [1], [2, 3], [4, 5], [6], [7, 8, 9, 10])
+    threads.held.set()
+    await asyncio.gather(*tasks)
+    assert [batch for batch, _ in threads.batches] == [[1], [2, 3, 6], [4, 5], [7, 8, 9, 10]]
+
+
+async def test_calls_that_want_other_fields_are_not_mixed(threads: Threads) -> None:
+    threads.held.clear()
+    batcher = threads.batcher()
+    tasks = await submitted(batcher, [1], [2])
+    tasks += await submitted(batcher, [3], fields=METADATA)
+    tasks += await submitted(batcher, [4])
+    threads.held.set()
+    await asyncio.gather(*tasks)
+    assert threads.batches == [([1], NOTHING), ([2, 4], NOTHING), ([3], METADATA)]
+
+
+async def test_no_more_batches_run_at_once_than_are_allowed(threads: Threads) -> None:
+    threads.held.clear()
+    batcher = threads.batcher(jobs=2)
+    tasks = await submitted(batcher, [1], [2], [3], [4])
+    await threads.begun()
+    await threads.begun()
+    assert [batch for batch, _ in threads.batches] in ([[1], [2]], [[2], [1]])
+    assert batcher.waiting == 2
+    threads.held.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_an_error_stays_with_the_call_that_caused_it(threads: Threads) -> None:
+    threads.held.clear()
+    batcher = threads.batcher()
+    tasks = await submitted(batcher, [1], [2], [3, -1], [4])
+    threads.held.set()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert numbers(outcomes[1]) == [2]
+    assert isinstance(outcomes[2], ValueError)
+    assert numbers(outcomes[3]) == [4]
+    assert numbers(await batcher.submit([search(5)], NOTHING)) == [5]
+
+
+async def test_searches_beyond_those_that_may_wait_are_refused(threads: Threads) -> None:
+    threads.held.clear()
+    batcher = threads.batcher(max_waiting=3)
+    tasks = await submitted(batcher, [1], [2], [3, 4])
+    with pytest.raises(LikenessError) as refused:
+        await batcher.submit([search(5)], NOTHING)
+    assert refused.value.reason == error_pb2.REASON_OVERLOADED
+    assert refused.value.retry_after_s == 1.0
+    threads.held.set()
+    await asyncio.gather(*tasks)
+    assert numbers(await batcher.submit([search(6)], NOTHING)) == [6]
+
+
+async def test_a_call_larger_than_what_may_wait_is_taken_when_nothing_waits(threads: Threads) -> None:
+    batcher = threads.batcher(max_waiting=3)
+    assert len(await batcher.submit([search(n) for n in range(10)], NOTHING)) == 10
+
+
+async def test_a_caller_that_has_gone_is_not_searched_for_and_makes_room(threads: Threads) -> None:
+    threads.held.clear()
+    batcher = threads.batcher(max_waiting=2)
+    tasks = await submitted(batcher, [1], [2], [3])
+    tasks[1].cancel()
+    await asyncio.wait([tasks[1]])
+    assert batcher.waiting == 1
+    tasks += await submitted(batcher, [4])
+    threads.held.set()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(outcomes[1], asyncio.CancelledError)
+    assert [batch for batch, _ in threads.batches] == [[1], [3, 4]]
+
+
+async def test_a_caller_that_goes_while_it_is_searched_for_hurts_nobody(threads: Threads) -> None:
+    threads.held.clear()
+    batcher = threads.batcher()
+    tasks = await submitted(batcher, [1], [2], [3])
+    tasks[0].cancel()
+    await asyncio.wait([tasks[0]])
+    threads.held.set()
+    assert numbers(await tasks[1]) == [2]
+    assert numbers(await tasks[2]) == [3]
+
+
+async def test_a_batch_sees_what_was_written_before_its_searches_came(threads: Threads) -> None:
+    threads.held.clear()
+    batcher = threads.batcher()
+    tasks = await submitted(batcher, [1])
+    await threads.begun()
+    threads.view = 7
+    tasks += await submitted(batcher, [2])
+    threads.held.set()
+    first, second = await asyncio.gather(*tasks)
+    assert first[0][0].item.id == "0"
+    assert second[0][0].item.id == "7"
+
+
+async def test_without_threads_callers_hear_of_it(threads: Threads) -> None:
+    batcher = threads.batcher()
+    threads.executor.shutdown()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="shutdown"):
+            await batcher.submit([search(1)], NOTHING)
+    assert batcher.waiting == 0

@@ -1,0 +1,69 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from indexer.serving.planner import Planner, PlannerSettings
+
+PLANNER = Planner(PlannerSettings(ef_search=128, rows_per_step=32))
+
+
+def test_few_rows_are_all_scored() -> None:
+    assert PLANNER.width(rows=4000, members=4000, wanted=10) is None
+
+
+def test_many_rows_go_through_the_graph_at_the_width_set() -> None:
+    assert PLANNER.width(rows=50_000, members=50_000, wanted=10) == 128
+
+
+def test_what_a_wider_setting_asks_for_is_searched() -> None:
+    assert Planner(PlannerSettings(ef_search=300)).width(rows=50_000, members=50_000, wanted=10) == 320
+
+
+def test_a_filter_that_leaves_few_rows_has_them_scored() -> None:
+    assert PLANNER.width(rows=50_000, members=1000, wanted=10) is None
+
+
+def test_a_filter_that_leaves_half_widens_the_search_a_little() -> None:
+    width = PLANNER.width(rows=50_000, members=25_000, wanted=10)
+    assert width is not None
+    assert 128 < width <= 192
+
+
+def test_no_more_members_than_are_wanted_are_all_scored() -> None:
+    assert PLANNER.width(rows=1_000_000, members=50, wanted=50) is None
+    assert PLANNER.width(rows=0, members=0, wanted=10) is None
+
+
+def test_a_deep_page_is_searched_wider_until_scoring_all_costs_less() -> None:
+    widths = [PLANNER.width(rows=50_000, members=50_000, wanted=wanted) or 0 for wanted in (10, 100, 500)]
+    assert 0 < widths[0] < widths[1] < widths[2]
+    assert PLANNER.width(rows=50_000, members=50_000, wanted=5000) is None
+
+
+def test_after_finding_nothing_half_of_a_collection_is_scored() -> None:
+    assert PLANNER.wider(128, found=0, members=25_000, wanted=10) is None
+
+
+def test_after_finding_nearly_enough_a_wider_search_is_tried() -> None:
+    assert PLANNER.wider(128, found=9, members=45_000, wanted=10) == 512
+
+
+members = st.integers(0, 10_000_000)
+
+
+@given(members, members, st.integers(1, 20_000))
+def test_a_search_through_the_graph_is_always_cheaper_than_scoring_all(rows: int, some: int, wanted: int) -> None:
+    rows, some = max(rows, some), min(rows, some)
+    width = PLANNER.width(rows, some, wanted)
+    assert width is None or (width * 32 < some and width >= wanted * rows / some)
+
+
+@given(st.integers(128, 100_000), members, st.integers(1, 20_000), st.data())
+def test_widening_ends(width: int, some: int, wanted: int, data: st.DataObject) -> None:
+    searches = 0
+    wider: int | None = width
+    while wider is not None:
+        width = wider
+        wider = PLANNER.wider(width, data.draw(st.integers(0, min(width, some))), some, wanted)
+        assert wider is None or wider >= 4 * width
+        searches += 1
+    assert searches <= 10

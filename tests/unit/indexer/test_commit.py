@@ -1,0 +1,181 @@
+"""What becomes of a write on its way to Chroma and into the mirror, when something fails in between."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from chassis.errors import LikenessError
+from chassis.metadata import Plain
+from indexer.collections import Collection, Fingerprint, Metric
+from indexer.commit import Committer, Surroundings
+from indexer.filters import Comparison, Kind, Op
+from indexer.reads import Item
+from indexer.writer import CollectionWriter
+from indexer.writes import Mirror, Update, Written, pack
+from tests.unit.indexer.held_store import DictMirror, HeldStore
+
+COLLECTION = Collection("c", "key", Fingerprint("m", "d" * 64, 2), Metric.COSINE, datetime.now(UTC))
+
+
+class Pair:
+    """A writer with its store, which answers at once, and its mirror."""
+
+    def __init__(self, settle_s: float = 60.0) -> None:
+        self.store = HeldStore()
+        self.store.gate.set()
+        self.mirror = DictMirror()
+        surroundings = Surroundings(mirror_of=self._mirror_of, settle_s=settle_s)
+        self.writer = CollectionWriter(COLLECTION, self.store, 64, 1024, surroundings)
+
+    def _mirror_of(self, _: Collection) -> Mirror | None:
+        return self.mirror
+
+    async def upsert(self, *ids: str, **metadata: int) -> int:
+        return await self.writer.write({i: Item(i, np.ones(2, np.float32), dict(metadata)) for i in ids})
+
+    def agrees(self) -> bool:
+        """Whether the mirror has what the store has."""
+        kept = {i: item.metadata for i, item in self.store.items.items()}
+        return kept == {i: metadata for i, (_, metadata) in self.mirror.items.items()}
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    pair = Pair()
+    yield pair
+    await pair.writer.drain()
+
+
+async def test_the_mirror_has_a_write_once_the_store_has_it_and_before_it_is_acknowledged(pair: Pair) -> None:
+    pair.store.gate.clear()
+    call = asyncio.create_task(pair.upsert("a", n=1))
+    await pair.store.entered.wait()
+    assert pair.mirror.items == {}
+    pair.store.gate.set()
+    await call
+    assert pair.agrees()
+    assert pair.mirror.watermark == pair.store.stamps["a"]
+
+
+async def test_with_a_mirror_nothing_is_read_from_the_store(pair: Pair) -> None:
+    await pair.upsert("a", "b", n=1)
+    await pair.upsert("b", n=2)
+    assert await pair.writer.update([Update("a", {"m": 3}), Update("x", {})]) == (1, ["x"])
+    assert await pair.writer.write({"b": None, "x": None}) == 1
+    assert await pair.writer.delete_matching(Comparison("m", Op.EXISTS, Kind.NONE, ())) == 1
+    assert pair.agrees()
+    assert pair.store.reads == []
+    assert [kind for kind, _ in pair.store.chunks] == ["upsert", "upsert", "update", "delete", "delete"]
+
+
+@pytest.mark.parametrize("written", [True, False])
+async def test_a_failed_write_is_read_back_before_the_next(pair: Pair, written: bool) -> None:
+    await pair.upsert("a", "b", n=1)
+    poison = pair.store.poison_after if written else pair.store.poison
+    poison.add("a")
+    for failing in (pair.upsert("a", "new", n=2), pair.writer.update([Update("a", {"m": 1})])):
+        with pytest.raises(LikenessError, match="poison"):
+            await failing
+    with pytest.raises(LikenessError, match="poison"):
+        await pair.writer.write({"a": None})
+    poison.clear()
+    await pair.upsert("c")
+    assert pair.agrees()
+    assert ("a" in pair.mirror.items) is not written
+    assert pair.mirror.watermark == pair.store.stamps["c"]
+
+
+async def test_while_the_store_is_away_nothing_new_is_written(pair: Pair) -> None:
+    await pair.upsert("a", n=1)
+    pair.store.poison_after, pair.store.dies = {"a"}, True
+    with pytest.raises(LikenessError, match="poison"):
+        await pair.upsert("a", n=2)
+    chunks = len(pair.store.chunks)
+    with pytest.raises(LikenessError, match="away"):
+        await pair.upsert("b")
+    assert len(pair.store.chunks) == chunks
+    assert pair.mirror.items["a"][1] == {"n": 1}
+
+
+async def test_a_failed_write_is_read_back_without_another_write() -> None:
+    pair = Pair()
+    await pair.upsert("a", n=1)
+    pair.mirror.applied.clear()
+    pair.store.poison_after = {"a"}
+    with pytest.raises(LikenessError, match="poison"):
+        await pair.upsert("a", n=2)
+    await pair.mirror.applied.wait()
+    assert pair.agrees()
+    assert pair.mirror.items["a"][1] == {"n": 2}
+    await pair.writer.drain()
+
+
+async def test_what_is_carried_out_late_is_seen_in_the_end() -> None:
+    pair = Pair(settle_s=0.2)
+    await pair.upsert("a", n=1)
+    pair.mirror.applied.clear()
+    pair.store.poison = {"a"}
+    with pytest.raises(LikenessError, match="poison"):
+        await pair.upsert("a", n=2)
+    await pair.mirror.applied.wait()
+    assert pair.mirror.items["a"][1] == {"n": 1}
+
+    pair.mirror.applied.clear()
+    pair.store.items["a"] = Item("a", np.ones(2, np.float32), {"n": 2})
+    await pair.mirror.applied.wait()
+    assert pair.agrees()
+    await pair.writer.drain()
+
+
+async def test_a_mirror_that_fails_is_put_right() -> None:
+    class Failing(DictMirror):
+        failures = 1
+
+        def apply(self, written: Sequence[Written], deleted: Sequence[str], stamp: int) -> None:
+            if self.failures:
+                self.failures -= 1
+                raise MemoryError
+            super().apply(written, deleted, stamp)
+
+    pair = Pair()
+    pair.mirror = Failing()
+    with pytest.raises(MemoryError):
+        await pair.upsert("a", n=1)
+    await pair.upsert("b", n=1)
+    assert pair.agrees()
+    await pair.writer.drain()
+
+
+async def test_only_the_last_failures_are_read_once_more() -> None:
+    store = HeldStore()
+    store.gate.set()
+    mirror = DictMirror()
+    committer = Committer(COLLECTION, store, Surroundings(mirror_of=lambda _: mirror))
+    store.poison = {f"n{n}" for n in range(5000)}
+    for first in range(0, 5000, 50):
+        with pytest.raises(LikenessError, match="poison"):
+            await committer.upsert([Item(f"n{n}", np.ones(2, np.float32)) for n in range(first, first + 50)])
+    await committer.heal()
+    assert set(store.reads[-1]) == {f"n{n}" for n in range(5000 - 1024, 5000)}
+
+
+async def test_a_mirror_that_comes_later_is_used_from_then_on() -> None:
+    store = HeldStore()
+    store.gate.set()
+    mirror: DictMirror | None = None
+    writer = CollectionWriter(COLLECTION, store, 64, 1024, Surroundings(mirror_of=lambda _: mirror))
+    await writer.write({"a": Item("a", np.ones(2, np.float32))})
+    mirror = DictMirror()
+    mirror.items["a"] = (np.ones(2, np.float32), {})
+    await writer.write({"a": Item("a", np.ones(2, np.float32), {"n": 1})})
+    assert mirror.items["a"][1] == {"n": 1}
+    await writer.drain()
+
+
+def test_equal_metadata_have_equal_bytes() -> None:
+    one: dict[str, Plain] = {"b": 1, "a": "x", "c": ["y"]}
+    assert pack(one) == pack({key: one[key] for key in reversed(one)})
+    assert pack({}) == b""

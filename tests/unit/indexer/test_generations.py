@@ -1,0 +1,234 @@
+"""Collections stored anew: what is seen when, and what becomes of it when something fails."""
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from likeness.common.v1 import error_pb2
+
+from chassis.errors import LikenessError
+from indexer.catalog import Collections
+from indexer.collections import Collection, Fingerprint, Hnsw, Metric, StoredCollection
+from indexer.reads import Item
+from tests.unit.indexer.conftest import Connected
+from tests.unit.indexer.shelf import Shelf
+
+FINGERPRINT = Fingerprint("m", "a1" * 32, 4)
+WIDE = Hnsw(max_neighbors=32)
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    return Shelf()
+
+
+@pytest.fixture
+async def collections(shelf: Shelf) -> Collections:
+    """With the collection "col"."""
+    made = Collections(shelf)
+    await made.create("col", FINGERPRINT, Metric.L2, Hnsw(ef_search=64), "pictures")
+    return made
+
+
+async def use(collections: Collections, name: str = "col") -> Collection:
+    async with collections.use(name) as collection:
+        return collection
+
+
+async def refusal(work: Any) -> LikenessError:
+    with pytest.raises(LikenessError) as caught:
+        await work
+    return caught.value
+
+
+async def test_a_copy_is_the_collection_from_its_commit_on(shelf: Shelf, collections: Collections) -> None:
+    old = await use(collections)
+    copy = await collections.stage_copy(old, WIDE)
+    assert (copy.uid, copy.generation, copy.hnsw, copy.built) == (old.uid, 1, WIDE, WIDE)
+    assert shelf.hnsw[copy.store_name] == WIDE
+    for seen_by in (collections, Collections(shelf)):
+        assert await use(seen_by) == old
+        assert [c.name for c in (await seen_by.list("", 10))[0]] == ["col"]
+
+    committed = await collections.commit(copy)
+    assert shelf.homes[old.uid] == committed
+    for seen_by in (collections, Collections(shelf)):
+        assert await use(seen_by) == committed
+        assert [c.uid for c in (await seen_by.list("", 10))[0]] == [old.uid]
+    assert (committed.name, committed.uid, committed.key, committed.generation) == ("col", old.uid, copy.key, 1)
+    assert (committed.created, committed.fingerprint, committed.metric) == (old.created, FINGERPRINT, Metric.L2)
+    await collections.drop_generation(old)
+    assert shelf.kept.keys() == {copy.store_name}
+    assert await use(Collections(shelf)) == committed
+
+
+async def test_what_is_changed_while_it_is_copied_is_kept(shelf: Shelf, collections: Collections) -> None:
+    old = await use(collections)
+    copy = await collections.stage_copy(old, old.hnsw)
+    await collections.update("col", Hnsw(max_neighbors=64), "others")
+    committed = await collections.commit(copy)
+    assert (committed.hnsw, committed.built) == (Hnsw(max_neighbors=64), old.hnsw)
+    assert committed.description == "others"
+    assert await use(Collections(shelf)) == committed
+
+
+async def test_a_commit_whose_answer_is_lost_is_repeated_until_it_is_known(
+    shelf: Shelf, collections: Collections
+) -> None:
+    for lost, missed in ((1, 0), (0, 1), (2, 2)):
+        old = await use(collections)
+        copy = await collections.stage_copy(old, WIDE)
+        shelf.lost, shelf.missed = lost, missed
+        committed = await collections.commit(copy)
+        assert committed.generation == old.generation + 1
+        assert await use(collections) == await use(Collections(shelf)) == committed
+
+
+async def test_a_commit_that_cannot_be_sent_leaves_a_copy(shelf: Shelf, collections: Collections) -> None:
+    old = await use(collections)
+    copy = await collections.stage_copy(old, WIDE)
+    shelf.away = True
+    assert (await refusal(collections.commit(copy))).reason == error_pb2.REASON_STORE_UNAVAILABLE
+    shelf.away = False
+    assert await use(collections) == old
+    await collections.discard(copy)
+    assert shelf.kept.keys() == {"col"}
+
+
+async def test_a_copy_of_what_is_deleted_meanwhile_is_never_the_collection(
+    shelf: Shelf, collections: Collections
+) -> None:
+    copy = await collections.stage_copy(await use(collections), WIDE)
+    async with collections.leaving("col") as collection:
+        assert (await refusal(collections.commit(copy))).reason == error_pb2.REASON_COLLECTION_NOT_FOUND
+        await collections.delete(collection)
+    assert (await refusal(collections.commit(copy))).reason == error_pb2.REASON_COLLECTION_NOT_FOUND
+    await collections.create("col", FINGERPRINT, Metric.L2)
+    assert (await refusal(collections.commit(copy))).reason == error_pb2.REASON_COLLECTION_NOT_FOUND
+
+
+async def test_deleting_what_was_rebuilt_leaves_no_earlier_generation(shelf: Shelf, collections: Collections) -> None:
+    await collections.commit(await collections.stage_copy(await use(collections), WIDE))
+    assert "col" in shelf.kept  # its first generation, which was not dropped
+    async with collections.leaving("col") as collection:
+        await collections.delete(collection)
+    for seen_by in (collections, Collections(shelf)):
+        assert (await refusal(use(seen_by))).reason == error_pb2.REASON_COLLECTION_NOT_FOUND
+    await Collections(shelf).recover()
+    assert shelf.kept == {}
+
+
+async def test_a_restored_collection_is_not_seen_before_its_commit_and_its_name_is_kept(
+    shelf: Shelf, collections: Collections
+) -> None:
+    staged = await collections.stage_new("new", FINGERPRINT, Metric.COSINE, WIDE, "restored")
+    assert (await refusal(use(collections, "new"))).reason == error_pb2.REASON_COLLECTION_NOT_FOUND
+    for taken in (
+        collections.create("new", FINGERPRINT, Metric.COSINE),
+        collections.stage_new("new", FINGERPRINT, Metric.COSINE),
+        collections.set_alias("new", "col"),
+    ):
+        assert (await refusal(taken)).reason == error_pb2.REASON_COLLECTION_EXISTS
+    await collections.update("col", None, "another list meanwhile")
+    committed = await collections.commit(staged)
+    assert committed == await use(collections, "new") == await use(Collections(shelf), "new")
+    assert (committed.key, committed.description, committed.built) == (staged.key, "restored", WIDE)
+
+
+async def test_the_name_of_what_was_not_restored_is_free_again(shelf: Shelf, collections: Collections) -> None:
+    staged = await collections.stage_new("new", FINGERPRINT, Metric.COSINE)
+    await collections.discard(staged)
+    assert shelf.kept.keys() == {"col"}
+    await collections.create("new", FINGERPRINT, Metric.COSINE)
+
+
+async def test_a_start_drops_what_was_not_finished_and_nothing_else(shelf: Shelf, collections: Collections) -> None:
+    old = await use(collections)
+    await collections.create("other", FINGERPRINT, Metric.COSINE)
+    await collections.set_alias("al", "col")
+    committed = await collections.commit(await collections.stage_copy(old, WIDE))
+    await collections.stage_copy(committed, WIDE)
+    await collections.stage_new("new", FINGERPRINT, Metric.COSINE)
+    shelf.kept["foreign"] = StoredCollection("foreign", "f", {"owner": "somebody"})
+    shelf.kept["gone"] = StoredCollection("gone", "g", {"likeness.dropped": "uid"})
+    later = Collections(shelf)
+    await later.recover()
+    assert shelf.kept.keys() == {committed.store_name, "other", "Likeness.Aliases.1", "foreign"}
+    assert await use(later, "al") == committed
+
+
+async def test_a_generation_is_dropped_when_nobody_asks_it_any_more(shelf: Shelf, collections: Collections) -> None:
+    old = await use(collections)
+    await collections.commit(await collections.stage_copy(old, WIDE))
+    shelf.quiet.clear()
+    dropping = asyncio.create_task(collections.drop_generation(old))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert "col" in shelf.kept
+    shelf.quiet.set()
+    await dropping
+    assert "col" not in shelf.kept
+
+
+async def test_a_reader_sees_what_it_is_told_and_asks_for_nothing(shelf: Shelf, collections: Collections) -> None:
+    reader = Collections(shelf, follows=True)
+    listings = shelf.listings
+    assert (await refusal(use(reader))).reason == error_pb2.REASON_COLLECTION_NOT_FOUND
+    assert await reader.list("", 10) == ([], False)
+    assert shelf.listings == listings
+    (told,) = reader.refresh(await shelf.collections())
+    assert await use(reader) == told == await use(collections)
+    await collections.commit(await collections.stage_copy(told, WIDE))
+    await collections.set_alias("al", "col")
+    assert await use(reader) == told
+    reader.refresh(await shelf.collections())
+    assert await use(reader, "al") == await use(collections)
+
+
+# In a real Chroma
+
+
+def test_an_earlier_generation_stands_for_the_present_one(connected: Connected) -> None:
+    run, store = connected.loop.run, connected.store
+    collections = Collections(store)
+    old = run(collections.create("rebuilt", FINGERPRINT, Metric.L2))
+    connected.upsert(old, Item("a", np.zeros(4, np.float32)))
+    copy = run(collections.stage_copy(old, Hnsw(max_neighbors=24, ef_construction=150, ef_search=77)))
+    connected.upsert(copy, Item("b", np.zeros(4, np.float32)), Item("c", np.zeros(4, np.float32)))
+    assert (run(store.ids(old)), sorted(run(store.ids(copy)))) == (["a"], ["b", "c"])
+    run(collections.commit(copy))
+    run(collections.drop_generation(old))
+    assert sorted(run(store.ids(old))) == ["b", "c"]
+    connected.upsert(old, Item("d", np.zeros(4, np.float32)))
+    elsewhere = Collections(store)
+    now = run(use(elsewhere, "rebuilt"))
+    assert (now.uid, now.key, now.generation) == (old.uid, copy.key, 1)
+    assert sorted(run(store.ids(now))) == ["b", "c", "d"]
+    handle = run(configured(connected, now))
+    assert (handle["max_neighbors"], handle["ef_construction"], handle["ef_search"]) == (24, 150, 77)
+
+
+async def configured(connected: Connected, collection: Collection) -> Any:
+    async with connected.store._chroma.handle("looking at it", collection) as handle:
+        return handle.configuration["hnsw"]
+
+
+def test_a_request_under_way_keeps_its_generation(connected: Connected) -> None:
+    store = connected.store
+
+    async def rebuild() -> None:
+        collections = Collections(store)
+        old = await collections.create("under-way", FINGERPRINT, Metric.L2)
+        copy = await collections.stage_copy(old, WIDE)
+        async with store._chroma.handle("reading", old) as handle:
+            await collections.commit(copy)
+            dropping = asyncio.create_task(collections.drop_generation(old))
+            assert await handle.count() == 0
+            assert not dropping.done()
+        await dropping
+        assert "under-way" not in {c.name for c in await store.collections()}
+        assert await store.count(replace(old)) == 0
+
+    connected.loop.run(rebuild())

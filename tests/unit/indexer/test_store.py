@@ -1,0 +1,149 @@
+"""What the loader and the writer ask of Chroma."""
+
+from typing import Any
+from urllib.parse import urlsplit
+
+import chromadb
+import numpy as np
+import pytest
+from likeness.common.v1 import error_pb2
+
+from chassis.errors import LikenessError
+from indexer.changes import Change, Changes
+from indexer.collections import Metric
+from indexer.filters import Comparison, Kind, Op
+from indexer.listed import sort_out
+from indexer.reads import Item
+from indexer.store import ChromaStore
+from tests.unit.indexer.conftest import Connected
+
+
+def items(*ids: str, **metadata: int) -> Changes:
+    return Changes(added=[Item(i, np.ones(2, np.float32), dict(metadata)) for i in ids])
+
+
+def test_what_is_newer_than_a_stamp_is_found(connected: Connected) -> None:
+    store, run = connected.store, connected.loop.run
+    collection = connected.collection("stamped", Metric.L2, 2)
+    assert run(store.newest(collection, 0)) is None
+    for stamp in (10, 20, 30):
+        run(store.write(collection, items(f"a{stamp}", f"b{stamp}", n=stamp), stamp))
+    assert set(run(store.ids(collection))) == {"a10", "b10", "a20", "b20", "a30", "b30"}
+    assert set(run(store.newer(collection, 10))) == {"a20", "b20", "a30", "b30"}
+    assert run(store.newer(collection, 30)) == []
+    run(store.relabel(collection, [Change("a10", {"m": 1}, {"n": 10})], 40))
+    assert run(store.newer(collection, 30)) == ["a10"]
+    (record,) = run(store.read(collection, ["a10", "none"]))
+    assert (record.id, record.stamp, record.metadata) == ("a10", 40, {"m": 1})
+
+
+@pytest.mark.parametrize("greatest", [1000, 1001, 1_700_000_000_000_000, 2**53 - 1])
+def test_the_greatest_stamp_is_found_where_the_clock_was_set_back(connected: Connected, greatest: int) -> None:
+    store, run = connected.store, connected.loop.run
+    collection = connected.collection(f"set-back-{greatest}", Metric.L2, 2)
+    for n, stamp in enumerate(sorted({500, 1000, 1001, greatest - 1, greatest})):
+        if stamp <= greatest:
+            run(store.write(collection, items(f"i{n}"), stamp))
+    assert run(store.newest(collection, 900)) == greatest
+    assert run(store.newest(collection, greatest)) == greatest
+    assert run(store.newest(collection, greatest + 1)) is None
+
+
+def test_items_of_the_first_layout_are_read_and_replaced(connected: Connected, chroma_url: str) -> None:
+    store, run = connected.store, connected.loop.run
+    collection = connected.collection("unstamped", Metric.L2, 2)
+
+    address = urlsplit(chroma_url)
+    foreign = chromadb.HttpClient(address.hostname or "", address.port or 0).get_collection("unstamped")
+    metadatas: list[Any] = [{"n": 1, "s": "x", "_keys": ["#n", "s"]}, None]
+    foreign.add(ids=["plain", "bare"], embeddings=np.ones((2, 2), np.float32), metadatas=metadatas)
+
+    before = {record.id: record for record in run(store.read(collection, ["plain", "bare"]))}
+    assert {i: (record.stamp, record.metadata) for i, record in before.items()} == {
+        "plain": (0, {"n": 1, "s": "x"}),
+        "bare": (0, {}),
+    }
+    assert run(store.newer(collection, 0)) == []
+    connected.upsert(collection, Item("plain", np.ones(2, np.float32), {"s": "y"}))
+    (after,) = run(store.read(collection, ["plain"]))
+    assert after.metadata == {"s": "y"}
+    assert run(store.newer(collection, 0)) == ["plain"]
+    exists = Comparison("n", Op.EXISTS, Kind.NONE, ())
+    assert run(store.matching(collection, exists)) == []
+
+
+def test_more_ids_than_a_statement_takes_are_read_in_parts(connected: Connected) -> None:
+    store, run = connected.store, connected.loop.run
+    collection = connected.collection("many-ids", Metric.L2, 2)
+    run(store.write(collection, items("a", "b", n=1), 1))
+    ids = ["a", "b", *(f"none{n}" for n in range(40_000))]
+    assert run(store.existing(collection, ids)) == {"a", "b"}
+    assert run(store.metadata(collection, ids[:5000])) == {"a": {"n": 1}, "b": {"n": 1}}
+
+
+def test_what_is_known_of_a_collection_is_forgotten_once_it_is_gone(connected: Connected, chroma_url: str) -> None:
+    store, run = connected.store, connected.loop.run
+    known = store._chroma._handles
+    dropped, vanished = (connected.collection(name, Metric.L2, 2) for name in ("dropped", "vanished"))
+    for collection in (dropped, vanished):
+        assert run(store.count(collection)) == 0
+        assert collection.name in known
+    run(store.drop("dropped"))
+    assert "dropped" not in known
+
+    address = urlsplit(chroma_url)
+    chromadb.HttpClient(address.hostname or "", address.port or 0).delete_collection("vanished")
+    with pytest.raises(LikenessError) as caught:
+        run(store.count(vanished))
+    assert caught.value.reason == error_pb2.REASON_COLLECTION_NOT_FOUND
+    assert "vanished" not in known
+
+
+def test_what_is_dropped_late_or_again_is_not_what_was_made_under_its_name_meanwhile(connected: Connected) -> None:
+    store, run = connected.store, connected.loop.run
+    before = connected.collection("successor", Metric.L2, 2)
+    run(store.drop("successor", before.key))
+    after = connected.collection("successor", Metric.L2, 2)
+    connected.upsert(after, Item("a", np.ones(2, np.float32)))
+
+    with pytest.raises(LikenessError) as caught:
+        run(store.drop("successor", before.key))
+
+    assert caught.value.reason == error_pb2.REASON_COLLECTION_NOT_FOUND
+    assert run(store.count(after)) == 1
+
+
+def test_dropping_goes_on_where_an_attempt_has_failed(connected: Connected) -> None:
+    store, run = connected.store, connected.loop.run
+    collection = connected.collection("half", Metric.L2, 2)
+    connected.upsert(collection, Item("a", np.ones(2, np.float32)))
+    apart = f"Likeness.Dropped.{collection.key}"
+    assert run(store._apart("half", collection.key)) == apart  # and then its process died
+    assert [sort_out([each]).dropped for each in run(store.collections()) if each.key == collection.key] == [
+        [run(store.find(apart))]
+    ]
+
+    run(store.drop("half", collection.key))
+
+    assert run(store.find(apart)) is None
+
+
+def test_a_collection_made_anew_under_its_name_is_another(connected: Connected) -> None:
+    store, run = connected.store, connected.loop.run
+    before = connected.collection("anew", Metric.L2, 2)
+    connected.upsert(before, Item("a", np.ones(2, np.float32)))
+    run(store.drop("anew"))
+    after = connected.collection("anew", Metric.L2, 2)
+    assert run(store.count(after)) == 0
+    with pytest.raises(LikenessError) as caught:
+        run(store.count(before))
+    assert caught.value.reason == error_pb2.REASON_COLLECTION_NOT_FOUND
+    assert run(store.count(after)) == 0
+
+
+async def test_a_store_that_is_not_connected_says_so() -> None:
+    store = ChromaStore({}, 1.0)
+    assert not store.connected
+    with pytest.raises(LikenessError) as caught:
+        await store.find("any")
+    assert caught.value.reason == error_pb2.REASON_STORE_UNAVAILABLE
