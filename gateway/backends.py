@@ -96,12 +96,25 @@ class Embedder(_Backend):
         return await self._call(self._stub.GetModel(embedder_pb2.GetModelRequest(), timeout=timeout_s))
 
     async def embed(
-        self, inputs: Sequence[embedder_pb2.EmbedInput], timeout_s: float, *, bulk: bool = False
+        self,
+        inputs: Sequence[embedder_pb2.EmbedInput],
+        timeout_s: float,
+        *,
+        bulk: bool = False,
+        priority: embedder_pb2.Priority.ValueType = embedder_pb2.PRIORITY_INTERACTIVE,
     ) -> embedder_pb2.EmbedResponse:
-        """Vectors, or errors, for pictures and texts, in their order."""
-        request = embedder_pb2.EmbedRequest(inputs=inputs)
+        """Vectors, or errors, for pictures and texts, in their order.
+
+        Args:
+            inputs: what to embed.
+            timeout_s: how long to wait.
+            bulk: an ingest's call, whose time limit is ours: it goes last, and rides out a restart of the embedder.
+            priority: who goes first; of a bulk call always PRIORITY_BULK.
+        """
         if bulk:
+            request = embedder_pb2.EmbedRequest(inputs=inputs, priority=embedder_pb2.PRIORITY_BULK)
             return await self._bulk_call(self._bulk_stub.Embed(request, timeout=timeout_s, wait_for_ready=True))
+        request = embedder_pb2.EmbedRequest(inputs=inputs, priority=priority)
         return await self._call(self._stub.Embed(request, timeout=timeout_s))
 
     async def close(self) -> None:
@@ -115,8 +128,8 @@ class Indexer(_Backend):
 
     def __init__(self, settings: GatewaySettings) -> None:
         super().__init__("indexer", settings.indexer_address, error_pb2.REASON_INDEXER_UNAVAILABLE)
-        reads = ("GetCollection", "ListCollections", "GetItems", "Query")
-        writes = ("UpsertItems", "DeleteItems")
+        reads = ("GetCollection", "ListCollections", "GetItems", "ListItems", "CountItems", "GetFacets", "Query")
+        writes = ("UpsertItems", "UpdateMetadata", "DeleteItems")
         self._interactive = connect(self.address, INDEXER, (*reads, *writes), settings.max_message_mb, "interactive")
         self._bulk = connect(self.address, INDEXER, (*reads, *writes), settings.max_message_mb, "bulk")
         self._stub = indexer_pb2_grpc.IndexerServiceStub(self._interactive)
@@ -155,6 +168,24 @@ class Indexer(_Backend):
     ) -> indexer_pb2.DeleteItemsResponse:
         """Deletes items."""
         return await self._call(self._stub.DeleteItems(request, timeout=timeout_s))
+
+    async def list(self, request: indexer_pb2.ListItemsRequest, timeout_s: float) -> indexer_pb2.ListItemsResponse:
+        """A page of items."""
+        return await self._call(self._stub.ListItems(request, timeout=timeout_s))
+
+    async def count(self, request: indexer_pb2.CountItemsRequest, timeout_s: float) -> int:
+        """How many items there are, or how many a filter leaves."""
+        return (await self._call(self._stub.CountItems(request, timeout=timeout_s))).count
+
+    async def facets(self, request: indexer_pb2.GetFacetsRequest, timeout_s: float) -> indexer_pb2.GetFacetsResponse:
+        """Counts by metadata value."""
+        return await self._call(self._stub.GetFacets(request, timeout=timeout_s))
+
+    async def update_metadata(
+        self, request: indexer_pb2.UpdateMetadataRequest, timeout_s: float
+    ) -> indexer_pb2.UpdateMetadataResponse:
+        """Changes metadata; it is on disk when this returns."""
+        return await self._call(self._stub.UpdateMetadata(request, timeout=timeout_s))
 
     async def query(self, request: indexer_pb2.QueryRequest, timeout_s: float) -> indexer_pb2.QueryResponse:
         """Nearest neighbours."""

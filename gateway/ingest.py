@@ -22,7 +22,7 @@ from chassis.metadata import MAX_LIST_LENGTH, MAX_STRING_BYTES, Plain
 from chassis.pictures import PictureLimits
 from gateway import items, picture_facts
 from gateway.backends import Embedder, Indexer
-from gateway.search import collection_name, expected_fingerprint, mismatch
+from gateway.requests import collection_name, expected_fingerprint, mismatch, of_collection, shutting_down
 from gateway.settings import GatewaySettings
 from gateway.window import Window
 
@@ -34,6 +34,8 @@ _ENVELOPE_BYTES = 64 * 1024
 
 # Above this, hashing a picture takes longer than handing it to a thread (0.5 ms at 2 GB/s).
 _HASH_IN_THREAD_BYTES = 2**20
+
+_SEND_AGAIN = "everything read was answered: send the rest again in a new stream"
 
 
 @dataclass
@@ -76,7 +78,7 @@ class Ingest:
             try:
                 await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 if not opening.done():
-                    raise _shutting_down()
+                    raise shutting_down(_SEND_AGAIN)
                 started, model = opening.result()
             finally:
                 opening.cancel()
@@ -118,7 +120,7 @@ class Ingest:
                     raise
                 found = await self.indexer.collection(collection, timeout_s)
         if found.fingerprint.digest != fingerprint.digest:
-            raise mismatch(fingerprint, found.fingerprint, f"the model of collection {collection!r}")
+            raise mismatch(fingerprint, found.fingerprint, of_collection(collection))
         return created
 
 
@@ -156,7 +158,7 @@ class _Stream:
         if self._failure is not None:
             raise self._failure
         if not self._half_closed:
-            raise _shutting_down()
+            raise shutting_down(_SEND_AGAIN)
 
     async def _read(self, requests: Requests) -> None:
         """Takes items until the client ends the stream, the gateway stops, or a worker has failed."""
@@ -293,11 +295,6 @@ async def _read_start(requests: Requests) -> gateway_pb2.IndexStart:
             return request.start
         break
     raise invalid("start", "is unset; expected the first message of the stream to set it")
-
-
-def _shutting_down() -> LikenessError:
-    message = "the gateway is stopping; everything read was answered: send the rest again in a new stream"
-    return LikenessError(error_pb2.REASON_SHUTTING_DOWN, message, retry_after_s=1.0)
 
 
 def _their_metadata(message: gateway_pb2.IndexItem) -> dict[str, Plain]:

@@ -1,6 +1,7 @@
 """A stored picture as clients see it, and as the indexer keeps it: labels and uri live in its metadata."""
 
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 from likeness.common.v1.metadata_pb2 import Metadata
 from likeness.common.v1.types_pb2 import ItemFields
@@ -16,6 +17,17 @@ LABELS, URI = "labels", "uri"
 OWN_KEYS = frozenset(
     {LABELS, URI, "format", "width", "height", "bytes", "sha256", "taken_at", "camera", "latitude", "longitude"}
 )
+
+
+class ShowsItems(Protocol):
+    """A request that says what its client wants to get back of items."""
+
+    @property
+    def fields(self) -> ItemFields:
+        """What."""
+
+    def HasField(self, field_name: Any, /) -> bool:  # noqa: N802  (protobuf's)
+        """Whether the field is set."""
 
 
 def to_stored(own: dict[str, Plain], uri: str, labels: Sequence[str], theirs: dict[str, Plain]) -> Metadata:
@@ -50,7 +62,7 @@ def from_stored(item: indexer_pb2.Item | indexer_pb2.Hit, fields: ItemFields) ->
     return shown
 
 
-def wanted(message: gateway_pb2.SearchRequest | gateway_pb2.GetItemsRequest) -> ItemFields:
+def wanted(message: ShowsItems) -> ItemFields:
     """What the client asked to get back; unset: metadata, no vector."""
     return message.fields if message.HasField("fields") else ItemFields(metadata=True)
 

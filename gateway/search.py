@@ -1,26 +1,66 @@
-"""One search: terms → one Embed call → one Query call → hits."""
+"""Searches: terms → one Embed call → one Query call for each collection, facets beside it → hits.
 
-import math
-import re
+A single search is a batch of one.
+"""
+
+import asyncio
 import time
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from likeness.common.v1 import error_pb2
-from likeness.common.v1.types_pb2 import ModelFingerprint, Vector
+from likeness.common.v1.types_pb2 import ItemFields, ModelFingerprint, Vector
 from likeness.embedder.v1 import embedder_pb2
 from likeness.gateway.v1 import gateway_pb2
 from likeness.indexer.v1 import indexer_pb2
 
-from chassis import names
+from chassis import vectors as vector_messages
 from chassis.deadline import Deadline
-from chassis.errors import LikenessError, from_status, in_request, invalid
-from gateway import items
+from chassis.errors import LikenessError, from_status, in_request
+from gateway import facets, items, queries
 from gateway.backends import Embedder, Indexer
+from gateway.embedding import embed
+from gateway.explain import cosines
+from gateway.requests import collection_name, duration, expected_fingerprint, mismatch
 
-DEFAULT_COLLECTION = "images"
-MAX_TERMS = 64
+# Calls for facets and for stored vectors that a batch has under way at once.
+_AT_ONCE = 8
+
+
+@dataclass
+class _Search:
+    """A search under way.
+
+    Attributes:
+        request: as the client sent it.
+        collection: where it searches.
+        fingerprint: the model that the collection must be of; None: any.
+        vectors: of the embedded terms, and, to explain, of the stored ones; by place.
+        answer: what was found; in the end that, or ``error``, is set.
+        counts: the facets, if asked for.
+        error: why it failed.
+    """
+
+    request: gateway_pb2.SearchRequest
+    collection: str = ""
+    fingerprint: ModelFingerprint | None = None
+    vectors: dict[int, Vector] = field(default_factory=dict)
+    answer: tuple[indexer_pb2.QueryResult, ModelFingerprint] | None = None
+    counts: indexer_pb2.GetFacetsResponse | None = None
+    error: LikenessError | None = None
+
+    def plan(self) -> None:
+        """Checks the request and reads what it says of the whole."""
+        queries.check(self.request)
+        self.collection = collection_name(self.request.collection)
+        self.fingerprint = expected_fingerprint(self.request)
+
+    @property
+    def needs_vectors(self) -> bool:
+        """Whether the vectors of its hits are read: to be shown, or to be compared with the terms."""
+        return self.request.explain or self.request.fields.vector
 
 
 @dataclass(frozen=True)
@@ -37,124 +77,196 @@ class Search:
             LikenessError: a term is bad, the terms cancel out, the collection is unknown or of another model, or a
                 service cannot be reached.
         """
-        started = time.perf_counter()
-        _check_terms(request)
-        collection = collection_name(request.collection)
-        fingerprint, vectors = await self._embed(request, deadline)
-        embedded = time.perf_counter()
+        (outcome,), timings = await self.many([request], deadline)
+        if isinstance(outcome, LikenessError):
+            raise outcome
+        outcome.timings.CopyFrom(timings)
+        return outcome
 
-        fields = items.wanted(request)
-        query = indexer_pb2.Query(
-            examples=[_example(term, vectors.get(i)) for i, term in enumerate(request.terms)],
-            filter=request.filter if request.HasField("filter") else None,
-            min_score=request.min_score if request.HasField("min_score") else None,
-            top_k=request.top_k,
-        )
-        try:
-            answer = await self.indexer.query(
-                indexer_pb2.QueryRequest(
-                    collection=collection,
-                    expected_fingerprint=fingerprint,
-                    queries=[query],
-                    fields=items.to_read(fields),
-                ),
-                deadline.left(),
-            )
-            result = answer.results[0]
-            if result.HasField("error"):
-                raise from_status(result.error.status)
-        except LikenessError as error:
-            raise in_request(error, _search_field) from error
+    async def many(
+        self, requests: Sequence[gateway_pb2.SearchRequest], deadline: Deadline, *, split: bool = False
+    ) -> tuple[list[gateway_pb2.SearchResponse | LikenessError], gateway_pb2.SearchTimings]:
+        """Answers searches together; what each failed with stands in its place.
+
+        Args:
+            requests: the searches.
+            deadline: by when.
+            split: whether their terms may be more than one call to the embedder takes.
+        """
+        started = time.perf_counter()
+        timings = gateway_pb2.SearchTimings()
+        searches = [_Search(request) for request in requests]
+        for search in searches:
+            try:
+                search.plan()
+            except LikenessError as error:
+                search.error = error
+        await self._embed(_good(searches), deadline, timings, split=split)
+        deadline.left()
+        await self._look_up(_good(searches), deadline, timings)
+        explaining = time.perf_counter()
+        if any(request.explain for request in requests):  # up to 10,000 vectors, which the event loop must not wait for
+            outcomes = await asyncio.to_thread(lambda: [_outcome(search) for search in searches])
+            timings.explain.CopyFrom(duration(time.perf_counter() - explaining))
+        else:
+            outcomes = [_outcome(search) for search in searches]
         finished = time.perf_counter()
-        return gateway_pb2.SearchResponse(
-            collection=collection,
-            fingerprint=answer.fingerprint,
-            hits=[gateway_pb2.Hit(item=items.from_stored(hit, fields), score=hit.score) for hit in result.hits],
-            timings=gateway_pb2.SearchTimings(
-                embed=_duration(embedded - started) if vectors else None,
-                query=_duration(finished - embedded),
-                total=_duration(finished - started),
-            ),
-        )
+        timings.total.CopyFrom(duration(finished - started))
+        return outcomes, timings
 
     async def _embed(
-        self, request: gateway_pb2.SearchRequest, deadline: Deadline
-    ) -> tuple[ModelFingerprint | None, dict[int, Vector]]:
-        """The vectors of the picture and text terms, by position, and the model that the search must be in."""
-        expected = expected_fingerprint(request)
-        positions = [i for i, term in enumerate(request.terms) if term.WhichOneof("term") in ("image", "text")]
-        if not positions:
-            return expected, {}
+        self,
+        searches: Sequence[_Search],
+        deadline: Deadline,
+        timings: gateway_pb2.SearchTimings,
+        *,
+        split: bool,
+    ) -> None:
+        """Gives the searches the vectors of their pictures and texts; a text that several have is embedded once."""
+        inputs: list[embedder_pb2.EmbedInput] = []
+        places: dict[str, int] = {}
+        terms: list[tuple[_Search, int, int]] = []
+        for search in searches:
+            for i, term in enumerate(search.request.terms):
+                if queries.is_embedded(term):
+                    place = places.setdefault(term.text, len(inputs)) if term.text else len(inputs)
+                    if place == len(inputs):
+                        inputs.append(queries.embed_input(term))
+                    terms.append((search, i, place))
+        if not inputs:
+            return
+        started = time.perf_counter()
         try:
-            answer = await self.embedder.embed([_input(request.terms[i]) for i in positions], deadline.left())
+            limits = (await self.embedder.model(deadline.left())).limits if split and len(inputs) > 1 else None
+            embedded = await embed(self.embedder, inputs, deadline, limits)
         except LikenessError as error:
-            raise in_request(error, lambda field: field.replace("inputs", "terms", 1)) from error
-        if expected is not None and expected.digest != answer.fingerprint.digest:
-            raise mismatch(answer.fingerprint, expected, "the model that the request expects")
-        vectors: dict[int, Vector] = {}
-        for i, result in zip(positions, answer.results, strict=True):
+            for search, _, _ in terms:
+                search.error = in_request(error, lambda name: name.replace("inputs", "terms", 1))
+            return
+        for search, i, place in terms:
+            outcome = embedded.outcomes[place]
+            if isinstance(outcome, LikenessError):
+                search.error = search.error or queries.of_term(outcome, i)
+            else:
+                search.vectors[i] = outcome
+        for search in {id(search): search for search, _, _ in terms}.values():
+            expected = search.fingerprint
+            if expected is not None and expected.digest != embedded.fingerprint.digest:
+                search.error = mismatch(embedded.fingerprint, expected, "the model that the request expects")
+            search.fingerprint = embedded.fingerprint
+        timings.embed.CopyFrom(duration(time.perf_counter() - started))
+        timings.embed_queue.CopyFrom(embedded.timings.queue)
+        timings.embed_decode.CopyFrom(embedded.timings.decode)
+        timings.embed_inference.CopyFrom(embedded.timings.inference)
+
+    async def _look_up(
+        self, searches: Sequence[_Search], deadline: Deadline, timings: gateway_pb2.SearchTimings
+    ) -> None:
+        """Queries, counts and reads stored vectors, all at once."""
+        # Vectors are large: one search that needs them must not make its neighbours' answer too large.
+        groups: dict[tuple[str, str, bool], list[_Search]] = {}
+        for search in searches:
+            digest = "" if search.fingerprint is None else search.fingerprint.digest
+            groups.setdefault((search.collection, digest, search.needs_vectors), []).append(search)
+        few = asyncio.Semaphore(_AT_ONCE)
+        async with asyncio.TaskGroup() as tasks:
+            for group in groups.values():
+                tasks.create_task(self._query(group, deadline, timings.query))
+            for search in searches:
+                if search.request.facets:
+                    tasks.create_task(self._count(search, deadline, few, timings.facets))
+                if search.request.explain:
+                    tasks.create_task(self._read_terms(search, deadline, few))
+
+    async def _query(self, group: Sequence[_Search], deadline: Deadline, took: Duration) -> None:
+        """One Query call for searches of one collection and one model, all with vectors or all without."""
+        started = time.perf_counter()
+        request = indexer_pb2.QueryRequest(
+            collection=group[0].collection,
+            expected_fingerprint=group[0].fingerprint,
+            queries=[queries.query(search.request, search.vectors) for search in group],
+            fields=items.to_read(ItemFields(vector=group[0].needs_vectors)),
+        )
+        try:
+            answer = await self.indexer.query(request, deadline.left())
+        except LikenessError as error:
+            for search in group:
+                search.error = search.error or queries.of_search(error, 0)
+            return
+        for i, (search, result) in enumerate(zip(group, answer.results, strict=True)):
             if result.HasField("error"):
-                raise in_request(from_status(result.error.status), partial(re.sub, r"^inputs\[\d+\]", f"terms[{i}]"))
-            vectors[i] = result.vector
-        return answer.fingerprint, vectors
+                search.error = search.error or queries.of_search(from_status(result.error.status), i)
+            else:
+                search.answer = result, answer.fingerprint
+        _longest(took, time.perf_counter() - started)
+
+    async def _count(self, search: _Search, deadline: Deadline, few: asyncio.Semaphore, took: Duration) -> None:
+        async with few:
+            started = time.perf_counter()
+            request = indexer_pb2.GetFacetsRequest(
+                collection=search.collection,
+                filter=search.request.filter if search.request.HasField("filter") else None,
+                facets=facets.wanted(search.request.facets),
+            )
+            try:
+                search.counts = await self.indexer.facets(request, deadline.left())
+            except LikenessError as error:
+                search.error = search.error or error
+            _longest(took, time.perf_counter() - started)
+
+    async def _read_terms(self, search: _Search, deadline: Deadline, few: asyncio.Semaphore) -> None:
+        """Adds the vectors of the terms that are stored items, or that the caller brought."""
+        stored: dict[str, list[int]] = {}
+        for i, term in enumerate(search.request.terms):
+            if term.WhichOneof("term") == "vector":
+                search.vectors[i] = term.vector
+            elif term.WhichOneof("term") == "id":
+                stored.setdefault(term.id, []).append(i)
+        if not stored:
+            return
+        request = indexer_pb2.GetItemsRequest(collection=search.collection, ids=stored, fields=ItemFields(vector=True))
+        async with few:
+            try:
+                found = await self.indexer.get(request, deadline.left())
+            except LikenessError as error:
+                search.error = search.error or in_request(error, lambda name: name.replace("ids", "terms", 1))
+                return
+        for item in found.items:
+            for i in stored[item.id]:
+                search.vectors[i] = item.vector
+        for missing in found.missing_ids:  # the query says so too, unless it was deleted just between the two
+            message = f"terms[{stored[missing][0]}].id: there is no item {missing!r} in the collection"
+            search.error = search.error or LikenessError(error_pb2.REASON_ITEM_NOT_FOUND, message)
 
 
-def collection_name(name: str) -> str:
-    """The collection that a request names; the default one if it names none."""
-    return names.check_collection(name, "collection") if name else DEFAULT_COLLECTION
+def _good(searches: Sequence[_Search]) -> list[_Search]:
+    return [search for search in searches if search.error is None]
 
 
-def expected_fingerprint(
-    request: gateway_pb2.SearchRequest | gateway_pb2.IndexStart, field: str = "expected_fingerprint"
-) -> ModelFingerprint | None:
-    """The model that a caller expects; None: any."""
-    if not request.HasField("expected_fingerprint"):
-        return None
-    if not request.expected_fingerprint.digest:
-        raise invalid(f"{field}.digest", "is empty; expected the digest that GetStatus tells, or no fingerprint at all")
-    return request.expected_fingerprint
+def _outcome(search: _Search) -> gateway_pb2.SearchResponse | LikenessError:
+    if search.error is not None:
+        return search.error
+    assert search.answer is not None
+    result, fingerprint = search.answer
+    fields = items.wanted(search.request)
+    response = gateway_pb2.SearchResponse(collection=search.collection, fingerprint=fingerprint)
+    for hit in result.hits:
+        response.hits.add(item=items.from_stored(hit, fields), score=hit.score, distance=hit.distance)
+    if search.request.explain and result.hits:
+        terms = [search.vectors[i] for i in range(len(search.request.terms))]
+        alike = cosines(
+            np.stack([vector_messages.from_proto(hit.vector, "hit.vector") for hit in result.hits]),
+            np.stack([vector_messages.from_proto(vector, "terms") for vector in terms]),
+        )
+        for shown, row in zip(response.hits, alike, strict=True):
+            shown.term_similarities.extend(row.tolist())
+    if search.counts is not None:
+        response.facets.extend(facets.shown(search.counts.facets))
+        response.count = search.counts.count
+    return response
 
 
-def mismatch(embedder: ModelFingerprint, other: ModelFingerprint, whose: str) -> LikenessError:
-    """The error for vectors of two models that would be mixed."""
-    return LikenessError(
-        error_pb2.REASON_MODEL_MISMATCH,
-        f"the embedder runs {embedder.model[:100]} ({embedder.digest[:12]}…), but {whose} is {other.model[:100]} "
-        f"({other.digest[:12]}…); vectors of two models cannot be compared: use the same model, or another collection",
-    )
-
-
-def _check_terms(request: gateway_pb2.SearchRequest) -> None:
-    if not 1 <= len(request.terms) <= MAX_TERMS:
-        raise invalid("terms", f"{len(request.terms)} terms; expected 1 to {MAX_TERMS}")
-    for i, term in enumerate(request.terms):
-        if term.WhichOneof("term") is None:
-            raise invalid(f"terms[{i}]", "is empty; expected a picture, a text, an id or a vector")
-        if term.HasField("weight") and not (math.isfinite(term.weight) and 0 < abs(term.weight) <= 100):
-            raise invalid(f"terms[{i}].weight", f"{term.weight:g}; expected −100 to 100 and not 0")
-
-
-def _input(term: gateway_pb2.Term) -> embedder_pb2.EmbedInput:
-    if term.WhichOneof("term") == "image":
-        return embedder_pb2.EmbedInput(image=term.image)
-    return embedder_pb2.EmbedInput(text=term.text)
-
-
-def _example(term: gateway_pb2.Term, vector: Vector | None) -> indexer_pb2.Example:
-    example = indexer_pb2.Example(weight=term.weight if term.HasField("weight") else None)
-    if term.WhichOneof("term") == "id":
-        example.id = term.id
-    else:
-        example.vector.CopyFrom(term.vector if vector is None else vector)
-    return example
-
-
-def _search_field(field: str) -> str:
-    """The name, in a SearchRequest, of a field of the QueryRequest made from it."""
-    return re.sub(r"^examples\b", "terms", field.removeprefix("queries[0]."))
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromNanoseconds(round(seconds * 1e9))
-    return duration
+def _longest(took: Duration, seconds: float) -> None:
+    """The time of what runs at once is that of its slowest part."""
+    if duration(seconds).ToNanoseconds() > took.ToNanoseconds():
+        took.CopyFrom(duration(seconds))

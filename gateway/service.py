@@ -7,7 +7,12 @@ from likeness.gateway.v1 import gateway_pb2_grpc
 
 from chassis.readiness import Readiness
 from gateway.backends import Embedder, Indexer
+from gateway.batch import BatchSearch
+from gateway.classify import Classify
+from gateway.duplicates import FindDuplicates
 from gateway.ingest import Ingest
+from gateway.labelling import LabelVectors
+from gateway.labels import Labels
 from gateway.search import Search
 from gateway.servicer import SearchServicer
 from gateway.settings import GatewaySettings
@@ -26,12 +31,28 @@ class GatewayService:
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the servicer to the server."""
         self._embedder, self._indexer = Embedder(self._settings), Indexer(self._settings)
+        settings, embedder, indexer, stopping = self._settings, self._embedder, self._indexer, self._stopping
+        search = Search(embedder, indexer)
+        vectors = LabelVectors(embedder, settings.label_cache)
         servicer = SearchServicer(
-            search=Search(self._embedder, self._indexer),
-            ingest=Ingest(self._embedder, self._indexer, self._settings, self._stopping),
-            status=Status(self._embedder, self._indexer, self._settings.max_message_mb * 2**20),
-            indexer=self._indexer,
-            default_deadline_s=self._settings.default_deadline_s,
+            indexer=indexer,
+            default_deadline_s=settings.default_deadline_s,
+            search=search,
+            batch_search=BatchSearch(search),
+            ingest=Ingest(embedder, indexer, settings, stopping),
+            labels=Labels(indexer),
+            classify=Classify(
+                embedder,
+                indexer,
+                vectors,
+                stopping,
+                settings.default_deadline_s,
+                asyncio.Semaphore(settings.suggestion_streams),
+            ),
+            find_duplicates=FindDuplicates(
+                indexer, stopping, settings.default_deadline_s, asyncio.Semaphore(settings.duplicate_streams)
+            ),
+            status=Status(embedder, indexer, settings.max_message_mb * 2**20),
         )
         gateway_pb2_grpc.add_SearchServiceServicer_to_server(servicer, server)
 

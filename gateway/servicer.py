@@ -1,32 +1,33 @@
 """The gateway's transport: messages in, messages out."""
 
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
 
-import grpc
 from likeness.gateway.v1 import gateway_pb2, gateway_pb2_grpc
-from likeness.indexer.v1 import indexer_pb2
 
 from chassis.deadline import Deadline
-from gateway import items
-from gateway.backends import Indexer
+from gateway.batch import BatchSearch
+from gateway.classify import Classify
+from gateway.duplicates import FindDuplicates
 from gateway.ingest import Ingest
-from gateway.search import Search, collection_name
+from gateway.item_servicer import Context, ItemRpcs
+from gateway.labels import Labels
+from gateway.search import Search
 from gateway.status import Status
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(frozen=True)
-class SearchServicer(gateway_pb2_grpc.SearchServiceServicer):
-    """Hands each call to the module that answers it."""
+class SearchServicer(ItemRpcs, gateway_pb2_grpc.SearchServiceServicer):
+    """Hands each call to the module that answers it; those that only pass items on are in its other part."""
 
     search: Search
+    batch_search: BatchSearch
     ingest: Ingest
+    labels: Labels
+    classify: Classify
+    find_duplicates: FindDuplicates
     status: Status
-    indexer: Indexer
-    default_deadline_s: float
 
     async def Search(  # noqa: N802
         self, request: gateway_pb2.SearchRequest, context: Context
@@ -40,26 +41,35 @@ class SearchServicer(gateway_pb2_grpc.SearchServiceServicer):
         """See ``gateway.ingest``."""
         await self.ingest(requests, context.write)
 
-    async def GetItems(  # noqa: N802
-        self, request: gateway_pb2.GetItemsRequest, context: Context
-    ) -> gateway_pb2.GetItemsResponse:
-        """Reads items from the indexer."""
-        fields = items.wanted(request)
-        read = indexer_pb2.GetItemsRequest(
-            collection=collection_name(request.collection), ids=request.ids, fields=items.to_read(fields)
-        )
-        found = await self.indexer.get(read, Deadline.of(context, self.default_deadline_s).left())
-        return gateway_pb2.GetItemsResponse(
-            items=[items.from_stored(item, fields) for item in found.items], missing_ids=found.missing_ids
-        )
+    async def BatchSearch(  # noqa: N802
+        self, request: gateway_pb2.BatchSearchRequest, context: Context
+    ) -> gateway_pb2.BatchSearchResponse:
+        """See ``gateway.batch``."""
+        return await self.batch_search(request, Deadline.of(context, self.default_deadline_s))
 
-    async def DeleteItems(  # noqa: N802
-        self, request: gateway_pb2.DeleteItemsRequest, context: Context
-    ) -> gateway_pb2.DeleteItemsResponse:
-        """Deletes items at the indexer."""
-        delete = indexer_pb2.DeleteItemsRequest(collection=collection_name(request.collection), ids=request.ids)
-        gone = await self.indexer.delete(delete, Deadline.of(context, self.default_deadline_s).left())
-        return gateway_pb2.DeleteItemsResponse(deleted=gone.deleted)
+    async def UpdateLabels(  # noqa: N802
+        self, request: gateway_pb2.UpdateLabelsRequest, context: Context
+    ) -> gateway_pb2.UpdateLabelsResponse:
+        """See ``gateway.labels``."""
+        return await self.labels.update(request, Deadline.of(context, self.default_deadline_s))
+
+    async def Classify(  # noqa: N802
+        self, request: gateway_pb2.ClassifyRequest, context: Context
+    ) -> gateway_pb2.ClassifyResponse:
+        """See ``gateway.classify``."""
+        return await self.classify(request, Deadline.of(context, self.default_deadline_s))
+
+    async def SuggestLabels(  # type: ignore[override]  # noqa: N802  (as IndexImages)
+        self, request: gateway_pb2.SuggestLabelsRequest, context: Context
+    ) -> None:
+        """See ``gateway.classify``."""
+        await self.classify.suggest(request, context.write, Deadline.of(context, math.inf))
+
+    async def FindDuplicates(  # type: ignore[override]  # noqa: N802  (as IndexImages)
+        self, request: gateway_pb2.FindDuplicatesRequest, context: Context
+    ) -> None:
+        """See ``gateway.duplicates``."""
+        await self.find_duplicates(request, context.write, Deadline.of(context, math.inf))
 
     async def GetStatus(  # noqa: N802
         self, _request: gateway_pb2.GetStatusRequest, context: Context

@@ -36,3 +36,19 @@ class GatewaySettings(ServiceSettings):
     ingest_call_s: float = Field(
         120, gt=0, le=3600, description="Longest wait for one embedding or storing call of an ingest, in seconds."
     )
+    label_cache: int = Field(
+        10_000,
+        ge=0,
+        le=1_000_000,
+        description="Most labels whose vectors Classify and SuggestLabels remember; 512 numbers take 2 KiB each.",
+    )
+    duplicate_streams: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="Most FindDuplicates streams open at once; more are refused and told to come again. One that finds "
+        "a million near duplicates holds about 250 MB.",
+    )
+    suggestion_streams: int = Field(
+        4, ge=1, le=64, description="Most SuggestLabels streams open at once; more are refused and told to come again."
+    )

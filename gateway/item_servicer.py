@@ -1,0 +1,92 @@
+"""Transport of what is the indexer's to answer: items read, listed, counted and deleted."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from likeness.gateway.v1 import gateway_pb2
+from likeness.indexer.v1 import indexer_pb2
+
+from chassis.deadline import Deadline
+from gateway import facets, items
+from gateway.backends import Indexer
+from gateway.requests import collection_name
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True)
+class ItemRpcs:
+    """Passes calls on to the indexer. It checks them: the fields have the same names there."""
+
+    indexer: Indexer
+    default_deadline_s: float
+
+    async def GetItems(  # noqa: N802
+        self, request: gateway_pb2.GetItemsRequest, context: Context
+    ) -> gateway_pb2.GetItemsResponse:
+        """Reads items by id."""
+        fields = items.wanted(request)
+        read = indexer_pb2.GetItemsRequest(
+            collection=collection_name(request.collection), ids=request.ids, fields=items.to_read(fields)
+        )
+        found = await self.indexer.get(read, self._time(context))
+        return gateway_pb2.GetItemsResponse(
+            items=[items.from_stored(item, fields) for item in found.items], missing_ids=found.missing_ids
+        )
+
+    async def ListItems(  # noqa: N802
+        self, request: gateway_pb2.ListItemsRequest, context: Context
+    ) -> gateway_pb2.ListItemsResponse:
+        """Reads a page of items."""
+        fields = items.wanted(request)
+        listing = indexer_pb2.ListItemsRequest(
+            collection=collection_name(request.collection),
+            filter=request.filter if request.HasField("filter") else None,
+            order_by=request.order_by,
+            descending=request.descending,
+            page_size=request.page_size,
+            page_token=request.page_token,
+            fields=items.to_read(fields),
+        )
+        page = await self.indexer.list(listing, self._time(context))
+        return gateway_pb2.ListItemsResponse(
+            items=[items.from_stored(item, fields) for item in page.items], next_page_token=page.next_page_token
+        )
+
+    async def CountItems(  # noqa: N802
+        self, request: gateway_pb2.CountItemsRequest, context: Context
+    ) -> gateway_pb2.CountItemsResponse:
+        """Counts items."""
+        counting = indexer_pb2.CountItemsRequest(
+            collection=collection_name(request.collection),
+            filter=request.filter if request.HasField("filter") else None,
+        )
+        return gateway_pb2.CountItemsResponse(count=await self.indexer.count(counting, self._time(context)))
+
+    async def GetFacets(  # noqa: N802
+        self, request: gateway_pb2.GetFacetsRequest, context: Context
+    ) -> gateway_pb2.GetFacetsResponse:
+        """Counts items by the values of their metadata."""
+        counting = indexer_pb2.GetFacetsRequest(
+            collection=collection_name(request.collection),
+            filter=request.filter if request.HasField("filter") else None,
+            facets=facets.wanted(request.facets),
+        )
+        counted = await self.indexer.facets(counting, self._time(context))
+        return gateway_pb2.GetFacetsResponse(count=counted.count, facets=facets.shown(counted.facets))
+
+    async def DeleteItems(  # noqa: N802
+        self, request: gateway_pb2.DeleteItemsRequest, context: Context
+    ) -> gateway_pb2.DeleteItemsResponse:
+        """Deletes items by id or by filter."""
+        delete = indexer_pb2.DeleteItemsRequest(
+            collection=collection_name(request.collection),
+            ids=request.ids,
+            filter=request.filter if request.HasField("filter") else None,
+        )
+        gone = await self.indexer.delete(delete, self._time(context))
+        return gateway_pb2.DeleteItemsResponse(deleted=gone.deleted)
+
+    def _time(self, context: Context) -> float:
+        return Deadline.of(context, self.default_deadline_s).left()

@@ -1,0 +1,74 @@
+"""What the gateway's requests have in common: a collection, an expected model, what is left of their time."""
+
+from typing import Any, Protocol
+
+from google.protobuf.duration_pb2 import Duration
+from likeness.common.v1 import error_pb2
+from likeness.common.v1.types_pb2 import ModelFingerprint
+
+from chassis import names
+from chassis.deadline import Deadline
+from chassis.errors import LikenessError, invalid
+
+DEFAULT_COLLECTION = "images"
+
+
+class ExpectsModel(Protocol):
+    """A request that may name the model that its caller expects."""
+
+    @property
+    def expected_fingerprint(self) -> ModelFingerprint:
+        """The model."""
+
+    def HasField(self, field_name: Any, /) -> bool:  # noqa: N802  (protobuf's)
+        """Whether the field is set."""
+
+
+def collection_name(name: str) -> str:
+    """The collection that a request names; the default one if it names none."""
+    return names.check_collection(name, "collection") if name else DEFAULT_COLLECTION
+
+
+def expected_fingerprint(request: ExpectsModel, field: str = "expected_fingerprint") -> ModelFingerprint | None:
+    """The model that a caller expects; None: any."""
+    if not request.HasField("expected_fingerprint"):
+        return None
+    if not request.expected_fingerprint.digest:
+        raise invalid(f"{field}.digest", "is empty; expected the digest that GetStatus tells, or no fingerprint at all")
+    return request.expected_fingerprint
+
+
+def mismatch(embedder: ModelFingerprint, other: ModelFingerprint, whose: str) -> LikenessError:
+    """The error for vectors of two models that would be mixed."""
+    return LikenessError(
+        error_pb2.REASON_MODEL_MISMATCH,
+        f"the embedder runs {embedder.model[:100]} ({embedder.digest[:12]}…), but {whose} is {other.model[:100]} "
+        f"({other.digest[:12]}…); vectors of two models cannot be compared: use the same model, or another collection",
+    )
+
+
+def of_collection(name: str) -> str:
+    """Whose model it is, for ``mismatch``."""
+    return f"the model of collection {name!r}"
+
+
+def shutting_down(what_now: str) -> LikenessError:
+    """The error for a stream that ends early because the gateway stops; ``what_now`` says what its client does."""
+    message = f"the gateway is stopping; {what_now}"
+    return LikenessError(error_pb2.REASON_SHUTTING_DOWN, message, retry_after_s=1.0)
+
+
+def patience(deadline: Deadline, longest_s: float) -> float:
+    """Seconds for one of many calls of a stream, which itself may have no deadline.
+
+    Raises:
+        LikenessError: DEADLINE_EXCEEDED.
+    """
+    return min(deadline.left(), longest_s)
+
+
+def duration(seconds: float) -> Duration:
+    """Seconds as a message."""
+    message = Duration()
+    message.FromNanoseconds(round(seconds * 1e9))
+    return message
