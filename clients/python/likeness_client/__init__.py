@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from likeness_client.client import Client
+    from likeness_client.duplicates import DuplicateGroup, DuplicateItem
     from likeness_client.errors import IndexInterruptedError, LikenessError, Violation
+    from likeness_client.facets import Facet, Facets, FacetValue
     from likeness_client.filters import AllOf, AnyOf, Comparison, Filter, NoneOf, Operator
     from likeness_client.ingest import IngestLimits
     from likeness_client.items import (
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
         SearchTimings,
         Term,
     )
+    from likeness_client.labelling import Classification, ClassifyResult, LabelScore, LabelSuggestion, LabelsUpdated
+    from likeness_client.searches import Rescore, RescoreMetric, Search, SearchOutcome
     from likeness_client.status import CollectionStatus, Limits, ModelStatus, ServiceStatus, Status
     from likeness_client.where import WhereError, parse_where
     from likeness_client.where_text import to_where
@@ -47,6 +51,10 @@ _HOMES = {
         "SearchTimings",
         "Term",
     ],
+    "duplicates": ["DuplicateGroup", "DuplicateItem"],
+    "facets": ["Facet", "FacetValue", "Facets"],
+    "labelling": ["Classification", "ClassifyResult", "LabelScore", "LabelSuggestion", "LabelsUpdated"],
+    "searches": ["Rescore", "RescoreMetric", "Search", "SearchOutcome"],
     "status": ["CollectionStatus", "Limits", "ModelStatus", "ServiceStatus", "Status"],
     "where": ["WhereError", "parse_where"],
     "where_text": ["to_where"],
@@ -56,9 +64,16 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "AllOf",
     "AnyOf",
+    "Classification",
+    "ClassifyResult",
     "Client",
     "CollectionStatus",
     "Comparison",
+    "DuplicateGroup",
+    "DuplicateItem",
+    "Facet",
+    "FacetValue",
+    "Facets",
     "Filter",
     "Fingerprint",
     "GetResult",
@@ -67,6 +82,9 @@ __all__ = [
     "IndexOutcome",
     "IngestLimits",
     "Item",
+    "LabelScore",
+    "LabelSuggestion",
+    "LabelsUpdated",
     "LikenessError",
     "Limits",
     "MetadataValue",
@@ -74,6 +92,10 @@ __all__ = [
     "NoneOf",
     "Operator",
     "Picture",
+    "Rescore",
+    "RescoreMetric",
+    "Search",
+    "SearchOutcome",
     "SearchResult",
     "SearchTimings",
     "ServiceStatus",

@@ -1,15 +1,22 @@
 """The command line ``likeness``. Exit codes: 0 found or done, 1 refused or failed, 2 wrong usage."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from likeness_client import defaults
+from likeness_client.commands.browse import count, facets, list_items
+from likeness_client.commands.classify import classify, duplicates
+from likeness_client.commands.collections import alias_app, collections_app
 from likeness_client.commands.index import index
 from likeness_client.commands.items import delete, get
+from likeness_client.commands.labels import label_app
 from likeness_client.commands.options import Connection
 from likeness_client.commands.search import search
-from likeness_client.commands.status import collections, status
+from likeness_client.commands.status import status
+from likeness_client.commands.transfer import export, import_items
+from likeness_client.commands.upkeep import erase, rebuild, restore, snapshot_app
 
 app = typer.Typer(
     name="likeness",
@@ -35,6 +42,10 @@ def likeness(
         str,
         typer.Option("--server", metavar="ADDRESS", envvar=defaults.ADDRESS_VARIABLE, help="The gateway's host:port."),
     ] = defaults.ADDRESS,
+    indexer: Annotated[
+        str,
+        typer.Option("--indexer", metavar="ADDRESS", envvar=defaults.INDEXER_VARIABLE, help="The indexer's host:port."),
+    ] = defaults.INDEXER_ADDRESS,
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Longest wait for one answer.")
     ] = defaults.TIMEOUT_S,
@@ -43,11 +54,26 @@ def likeness(
     ] = False,
 ) -> None:
     """Find pictures by likeness: take them in with index, find them with search."""
-    context.obj = Connection(server, timeout)
+    context.obj = Connection(server, timeout, indexer)
 
 
-for command in (index, search, get, delete, collections, status):
-    app.command()(command)
+PICTURES = "Pictures, through the gateway"
+COLLECTIONS = "Collections, at the indexer"
+
+
+def _add(panel: str, *commands: Callable[..., None], name: str | None = None) -> None:
+    for command in commands:
+        app.command(name, rich_help_panel=panel)(command)
+
+
+_add(PICTURES, index, search, get, delete, classify, duplicates, status)
+app.add_typer(label_app, name="label", rich_help_panel=PICTURES)
+app.add_typer(collections_app, name="collections", rich_help_panel=COLLECTIONS)
+app.add_typer(alias_app, name="alias", rich_help_panel=COLLECTIONS)
+app.add_typer(snapshot_app, name="snapshot", rich_help_panel=COLLECTIONS)
+_add(COLLECTIONS, list_items, name="list")
+_add(COLLECTIONS, import_items, name="import")
+_add(COLLECTIONS, count, facets, export, restore, rebuild, erase)
 
 
 def main() -> None:

@@ -9,7 +9,10 @@ if TYPE_CHECKING:
 
 # Reasons of the client's own, for what no server was asked. All others are those of likeness.common.v1.Reason.
 GATEWAY_UNREACHABLE = "GATEWAY_UNREACHABLE"
+INDEXER_UNREACHABLE = "INDEXER_UNREACHABLE"
 FILE_UNREADABLE = "FILE_UNREADABLE"
+FILE_INVALID = "FILE_INVALID"
+RESUME_REFUSED = "RESUME_REFUSED"
 IMAGE_TOO_LARGE = "IMAGE_TOO_LARGE"
 FIELD_INVALID = "FIELD_INVALID"
 
@@ -33,8 +36,9 @@ class LikenessError(Exception):
 
     Attributes:
         code: the canonical gRPC code, such as ``"NOT_FOUND"``.
-        reason: why, as the contract names it, such as ``"COLLECTION_NOT_FOUND"``; ``"GATEWAY_UNREACHABLE"`` and
-            ``"FILE_UNREADABLE"`` where no server could say. Empty if the server gave none.
+        reason: why, as the contract names it, such as ``"COLLECTION_NOT_FOUND"``; ``"GATEWAY_UNREACHABLE"``,
+            ``"INDEXER_UNREACHABLE"``, ``"FILE_UNREADABLE"`` and the like where no server could say. Empty if the server
+            gave none.
         message: what was wrong, what was expected and what to do.
         violations: the bad fields, if the request was refused for them.
         retry_after_s: seconds after which trying again may help; None where the server did not say.

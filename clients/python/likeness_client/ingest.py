@@ -32,6 +32,8 @@ from likeness_client.rpc_errors import from_item_error
 
 OnReconnect = Callable[[LikenessError, int, float], None]
 
+_LOOK_S = 1.0
+
 
 @dataclass(frozen=True)
 class IngestLimits:
@@ -217,9 +219,10 @@ class _StreamBrokeError(Exception):
 def _waiting(
     answers: "queue.SimpleQueue[gateway_pb2.IndexImagesResponse | _Ended]", wait: bool
 ) -> Iterator[gateway_pb2.IndexImagesResponse | _Ended]:
-    """The answers that have come; if ``wait``, at least one."""
+    """The answers that have come; if ``wait`` and there are none, those that come soon."""
     try:
-        yield answers.get(block=wait)
+        # Not for ever: an interrupt that comes just before the thread sleeps does not wake it.
+        yield answers.get(block=wait, timeout=_LOOK_S)
         while True:
             yield answers.get_nowait()
     except queue.Empty:

@@ -7,6 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 from likeness_client.errors import LikenessError
+from likeness_client.facets import Facet
 
 MetadataValue = str | int | float | bool | list[str]
 PathLike = str | os.PathLike[str]
@@ -100,23 +101,43 @@ class Hit:
     """A picture found.
 
     Attributes:
-        rank: 1 for the best.
+        rank: 1 for the best; with an offset, that many more.
         item: the picture.
         score: how alike, higher is more; the cosine in collections that the gateway makes. Compare within one search.
+        distance: how far, lower is more alike; ``likeness.common.v1.Metric`` has the formulas.
+        term_similarities: if asked for: the cosine with each term, −1 to 1, in the order of the terms.
     """
 
     rank: int
     item: Item
     score: float
+    distance: float = 0.0
+    term_similarities: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class SearchTimings:
-    """Where the time of one search went, in seconds, as the gateway saw it."""
+    """Where the time of one search went, in seconds, as the gateway saw it.
+
+    Attributes:
+        embed_s: embedding the terms.
+        query_s: looking up the neighbours.
+        total_s: all of it.
+        facets_s: counting facets, beside the query; None, here and below: there was nothing of the kind.
+        explain_s: comparing hits with terms.
+        embed_queue_s: of embed_s, as the embedder tells: time in which none of the terms was being worked on.
+        embed_decode_s: decoding and resizing, summed over the pictures.
+        embed_inference_s: forward passes of the model.
+    """
 
     embed_s: float
     query_s: float
     total_s: float
+    facets_s: float | None = None
+    explain_s: float | None = None
+    embed_queue_s: float | None = None
+    embed_decode_s: float | None = None
+    embed_inference_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -128,12 +149,16 @@ class SearchResult:
         collection: the collection searched.
         fingerprint: the model whose vectors were searched.
         timings: where the time went.
+        facets: the values of each key asked for, in the order asked for.
+        count: if facets were asked for: items that the condition leaves.
     """
 
     hits: tuple[Hit, ...]
     collection: str
     fingerprint: Fingerprint
     timings: SearchTimings
+    facets: tuple[Facet, ...] = ()
+    count: int | None = None
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,40 @@ class IngestProgress:
         self._console.print(message)
 
 
+class WorkProgress:
+    """A bar on stderr for work of one or more stages, on a terminal only; a context manager."""
+
+    def __init__(self, stage: str) -> None:
+        self._console = err()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[count]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(stage.capitalize(), total=None, count="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """So many items of a stage are done, of so many (0: unknown)."""
+        count = f"{done:,} of {total:,}" if total else f"{done:,}"
+        self._bar.update(self._task, description=stage.capitalize(), completed=done, total=total or None, count=count)
+
+    def say(self, message: str) -> None:
+        """A line beside the bar."""
+        self._console.print(message)
+
+
 def readable_bytes(count: float) -> str:
     """Such as ``12.3 MB``."""
     for unit in ("bytes", "kB", "MB", "GB"):

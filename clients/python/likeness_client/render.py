@@ -1,7 +1,5 @@
 """Shows what a command found: as tables for people, as JSON and CSV for programs."""
 
-import csv
-import io
 import json
 import os
 import re
@@ -16,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from likeness_client.items import GetResult, Item, MetadataValue, SearchResult
+from likeness_client.items import GetResult, Item, MetadataValue
 from likeness_client.status import CollectionStatus, Status
 
 SHORT_ID = 12
@@ -54,52 +52,9 @@ def show_json(value: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def hits_as_json(result: SearchResult) -> dict[str, Any]:
-    """The hits, best first."""
-    return {
-        "hits": [
-            {"rank": hit.rank, "id": hit.item.id, "score": _score(hit.score), **_told(hit.item)} for hit in result.hits
-        ]
-    }
-
-
-def show_hits_as_csv(result: SearchResult) -> None:
-    """The hits as CSV with a header; labels joined by semicolons, metadata as JSON."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["rank", "id", "score", "uri", "labels", "metadata"])
-    for hit in result.hits:
-        metadata = json.dumps(dict(hit.item.metadata), ensure_ascii=False)
-        rows.writerow([hit.rank, hit.item.id, _score(hit.score), hit.item.uri, ";".join(hit.item.labels), metadata])
-    sys.stdout.write(text.getvalue())
-
-
-def show_hits(result: SearchResult) -> None:
-    """The hits as a table, narrow enough for 80 columns."""
-    console = out()
-    if not result.hits:
-        console.print(f"Nothing in collection {plain(result.collection)} matches.")
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("Rank", justify="right", no_wrap=True)
-    table.add_column("Score", justify="right", no_wrap=True)
-    table.add_column("Labels", max_width=SHORT_LABELS, no_wrap=True, overflow="ellipsis")
-    table.add_column("Picture", no_wrap=True, overflow="ellipsis", ratio=1)
-    table.add_column("Size", justify="right", no_wrap=True)
-    table.add_column("Id", no_wrap=True)
-    labels = [plain(", ".join(hit.item.labels)) for hit in result.hits]
-    # Rank, score, size and id with the gaps between columns; what is left is the picture's.
-    taken = 4 + 7 + 11 + SHORT_ID + 1 + 10 + min(SHORT_LABELS, max(6, *map(len, labels)))
-    for hit, called in zip(result.hits, labels, strict=True):
-        where = plain(shorten(short_uri(hit.item.uri), max(16, console.width - taken)))
-        row = [str(hit.rank), f"{hit.score:.3f}", called, where, _size(hit.item), short_id(hit.item.id)]
-        table.add_row(*map(Text, row))
-    console.print(table)
-
-
 def items_as_json(result: GetResult) -> dict[str, Any]:
     """The items found and the ids that are not there."""
-    items = [{"id": item.id, **_told(item)} for item in result.items]
+    items = [{"id": item.id, **told(item)} for item in result.items]
     return {"items": items, "missing_ids": list(result.missing_ids)}
 
 
@@ -112,7 +67,7 @@ def show_items(result: GetResult) -> None:
         table.add_column(overflow="fold")
         known: dict[str, MetadataValue] = {"id": item.id, "uri": item.uri, "labels": list(item.labels), **item.metadata}
         for key, value in known.items():
-            table.add_row(Text(plain(key)), Text(_readable(value)))
+            table.add_row(Text(plain(key)), Text(readable(value)))
         if number:
             console.print()
         console.print(table)
@@ -187,6 +142,11 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def counted(number: int, noun: str) -> str:
+    """Such as ``1 picture`` and ``2,000 pictures``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def short_id(item_id: str) -> str:
     """The first digits of a content hash; any other id as it is, up to a length."""
     limit = SHORT_ID if _SHA256.fullmatch(item_id) else SHORT_ID + 1
@@ -214,7 +174,8 @@ def shorten(text: str, width: int) -> str:
     return text if len(text) <= width else "…" + text[-(width - 1) :]
 
 
-def _told(item: Item) -> dict[str, Any]:
+def told(item: Item) -> dict[str, Any]:
+    """What JSON tells of an item besides its id."""
     return {"uri": item.uri, "labels": list(item.labels), "metadata": dict(item.metadata)}
 
 
@@ -229,15 +190,18 @@ def _collection(collection: CollectionStatus) -> dict[str, Any]:
     }
 
 
-def _score(score: float) -> float:
+def seven_digits(score: float) -> float:
+    """A float32 for JSON and CSV."""
     # A float32 holds seven digits: more would show its rounding, 0.91 as 0.9100000262260437.
     return float(f"{score:.7g}")
 
 
-def _size(item: Item) -> str:
+def size(item: Item) -> str:
+    """Such as ``640×480``; empty if it is not known."""
     width, height = item.metadata.get("width"), item.metadata.get("height")
     return f"{width}×{height}" if width and height else ""
 
 
-def _readable(value: MetadataValue) -> str:
+def readable(value: MetadataValue) -> str:
+    """A value of metadata for people."""
     return plain(", ".join(value) if isinstance(value, list) else str(value))

@@ -9,10 +9,11 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from likeness.common.v1 import error_pb2
 
-from likeness_client.errors import GATEWAY_UNREACHABLE, LikenessError, Violation
+from likeness_client.errors import GATEWAY_UNREACHABLE, INDEXER_UNREACHABLE, LikenessError, Violation
 
 _M = TypeVar("_M", bound=Message)
 _DOMAIN = "likeness"
+_UNREACHABLE = {"gateway": GATEWAY_UNREACHABLE, "indexer": INDEXER_UNREACHABLE}
 _CODES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
@@ -38,13 +39,16 @@ def from_item_error(error: error_pb2.ItemError) -> LikenessError:
     return read
 
 
-def from_rpc_error(error: grpc.RpcError, address: str, timeout: float | None) -> LikenessError:
+def from_rpc_error(
+    error: grpc.RpcError, address: str, timeout: float | None, service: str = "gateway"
+) -> LikenessError:
     """What a call ended with.
 
     Args:
         error: as grpc raised it; it is a ``grpc.Call`` too.
-        address: where the gateway was looked for.
+        address: where the service was looked for.
         timeout: the call's deadline in seconds, if it had one.
+        service: what was looked for, ``"gateway"`` or ``"indexer"``.
     """
     assert isinstance(error, grpc.Call)
     try:
@@ -57,12 +61,12 @@ def from_rpc_error(error: grpc.RpcError, address: str, timeout: float | None) ->
     if code is grpc.StatusCode.UNAVAILABLE:
         # gRPC tells of every attempt in turn; the last words are the cause: "Connection refused", "Socket closed".
         cause = details.rsplit(": ", 1)[-1]
-        return LikenessError(code.name, GATEWAY_UNREACHABLE, f"no gateway answers at {address} ({cause})")
+        return LikenessError(code.name, _UNREACHABLE[service], f"no {service} answers at {address} ({cause})")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        message = f"the gateway at {address} did not answer within {timeout:g} s" if timeout else details
+        message = f"the {service} at {address} did not answer within {timeout:g} s" if timeout else details
         return LikenessError(code.name, "DEADLINE_EXCEEDED", message)
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        message = f"the server at {address} does not know this call: is it a Likeness gateway of this release?"
+        message = f"the server at {address} does not know this call: is it a Likeness {service} of this release?"
         return LikenessError(code.name, "", message)
     return LikenessError(code.name, "", f"{address} answered: {details}")
 

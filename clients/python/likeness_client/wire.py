@@ -6,7 +6,6 @@ from array import array
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from google.protobuf.duration_pb2 import Duration
 from likeness.common.v1 import metadata_pb2, types_pb2
 from likeness.gateway.v1 import gateway_pb2
 
@@ -14,17 +13,15 @@ from likeness_client.filters import AllOf, AnyOf, Comparison, Filter, NoneOf, Op
 from likeness_client.items import (
     Fingerprint,
     GetResult,
-    Hit,
     Item,
     MetadataValue,
     Picture,
-    SearchResult,
-    SearchTimings,
     Term,
     TermKind,
 )
 from likeness_client.rpc_errors import from_item_error
 from likeness_client.status import CollectionStatus, Limits, ModelStatus, ServiceStatus, Status
+from likeness_client.where import parse_where
 
 _OPERATORS = {op: metadata_pb2.Operator.Value(f"OPERATOR_{op.name}") for op in Operator}
 
@@ -40,7 +37,7 @@ def term_to_proto(term: Term) -> gateway_pb2.Term:
         case TermKind.ID, str(item_id):
             message.id = item_id
         case TermKind.VECTOR, tuple(numbers):
-            message.vector.f32 = _floats_to_bytes(numbers)
+            message.vector.f32 = floats_to_bytes(numbers)
         case kind, value:
             raise TypeError(f"a term of kind {kind.value} cannot hold a {type(value).__name__}")
     return message
@@ -50,7 +47,7 @@ def filter_to_proto(node: Filter) -> metadata_pb2.Filter:
     """A condition over metadata."""
     match node:
         case Comparison(key, op, values):
-            comparison = metadata_pb2.Comparison(key=key, op=_OPERATORS[op], values=map(_value_to_proto, values))
+            comparison = metadata_pb2.Comparison(key=key, op=_OPERATORS[op], values=map(value_to_proto, values))
             return metadata_pb2.Filter(comparison=comparison)
         case AllOf(filters):
             return metadata_pb2.Filter(all_of=_list_to_proto(filters))
@@ -58,6 +55,17 @@ def filter_to_proto(node: Filter) -> metadata_pb2.Filter:
             return metadata_pb2.Filter(any_of=_list_to_proto(filters))
         case NoneOf(filters):
             return metadata_pb2.Filter(none_of=_list_to_proto(filters))
+
+
+def condition_to_proto(where: str | Filter | None) -> metadata_pb2.Filter | None:
+    """A condition, as a text or as a filter; None stays None.
+
+    Raises:
+        WhereError: the text is none.
+    """
+    if where is None:
+        return None
+    return filter_to_proto(parse_where(where) if isinstance(where, str) else where)
 
 
 def picture_to_proto(picture: Picture, encoded: bytes, sequence: int) -> gateway_pb2.IndexItem:
@@ -74,7 +82,7 @@ def picture_to_proto(picture: Picture, encoded: bytes, sequence: int) -> gateway
     item = gateway_pb2.IndexItem(sequence=sequence, id=picture.id, uri=uri, labels=picture.labels)
     item.image.encoded = encoded
     for key, value in picture.metadata.items():
-        item.metadata.fields[key].CopyFrom(_value_to_proto(value))
+        item.metadata.fields[key].CopyFrom(value_to_proto(value))
     return item
 
 
@@ -98,20 +106,8 @@ def item_from_proto(message: gateway_pb2.Item) -> Item:
         id=message.id,
         uri=message.uri,
         labels=tuple(message.labels),
-        metadata=_metadata_from_proto(message.metadata.fields),
-        vector=_bytes_to_floats(message.vector.f32) if message.HasField("vector") else None,
-    )
-
-
-def search_from_proto(message: gateway_pb2.SearchResponse) -> SearchResult:
-    """What was found."""
-    hits = (Hit(rank, item_from_proto(hit.item), hit.score) for rank, hit in enumerate(message.hits, start=1))
-    timings = message.timings
-    return SearchResult(
-        hits=tuple(hits),
-        collection=message.collection,
-        fingerprint=fingerprint_from_proto(message.fingerprint),
-        timings=SearchTimings(_seconds(timings.embed), _seconds(timings.query), _seconds(timings.total)),
+        metadata=metadata_from_proto(message.metadata.fields),
+        vector=bytes_to_floats(message.vector.f32) if message.HasField("vector") else None,
     )
 
 
@@ -160,7 +156,13 @@ def _list_to_proto(filters: Iterable[Filter]) -> metadata_pb2.FilterList:
     return metadata_pb2.FilterList(filters=map(filter_to_proto, filters))
 
 
-def _value_to_proto(value: Value | list[str]) -> metadata_pb2.Value:
+def value_to_proto(value: Value | list[str]) -> metadata_pb2.Value:
+    """A value of metadata; int and float stay apart.
+
+    Raises:
+        ValueError: a text cannot be written as UTF-8, or a whole number does not fit 64 bits.
+        TypeError: a value is of a type that the contract does not know.
+    """
     match value:
         case bool():
             return metadata_pb2.Value(bool_value=value)
@@ -175,12 +177,14 @@ def _value_to_proto(value: Value | list[str]) -> metadata_pb2.Value:
     raise TypeError(f"{type(value).__name__} is no metadata value; expected str, int, float, bool or a list of str")
 
 
-def _metadata_from_proto(fields: Mapping[str, metadata_pb2.Value]) -> dict[str, MetadataValue]:
+def metadata_from_proto(fields: Mapping[str, metadata_pb2.Value]) -> dict[str, MetadataValue]:
+    """Metadata by key, in the order of the keys."""
     # Sorted: the order of a protobuf map differs from one call to the next.
-    return {key: _value_from_proto(fields[key]) for key in sorted(fields) if fields[key].WhichOneof("kind")}
+    return {key: value_from_proto(fields[key]) for key in sorted(fields) if fields[key].WhichOneof("kind")}
 
 
-def _value_from_proto(value: metadata_pb2.Value) -> MetadataValue:
+def value_from_proto(value: metadata_pb2.Value) -> MetadataValue:
+    """A value of metadata."""
     match value.WhichOneof("kind"):
         case "string_value":
             return value.string_value
@@ -194,19 +198,17 @@ def _value_from_proto(value: metadata_pb2.Value) -> MetadataValue:
             return list(value.strings_value.values)
 
 
-def _floats_to_bytes(numbers: Iterable[float]) -> bytes:
+def floats_to_bytes(numbers: Iterable[float]) -> bytes:
+    """Little-endian float32, one number after another."""
     floats = array("f", numbers)
     if sys.byteorder == "big":
         floats.byteswap()
     return floats.tobytes()
 
 
-def _bytes_to_floats(f32: bytes) -> tuple[float, ...]:
+def bytes_to_floats(f32: bytes) -> tuple[float, ...]:
+    """The numbers of little-endian float32."""
     floats = array("f", f32)
     if sys.byteorder == "big":
         floats.byteswap()
     return tuple(floats)
-
-
-def _seconds(duration: Duration) -> float:
-    return duration.ToNanoseconds() / 1e9

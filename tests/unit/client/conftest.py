@@ -1,11 +1,15 @@
-"""A gateway to ask, and the place where no gateway is."""
+"""A gateway and an indexer to ask, and the place where neither is."""
 
 import socket
 from collections.abc import Iterator
 
 import pytest
 
+from likeness_client.indexer import Hnsw, IndexerClient
+from likeness_client.items import Fingerprint
+from tests.unit.client import fake_indexer
 from tests.unit.client.fake_gateway import FakeGateway, serving
+from tests.unit.client.fake_indexer import FakeIndexer
 
 
 @pytest.fixture
@@ -19,6 +23,33 @@ def address(gateway: FakeGateway) -> Iterator[str]:
     """Where ``gateway`` is served."""
     with serving(gateway) as where:
         yield where
+
+
+@pytest.fixture
+def indexer() -> FakeIndexer:
+    """What the server at ``indexer_address`` holds."""
+    return FakeIndexer()
+
+
+@pytest.fixture
+def indexer_address(indexer: FakeIndexer) -> Iterator[str]:
+    """Where ``indexer`` is served."""
+    with fake_indexer.serving(indexer) as where:
+        yield where
+
+
+@pytest.fixture
+def client(indexer_address: str) -> Iterator[IndexerClient]:
+    """A client of ``indexer``."""
+    with IndexerClient(indexer_address) as made:
+        yield made
+
+
+@pytest.fixture
+def photos(client: IndexerClient) -> str:
+    """An empty collection."""
+    fingerprint = Fingerprint("starter", "a1" * 32, 4)
+    return client.create_collection("photos", fingerprint, hnsw=Hnsw(ef_search=64), description="tests").name
 
 
 @pytest.fixture

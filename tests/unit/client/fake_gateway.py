@@ -17,6 +17,8 @@ from likeness.common.v1 import error_pb2
 from likeness.gateway.v1 import gateway_pb2 as pb
 from likeness.gateway.v1 import gateway_pb2_grpc
 
+from tests.unit.client.fake_product import FakeProduct
+
 BAD = b"no picture"
 
 
@@ -33,16 +35,15 @@ class Break:
     status: status_pb2.Status
 
 
-class FakeGateway(gateway_pb2_grpc.SearchServiceServicer):
+class FakeGateway(FakeProduct):
     """Stores items by id; refuses those whose picture is ``BAD``."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.search_requests: list[pb.SearchRequest] = []
         self.get_requests: list[pb.GetItemsRequest] = []
         self.delete_requests: list[pb.DeleteItemsRequest] = []
         self.starts: list[pb.IndexStart] = []
-        self.stored: dict[str, pb.IndexItem] = {}
-        self.found = pb.SearchResponse(collection="images")
         self.status = pb.GetStatusResponse(version="0.1.0")
         self.refusal: status_pb2.Status | None = None
         self.breaks: deque[Break] = deque()
@@ -53,9 +54,7 @@ class FakeGateway(gateway_pb2_grpc.SearchServiceServicer):
     def Search(self, request: pb.SearchRequest, context: grpc.ServicerContext) -> pb.SearchResponse:  # noqa: N802
         self._refuse_if_told(context)
         if self.silent:
-            ended = threading.Event()
-            context.add_callback(ended.set)
-            ended.wait()
+            wait_for_the_end(context)
         self.search_requests.append(request)
         return self.found
 
@@ -70,7 +69,8 @@ class FakeGateway(gateway_pb2_grpc.SearchServiceServicer):
         self, request: pb.DeleteItemsRequest, context: grpc.ServicerContext
     ) -> pb.DeleteItemsResponse:
         self.delete_requests.append(request)
-        return pb.DeleteItemsResponse(deleted=sum(self.stored.pop(i, None) is not None for i in request.ids))
+        ids = self.matching(request) if request.HasField("filter") else request.ids
+        return pb.DeleteItemsResponse(deleted=sum(self.stored.pop(i, None) is not None for i in ids))
 
     def GetStatus(self, request: pb.GetStatusRequest, context: grpc.ServicerContext) -> pb.GetStatusResponse:  # noqa: N802
         return self.status
@@ -99,6 +99,8 @@ class FakeGateway(gateway_pb2_grpc.SearchServiceServicer):
             if end is not None and count == end.after:
                 yield from answers
                 abort(context, end.status)
+        if self.silent:  # not the end of the stream either, which would be opened again
+            wait_for_the_end(context)
         yield from answers
 
     def _store(self, item: pb.IndexItem) -> pb.IndexImagesResponse:
@@ -120,7 +122,9 @@ class FakeGateway(gateway_pb2_grpc.SearchServiceServicer):
 @contextmanager
 def serving(servicer: FakeGateway | None) -> Iterator[str]:
     """Serves on a free port; yields the address. Without a servicer, a gRPC server that knows no call."""
-    server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
+    server = grpc.server(
+        ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 * 2**20)]
+    )
     if servicer is not None:
         gateway_pb2_grpc.add_SearchServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -154,6 +158,13 @@ def status(
 def shutting_down() -> status_pb2.Status:
     """What a gateway that stops ends its streams with."""
     return status(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", "the gateway is stopping")
+
+
+def wait_for_the_end(context: grpc.ServicerContext) -> None:
+    """Returns when the caller has gone."""
+    ended = threading.Event()
+    if context.add_callback(ended.set):
+        ended.wait()
 
 
 def abort(context: grpc.ServicerContext, told: status_pb2.Status) -> NoReturn:

@@ -1,7 +1,8 @@
+"""The command line but for ``index``."""
+
 import csv
 import io
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,33 +11,9 @@ import grpc
 import pytest
 from likeness.common.v1 import error_pb2
 from likeness.gateway.v1 import gateway_pb2 as pb
-from typer.testing import CliRunner, Result
 
-from likeness_client.cli import app
-from tests.unit.client.fake_gateway import BAD, Break, FakeGateway, shutting_down, status
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits before streams are opened again, which are not waited for."""
-    waited: list[float] = []
-    monkeypatch.setattr("likeness_client.ingest.sleep", waited.append)
-    return waited
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """cats/1.jpg cats/2.PNG dogs/3.jpg dogs/bad.jpg notes.txt."""
-    for name in ("cats/1.jpg", "cats/2.PNG", "dogs/3.jpg", "dogs/bad.jpg", "notes.txt"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(BAD if "bad" in name else name.encode())
-    return tmp_path
-
-
-def likeness(*arguments: object, server: str | None = None, columns: int = 200) -> Result:
-    environment = {"COLUMNS": str(columns), "LIKENESS_GATEWAY": server}
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment)
+from tests.unit.client.command import likeness
+from tests.unit.client.fake_gateway import FakeGateway, status
 
 
 def hit(gateway: FakeGateway, item_id: str, score: float, uri: str = "", labels: tuple[str, ...] = ()) -> None:
@@ -136,9 +113,7 @@ def test_wrong_usage_is_exit_code_2_and_says_what_is_wrong(arguments: list[str],
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize(
-    "command", [["search", "--text", "a"], ["get", "x"], ["delete", "x"], ["status"], ["collections"]]
-)
+@pytest.mark.parametrize("command", [["search", "--text", "a"], ["get", "x"], ["delete", "x"], ["status"]])
 def test_without_a_server_each_command_says_what_to_do(command: list[str], nobody: str) -> None:
     result = likeness(*command, server=nobody)
     assert result.exit_code == 1
@@ -147,13 +122,6 @@ def test_without_a_server_each_command_says_what_to_do(command: list[str], nobod
     assert first == f"No gateway answers at {nobody} (Connection refused)."
     assert "`make up`" in second
     assert "LIKENESS_GATEWAY" in second
-
-
-def test_without_a_server_index_says_what_to_do(photos: Path, nobody: str) -> None:
-    result = likeness("index", photos, server=nobody)
-    assert result.exit_code == 1
-    assert "`make up`" in result.stderr
-    assert result.stdout == ""
 
 
 def test_the_server_is_named_before_or_after_the_command(address: str, nobody: str) -> None:
@@ -170,134 +138,6 @@ def test_a_refused_search_tells_reason_and_field(address: str, gateway: FakeGate
     assert result.exit_code == 1
     assert result.stdout == ""
     assert result.stderr == "IMAGE_DAMAGED: cannot be read\n  terms[0].image: cannot be read\n"
-
-
-def test_index_takes_pictures_from_directories_and_labels_them(
-    address: str, gateway: FakeGateway, photos: Path
-) -> None:
-    (photos / "dogs" / "bad.jpg").unlink()
-    result = likeness("index", photos, "--label-from-parent", "--label", "mine", "--collection", "pets", server=address)
-    assert result.exit_code == 0
-    assert "Stored 3 pictures in collection pets" in result.stdout
-    assert "Skipped 1 not named like a picture" in result.stdout
-    sent = sorted((item.uri, tuple(item.labels)) for item in gateway.stored.values())
-    assert sent == [
-        ((photos / "cats" / "1.jpg").as_uri(), ("mine", "cats")),
-        ((photos / "cats" / "2.PNG").as_uri(), ("mine", "cats")),
-        ((photos / "dogs" / "3.jpg").as_uri(), ("mine", "dogs")),
-    ]
-    assert {item.id for item in gateway.stored.values()} == {""}
-    (start,) = gateway.starts
-    assert (start.collection, start.create_collection) == ("pets", True)
-
-
-def test_index_sends_every_file_that_is_named_and_with_all_files_every_one(
-    address: str, gateway: FakeGateway, photos: Path
-) -> None:
-    assert likeness("index", photos / "notes.txt", "--no-create", server=address).exit_code == 0
-    assert len(gateway.stored) == 1
-    assert not gateway.starts[0].create_collection
-    likeness("index", photos, "--all-files", server=address)
-    assert len(gateway.stored) == 4
-
-
-def test_index_groups_what_was_refused_by_its_reason(address: str, gateway: FakeGateway, photos: Path) -> None:
-    for i in range(12):
-        (photos / f"bad{i:02}.jpg").write_bytes(BAD)
-    (photos / "gone.jpg").symlink_to(photos / "nowhere")
-    result = likeness("index", photos, server=address)
-    assert result.exit_code == 1
-    assert "Stored 3 pictures" in result.stdout
-    assert "Refused 14:" in result.stdout
-    assert "  IMAGE_DAMAGED: 13\n" in result.stdout
-    assert "… and 3 more; --format json lists them all" in result.stdout
-    assert f"  FILE_UNREADABLE: 1\n    {photos / 'gone.jpg'}: cannot be read (No such file" in result.stdout
-
-
-def test_index_as_json_lists_everything_refused_and_nothing_else_on_stdout(address: str, photos: Path) -> None:
-    result = likeness("index", photos, "--format", "json", server=address)
-    assert result.exit_code == 1
-    told = json.loads(result.stdout)
-    assert told.pop("seconds") >= 0
-    assert told == {
-        "collection": "images",
-        "stored": 3,
-        "refused": [
-            {
-                "path": str(photos / "dogs" / "bad.jpg"),
-                "reason": "IMAGE_DAMAGED",
-                "message": "image: cannot be read",
-            }
-        ],
-        "unanswered": [],
-        "skipped": 1,
-        "error": None,
-        "interrupted": False,
-    }
-
-
-def test_index_refuses_by_name_what_is_larger_than_the_limit(address: str, gateway: FakeGateway, photos: Path) -> None:
-    limits = gateway.status.model.limits
-    limits.max_encoded_bytes, limits.max_message_bytes = 1000, 2000
-    (photos / "large.jpg").write_bytes(bytes(1001))
-    result = likeness("index", photos / "large.jpg", photos / "cats", server=address)
-    assert result.exit_code == 1
-    assert "IMAGE_TOO_LARGE: 1" in result.stdout
-    assert "large.jpg: 1,001 bytes; at most 1,000 are taken" in result.stdout
-    assert len(gateway.stored) == 2
-
-
-def test_index_goes_on_over_a_new_stream_when_one_breaks(
-    address: str, gateway: FakeGateway, tmp_path: Path, waits: list[float]
-) -> None:
-    for i in range(600):
-        (tmp_path / f"{i:04}.jpg").write_bytes(f"picture {i}".encode())
-    gateway.breaks.extend([Break(100, shutting_down()), Break(301, shutting_down())])
-    result = likeness("index", tmp_path, server=address)
-    assert result.exit_code == 0
-    assert "Stored 600 pictures" in result.stdout
-    assert len(gateway.stored) == 600
-    assert len(gateway.starts) == 3
-    assert waits == [0.5, 0.5]
-    assert "SHUTTING_DOWN: the gateway is stopping" in result.stderr
-    assert "Connecting again in 0.5 s" in result.stderr
-
-
-def test_index_gives_up_after_a_few_streams_and_says_what_is_stored(
-    address: str, gateway: FakeGateway, photos: Path, waits: list[float]
-) -> None:
-    gateway.refusal = shutting_down()
-    result = likeness("index", photos, server=address)
-    assert result.exit_code == 1
-    assert waits == [0.5, 1, 2, 4, 8]
-    assert len(gateway.starts) == 6
-    assert "Stored 0 pictures" in result.stdout
-    assert "may or may not be stored" in result.stdout
-
-
-def test_index_into_no_collection_fails_at_once(address: str, gateway: FakeGateway, photos: Path) -> None:
-    gateway.refusal = status(grpc.StatusCode.NOT_FOUND, "COLLECTION_NOT_FOUND", "no collection pets")
-    result = likeness("index", photos, "--collection", "pets", "--no-create", server=address)
-    assert result.exit_code == 1
-    assert "COLLECTION_NOT_FOUND: no collection pets" in result.stderr
-    assert len(gateway.starts) == 1
-
-
-def test_an_interrupted_index_says_what_is_stored(address: str, gateway: FakeGateway, photos: Path) -> None:
-    gateway.silent = True
-    command = [sys.executable, "-c", "from likeness_client.cli import main; main()", "--server", address]
-    with subprocess.Popen(
-        [*command, "index", str(photos)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert gateway.item_arrived.wait(60)
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 130
-    assert out.startswith("Interrupted. Stored 0 pictures in collection images.")
-    assert "Traceback" not in err
 
 
 def test_get_shows_what_is_known_and_names_what_is_missing(address: str, gateway: FakeGateway) -> None:
@@ -323,14 +163,10 @@ def test_delete_says_how_many_and_minds_no_unknown_id(address: str, gateway: Fak
     assert json.loads(result.stdout) == {"deleted": 1, "unknown": 0}
 
 
-def test_collections_are_listed_with_model_and_count(address: str, gateway: FakeGateway) -> None:
-    gateway.status.model.device = "cpu"
+def test_status_as_json_lists_the_collections_with_model_and_count(address: str, gateway: FakeGateway) -> None:
     collection = gateway.status.collections.add(name="images", count=1234, searchable=True)
     collection.fingerprint.model, collection.fingerprint.dimension = "starter", 512
-    result = likeness("collections", server=address)
-    assert result.exit_code == 0
-    assert result.stdout.splitlines()[1].split() == ["images", "1,234", "starter", "512", "yes"]
-    told = json.loads(likeness("collections", "--format", "json", server=address).stdout)
+    told = json.loads(likeness("status", "--format", "json", server=address).stdout)
     assert told["collections"][0] == {
         "name": "images",
         "count": 1234,
@@ -352,9 +188,6 @@ def test_a_service_that_is_down_is_told_and_is_exit_code_1(address: str, gateway
     result = likeness("status", "--format", "json", server=address)
     assert result.exit_code == 1
     assert [service["serving"] for service in json.loads(result.stdout)["services"]] == [True, False]
-    result = likeness("collections", server=address)
-    assert result.exit_code == 1
-    assert "the indexer is down" in result.stderr
 
 
 def test_a_healthy_status_shows_services_model_and_collections(address: str, gateway: FakeGateway) -> None:
@@ -368,7 +201,31 @@ def test_a_healthy_status_shows_services_model_and_collections(address: str, gat
 
 def test_help_and_version_ask_no_server_and_import_no_grpc() -> None:
     assert likeness("--version").stdout.startswith("likeness ")
-    script = "import sys; from likeness_client.cli import app; sys.exit('grpc' in sys.modules or 'lark' in sys.modules)"
+    slow = "{'grpc', 'lark', 'numpy', 'pyarrow'}"
+    script = f"import sys; from likeness_client.cli import app; sys.exit(bool({slow} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
-    for command in ("index", "search", "get", "delete", "collections", "status"):
-        assert likeness(command, "--help").exit_code == 0
+    plain = (
+        "index",
+        "search",
+        "get",
+        "delete",
+        "classify",
+        "duplicates",
+        "status",
+        "list",
+        "count",
+        "facets",
+        "export",
+        "import",
+        "restore",
+    )
+    families = {
+        "label": ("add", "remove", "rename", "set"),
+        "collections": ("create", "list", "describe", "update", "delete"),
+        "alias": ("set", "delete", "list"),
+        "snapshot": ("create", "list", "delete"),
+    }
+    lines = [[command] for command in (*plain, "rebuild", "erase", *families)]
+    lines += [[family, command] for family, commands in families.items() for command in commands]
+    for line in lines:
+        assert likeness(*line, "--help").exit_code == 0

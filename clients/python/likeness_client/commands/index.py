@@ -1,8 +1,10 @@
 """``likeness index``: walks, sends, shows progress, and says what became of it all."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +14,7 @@ import typer
 
 from likeness_client import defaults
 from likeness_client.commands.options import (
+    INTERRUPTED,
     Collection,
     OutputFormat,
     Server,
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
     from likeness_client.client import Client
 
 SHOWN_OF_A_REASON = 10
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,11 @@ def index(
     labels = tuple(label or ())
     pictures = (Picture(path, labels=_labels(path, labels, label_from_parent)) for path in walk)
     began = time.monotonic()
-    with connected(context, server, timeout) as client, IngestProgress(total) as progress:
+    with (
+        connected(context, server, timeout) as client,
+        IngestProgress(total) as progress,
+        _noting_dropped_interrupts(summary),
+    ):
         try:
             _run(
                 client,
@@ -144,7 +150,12 @@ def _run(
     progress: IngestProgress,
     summary: Summary,
 ) -> None:
+    def stop_if_interrupted() -> None:
+        if summary.interrupted:
+            raise KeyboardInterrupt
+
     def say(error: LikenessError, unanswered: int, wait_s: float) -> None:
+        stop_if_interrupted()
         progress.say(
             f"{error}\nConnecting again in {wait_s:g} s; {unanswered} pictures without an answer follow again."
         )
@@ -153,6 +164,28 @@ def _run(
     for outcome in outcomes:
         summary.add(outcome)
         progress.advance(outcome.size)
+        stop_if_interrupted()
+
+
+@contextmanager
+def _noting_dropped_interrupts(summary: Summary) -> Iterator[None]:
+    """Notes an interrupt that Python drops because it came within a finalizer.
+
+    gRPC's calls have one, in Python, which runs whenever a stream has broken: the command would go on, and exit with 1.
+    """
+    before = sys.unraisablehook
+
+    def note(dropped: "sys.UnraisableHookArgs") -> None:
+        if dropped.exc_type is KeyboardInterrupt:
+            summary.interrupted = True
+        else:
+            before(dropped)
+
+    sys.unraisablehook = note
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _labels(path: Path, labels: tuple[str, ...], label_from_parent: bool) -> tuple[str, ...]:

@@ -5,7 +5,15 @@ from typing import Annotated
 import typer
 
 from likeness_client import defaults, render
-from likeness_client.commands.options import Collection, OutputFormat, Server, Timeout, connected
+from likeness_client.commands.options import (
+    Collection,
+    OutputFormat,
+    Server,
+    Timeout,
+    condition,
+    connected,
+    wrong_usage,
+)
 from likeness_client.render import Format
 
 Ids = Annotated[list[str], typer.Argument(metavar="ID", help="Ids of stored pictures.")]
@@ -36,18 +44,35 @@ def get(
 def delete(
     context: typer.Context,
     *,
-    ids: Ids,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of stored pictures.")] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            "--where", metavar="CONDITION", help="All for which it is true, instead; see `likeness search --help`."
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before --where deletes.")] = False,
     collection: Collection = defaults.COLLECTION,
     output_format: OutputFormat = Format.TABLE,
     server: Server = None,
     timeout: Timeout = None,
 ) -> None:
-    """Delete stored pictures. Unknown ids are no error."""
-    wanted = list(dict.fromkeys(ids))
+    """Delete stored pictures, by id or (asking first) by a condition. Unknown ids are no error."""
+    if bool(ids) == (where is not None):
+        wrong_usage("Say what to delete, in one way: ID... or --where CONDITION.")
+    wanted, only = list(dict.fromkeys(ids or [])), condition(where)
     with connected(context, server, timeout) as client:
-        deleted = client.delete(wanted, collection=collection)
+        if only is not None:
+            if not yes:
+                count = client.count(where=only, collection=collection)
+                question = f"Delete {render.counted(count, 'picture')} from collection {render.plain(collection)}?"
+                typer.confirm(question, abort=True, err=True)
+            deleted = client.delete(where=only, collection=collection)
+        else:
+            deleted = client.delete(wanted, collection=collection)
+    unknown = 0 if only is not None else len(wanted) - deleted
     if output_format is Format.JSON:
-        render.show_json({"deleted": deleted, "unknown": len(wanted) - deleted})
+        render.show_json({"deleted": deleted, "unknown": unknown})
         return
-    unknown = f"; {len(wanted) - deleted} of the ids were not there" if deleted < len(wanted) else ""
-    render.out().print(f"Deleted {deleted} from collection {render.plain(collection)}{unknown}.")
+    rest = f"; {unknown} of the ids were not there" if unknown else ""
+    render.out().print(f"Deleted {deleted} from collection {render.plain(collection)}{rest}.")

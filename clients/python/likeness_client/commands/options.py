@@ -8,16 +8,27 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from likeness_client import defaults
-from likeness_client.errors import GATEWAY_UNREACHABLE, LikenessError
+from likeness_client.errors import GATEWAY_UNREACHABLE, INDEXER_UNREACHABLE, LikenessError
 from likeness_client.render import Format, err
 
 if TYPE_CHECKING:
     from likeness_client.client import Client
+    from likeness_client.filters import Filter
+    from likeness_client.indexer.client import IndexerClient
+
+INTERRUPTED = 130
+"""The exit code of a command that the user interrupted."""
 
 Server = Annotated[
     str | None,
     typer.Option(
         "--server", metavar="ADDRESS", help=f"The gateway's host:port, instead of ${defaults.ADDRESS_VARIABLE}."
+    ),
+]
+Indexer = Annotated[
+    str | None,
+    typer.Option(
+        "--indexer", metavar="ADDRESS", help=f"The indexer's host:port, instead of ${defaults.INDEXER_VARIABLE}."
     ),
 ]
 Timeout = Annotated[
@@ -26,19 +37,28 @@ Timeout = Annotated[
         "--timeout",
         metavar="SECONDS",
         min=0.001,
-        help="Longest wait for one call's answer; an ingest may take any time.",
+        help="Longest wait for one call's answer; what goes on for long may take any time.",
     ),
 ]
 Collection = Annotated[str, typer.Option("--collection", metavar="NAME", help="The collection.")]
+Where = Annotated[
+    str | None,
+    typer.Option("--where", metavar="CONDITION", help="Only items for which it is true; see `likeness search --help`."),
+]
 OutputFormat = Annotated[Format, typer.Option("--format", help="How to print.")]
+_UNREACHABLE = {
+    GATEWAY_UNREACHABLE: ("--server", defaults.ADDRESS_VARIABLE),
+    INDEXER_UNREACHABLE: ("--indexer", defaults.INDEXER_VARIABLE),
+}
 
 
 @dataclass(frozen=True)
 class Connection:
-    """Where the gateway is and how long to wait for it, as told before the command's name."""
+    """Where gateway and indexer are and how long to wait for them, as told before the command's name."""
 
     server: str = defaults.ADDRESS
     timeout_s: float = defaults.TIMEOUT_S
+    indexer: str = defaults.INDEXER_ADDRESS
 
 
 @contextmanager
@@ -55,13 +75,41 @@ def connected(context: typer.Context, server: str | None, timeout_s: float | Non
             raise typer.Exit(1) from None
 
 
+@contextmanager
+def connected_indexer(
+    context: typer.Context, indexer: str | None, timeout_s: float | None
+) -> Iterator["IndexerClient"]:
+    """A client; a failure inside, of the indexer or of a file, is told, and ends the command with exit code 1."""
+    from likeness_client.indexer.client import IndexerClient  # noqa: PLC0415  # 0.5 s that --help need not wait for
+
+    told = context.find_object(Connection) or Connection()
+    with IndexerClient(indexer or told.indexer, timeout=timeout_s or told.timeout_s) as client:
+        try:
+            yield client
+        except LikenessError as error:
+            tell(error)
+            raise typer.Exit(1) from None
+
+
+def condition(where: str | None) -> "Filter | None":
+    """The filter of a ``--where``; what is no condition is told with its place, and is wrong usage."""
+    if where is None:
+        return None
+    from likeness_client.where import WhereError, parse_where  # noqa: PLC0415  # lark takes 0.2 s to import
+
+    try:
+        return parse_where(where)
+    except WhereError as error:
+        wrong_usage(f"--where is no condition:\n{error}")
+
+
 def tell(error: LikenessError) -> None:
     """Says on stderr what failed and what to do."""
     console = err()
-    if error.reason == GATEWAY_UNREACHABLE:
+    if error.reason in _UNREACHABLE:
+        option, variable = _UNREACHABLE[error.reason]
         console.print(f"{error.message[:1].upper()}{error.message[1:]}.")
-        variable = defaults.ADDRESS_VARIABLE
-        console.print(f"Start one with `make up`, or name another by --server ADDRESS or the variable {variable}.")
+        console.print(f"Start one with `make up`, or name another by {option} ADDRESS or the variable {variable}.")
         return
     console.print(str(error))
     for violation in error.violations:

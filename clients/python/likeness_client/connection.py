@@ -1,0 +1,72 @@
+"""A gateway's connection: what the calls of ``Client`` are made over."""
+
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+from likeness.gateway.v1 import gateway_pb2
+from likeness.gateway.v1.gateway_pb2_grpc import SearchServiceStub
+
+from likeness_client import channel, defaults
+from likeness_client.rpc_errors import from_rpc_error
+
+OnProgress = Callable[[int, int], None]
+"""Told how many items are done, and how many there are; 0: unknown."""
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+
+class Connection:
+    """A channel to a gateway, opened on first use."""
+
+    def __init__(self, address: str = defaults.ADDRESS, *, timeout: float | None = defaults.TIMEOUT_S) -> None:
+        """Prepares a channel.
+
+        Args:
+            address: ``host:port``, or a full gRPC target such as ``unix:/run/likeness.sock``.
+            timeout: seconds that one call may take; None: any time. Streams (ingest, suggested labels, duplicates) may
+                take any time.
+        """
+        self.address = address
+        self.timeout = timeout
+        service = gateway_pb2.DESCRIPTOR.services_by_name["SearchService"]
+        # A call that answers with a stream is sent again only as long as nothing of its answer has come.
+        self._channel = grpc.insecure_channel(
+            channel.target(address),
+            options=channel.options(
+                service, [method.name for method in service.methods if not method.client_streaming]
+            ),
+        )
+        self._stub = SearchServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the connection back; calls under way end."""
+        self._channel.close()
+
+    def _call(self, method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request) -> _Response:
+        try:
+            return method(request, timeout=self.timeout)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self.address, self.timeout) from None
+
+    def _follow(
+        self, method: "grpc.UnaryStreamMultiCallable[_Request, _Response]", request: _Request
+    ) -> Iterator[_Response]:
+        """The messages of a stream; whoever stops reading ends it."""
+        call = method(request)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self.address, None) from None
+        finally:
+            call.cancel()

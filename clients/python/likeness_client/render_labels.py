@@ -1,0 +1,79 @@
+"""Shows classes and duplicates: as tables for people, as JSON for programs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from likeness_client.duplicates import DuplicateGroup
+from likeness_client.labelling import Classification, ClassifyResult
+from likeness_client.render import counted, out, seven_digits, short_id, short_path, short_uri, size, told
+from likeness_client.render_indexer import table
+
+
+def classes_as_json(pictures: Sequence[Path | str], classified: ClassifyResult) -> dict[str, Any]:
+    """The labels of each picture: a path, or a stored one's id."""
+    return {
+        "model": classified.fingerprint.model,
+        "digest": classified.fingerprint.digest,
+        "scale": seven_digits(classified.scale),
+        "results": [
+            {
+                "picture": str(picture) if isinstance(picture, Path) else None,
+                "id": None if isinstance(picture, Path) else picture,
+                "labels": [
+                    {
+                        "label": label.label,
+                        "probability": seven_digits(label.probability),
+                        "similarity": seven_digits(label.similarity),
+                    }
+                    for label in result.labels
+                ],
+                "error": None if result.error is None else str(result.error),
+            }
+            for picture, result in zip(pictures, classified.results, strict=True)
+        ],
+    }
+
+
+def show_classes(pictures: Sequence[Path | str], results: Sequence[Classification]) -> None:
+    """A row a label, the most probable of a picture first; failed pictures are left to stderr."""
+    rows: list[Sequence[str]] = []
+    for picture, result in zip(pictures, results, strict=True):
+        name = short_path(picture.absolute()) if isinstance(picture, Path) else short_id(picture)
+        for number, label in enumerate(result.labels):
+            rows.append(("" if number else name, label.label, f"{label.probability:.1%}", f"{label.similarity:.3f}"))
+    if rows:
+        table(("Picture", "Label", "Probability", "Similarity"), rows, right=("Probability", "Similarity"))
+
+
+def groups_as_json(groups: Sequence[DuplicateGroup]) -> dict[str, Any]:
+    """The groups, with the first 1,000 items of each."""
+    return {
+        "groups": [
+            {
+                "count": group.count,
+                "items": [
+                    {"id": each.item.id, "score": seven_digits(each.score), **told(each.item)} for each in group.items
+                ],
+            }
+            for group in groups
+        ]
+    }
+
+
+def show_groups(groups: Sequence[DuplicateGroup]) -> None:
+    """A row an item, group by group."""
+    if not groups:
+        out().print("No duplicates.")
+        return
+    rows: list[Sequence[str]] = []
+    for number, group in enumerate(groups, start=1):
+        for place, each in enumerate(group.items):
+            item = each.item
+            group_number, labels = "" if place else str(number), ", ".join(item.labels)
+            uri = short_uri(item.uri)
+            rows.append((group_number, f"{each.score:.3f}", labels, uri, size(item), short_id(item.id)))
+        if group.count > len(group.items):
+            rows.append(("", "", "", f"… and {group.count - len(group.items):,} more", "", ""))
+    table(("Group", "Score", "Labels", "Picture", "Size", "Id"), rows, right=("Group", "Score", "Size"))
+    out().print(f"{counted(len(groups), 'group')}, {counted(sum(group.count for group in groups), 'picture')}.")

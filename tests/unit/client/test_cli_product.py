@@ -1,0 +1,227 @@
+"""The commands that classify, label, compare and delete by condition, and what ``search`` has besides hits."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from likeness.common.v1 import types_pb2
+from likeness.gateway.v1 import gateway_pb2 as pb
+
+from likeness_client.client import Client
+from tests.unit.client.command import likeness
+from tests.unit.client.fake_gateway import FakeGateway
+
+
+@pytest.fixture
+def pets(gateway: FakeGateway) -> dict[str, pb.IndexItem]:
+    """Three pictures: a and b the same cat, c a dog."""
+    for item_id, encoded in (("a", b"cat"), ("b", b"cat"), ("c", b"dog")):
+        image = types_pb2.Image(encoded=encoded)
+        item = pb.IndexItem(id=item_id, uri=f"https://x/{item_id}.jpg", image=image, labels=[encoded.decode()])
+        gateway.stored[item_id] = item
+    return gateway.stored
+
+
+@pytest.fixture
+def two_hits(gateway: FakeGateway) -> None:
+    gateway.found.hits.add(item=pb.Item(id="a", uri="https://x/a.jpg"), score=0.75, term_similarities=[0.5, -0.25])
+    gateway.found.hits.add(item=pb.Item(id="b", uri="https://x/b.jpg"), score=0.5, term_similarities=[0.4, 0.125])
+    gateway.found.count = 9
+    facet = gateway.found.facets.add(key="labels", distinct=2, missing=1)
+    facet.values.add(count=8).value.string_value = "cat"
+
+
+EXPLAINED = ["search", "--text", "a cat", "--not-id", "x", "--explain"]
+
+
+@pytest.mark.usefixtures("two_hits")
+def test_search_sends_pages_rescoring_and_facets(address: str, gateway: FakeGateway) -> None:
+    more = ["--offset", 10, "--rescore", "l1", "--candidates", 300, "--exact", "--facet", "labels", "--facet", "width"]
+    assert likeness(*EXPLAINED, *more, server=address).exit_code == 0
+    assert likeness("search", "--text", "a", server=address).exit_code == 0
+    request, plain = gateway.search_requests
+    assert (request.offset, request.exact, request.explain) == (10, True, True)
+    assert (request.rescore.metric, request.rescore.candidates) == (types_pb2.METRIC_L1, 300)
+    assert [facet.key for facet in request.facets] == ["labels", "width"]
+    assert not plain.HasField("rescore")
+    assert not plain.facets
+
+
+@pytest.mark.usefixtures("two_hits")
+def test_explained_hits_and_facets_as_json_have_the_promised_shape(address: str) -> None:
+    told = json.loads(likeness(*EXPLAINED, "--facet", "labels", "--format", "json", server=address).stdout)
+    assert set(told) == {"hits", "count", "facets"}
+    assert set(told["hits"][0]) == {"rank", "id", "score", "uri", "labels", "metadata", "term_similarities"}
+    assert told["hits"][0]["term_similarities"] == [0.5, -0.25]
+    assert told["count"] == 9
+    facet = {"key": "labels", "values": [{"value": "cat", "count": 8}], "distinct": 2, "missing": 1}
+    assert told["facets"] == [facet]
+
+
+@pytest.mark.usefixtures("two_hits")
+def test_an_explained_table_names_the_terms_and_fits_eighty_columns(address: str) -> None:
+    lines = likeness(*EXPLAINED, "--facet", "labels", server=address, columns=80).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split()[:4] == ["Rank", "Score", "~1", "~2"]
+    assert lines[1].split()[:4] == ["1", "0.750", "0.500", "-0.250"]
+    assert lines[3:5] == ["~1: like “a cat”", "~2: unlike item x"]
+    assert lines[6] == "labels: 2 values in 8 of 9 items"
+    assert lines[8].split() == ["cat", "8"]
+
+
+@pytest.mark.usefixtures("two_hits")
+def test_explained_csv_has_one_column_more(address: str) -> None:
+    rows = list(csv.DictReader(io.StringIO(likeness(*EXPLAINED, "--format", "csv", server=address).stdout)))
+    assert [row["term_similarities"] for row in rows] == ["0.5;-0.25", "0.4;0.125"]
+
+
+@pytest.mark.usefixtures("pets")
+def test_pictures_are_classified_as_a_table_and_as_json(address: str, tmp_path: Path) -> None:
+    (tmp_path / "dog.jpg").write_bytes(b"a dog")
+    arguments = ["classify", tmp_path / "dog.jpg", "--id", "a", "--label", "cat", "--label", "dog"]
+    table = likeness(*arguments, server=address)
+    assert table.exit_code == 0
+    lines = [line.split() for line in table.stdout.splitlines()]
+    assert lines[0] == ["Picture", "Label", "Probability", "Similarity"]
+    assert [line[-3:] for line in lines[1:4]] == [
+        ["dog", "90.0%", "0.450"],
+        ["cat", "10.0%", "0.050"],
+        ["cat", "90.0%", "0.450"],
+    ]
+    told = json.loads(likeness(*arguments, "--top-k", 1, "--format", "json", server=address).stdout)
+    dog = [{"label": "dog", "probability": 0.9, "similarity": 0.45}]
+    cat = [{"label": "cat", "probability": 0.9, "similarity": 0.45}]
+    assert told == {
+        "model": "starter",
+        "digest": "",
+        "scale": 50,
+        "results": [
+            {"picture": str(tmp_path / "dog.jpg"), "id": None, "labels": dog, "error": None},
+            {"picture": None, "id": "a", "labels": cat, "error": None},
+        ],
+    }
+
+
+@pytest.mark.usefixtures("pets")
+def test_a_picture_that_cannot_be_classified_is_told_and_is_exit_code_1(address: str, gateway: FakeGateway) -> None:
+    templates = ["--template", "a {}.", "--template", "the {}."]
+    result = likeness("classify", "--id", "x", "--id", "a", "--label", "cat", *templates, server=address)
+    assert result.exit_code == 1
+    assert "cat" in result.stdout
+    assert result.stderr == "x: ITEM_NOT_FOUND: there is no item 'x'\n"
+    (request,) = gateway.requests
+    assert isinstance(request, pb.ClassifyRequest)
+    assert list(request.labelling.templates) == ["a {}.", "the {}."]
+
+
+@pytest.mark.usefixtures("pets")
+def test_duplicates_are_shown_in_groups(address: str, gateway: FakeGateway) -> None:
+    result = likeness("duplicates", "--near", 0.97, server=address, columns=80)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["Group", "1", "1.000"]
+    assert "https://x/b.jpg" in lines[2]
+    assert lines[3] == "1 group, 2 pictures."
+    told = json.loads(likeness("duplicates", "--format", "json", server=address).stdout)
+    items = [{"id": i, "score": 1, "uri": f"https://x/{i}.jpg", "labels": ["cat"], "metadata": {}} for i in "ab"]
+    assert told == {"groups": [{"count": 2, "items": items}]}
+    near, exact = gateway.requests
+    assert isinstance(near, pb.FindDuplicatesRequest)
+    assert isinstance(exact, pb.FindDuplicatesRequest)
+    assert (near.HasField("min_score"), near.neighbors) == (True, 10)
+    assert not exact.HasField("min_score")
+    none = likeness("duplicates", "--where", 'label = "dog"', server=address)
+    assert (none.exit_code, none.stdout) == (0, "No duplicates.\n")
+
+
+def test_labels_are_added_removed_renamed_and_set(address: str, pets: dict[str, pb.IndexItem]) -> None:
+    def label(*arguments: object) -> str:
+        result = likeness("label", *arguments, server=address)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    assert label("add", "pet", "old", "--all") == "Changed the labels of 3 pictures in collection images.\n"
+    assert label("remove", "old", "--where", 'label = "cat"').startswith("Changed the labels of 2 pictures")
+    label("rename", "cat", "feline", "--all")
+    assert [list(item.labels) for item in pets.values()] == [["feline", "pet"]] * 2 + [["dog", "pet", "old"]]
+    told = json.loads(label("set", "animal", "--id", "a", "--id", "a", "--format", "json"))
+    assert told == {"updated": 1, "unchanged": 0, "missing_ids": []}
+    again = label("set", "animal", "--id", "a")
+    assert again == "Changed the labels of 0 pictures in collection images; 1 had them so already.\n"
+    label("set", "--none", "--id", "b")
+    assert [list(pets[i].labels) for i in ("a", "b")] == [["animal"], []]
+
+
+@pytest.mark.usefixtures("pets")
+def test_an_id_whose_labels_cannot_be_changed_is_named_and_is_exit_code_1(address: str) -> None:
+    result = likeness("label", "add", "pet", "--id", "a", "--id", "x", "--format", "json", server=address)
+    assert result.exit_code == 1
+    assert json.loads(result.stdout) == {"updated": 1, "unchanged": 0, "missing_ids": ["x"]}
+    assert result.stderr == "No picture of id x in collection images.\n"
+
+
+def test_deleting_by_a_condition_asks_first(address: str, pets: dict[str, pb.IndexItem]) -> None:
+    line = ["delete", "--where", 'label = "cat"']
+    refused = likeness(*line, server=address, stdin="n\n")
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith("Delete 2 pictures from collection images?")
+    assert len(pets) == 3
+    result = likeness(*line, "--format", "json", server=address, stdin="y\n")
+    assert json.loads(result.stdout.splitlines()[-1]) == {"deleted": 2, "unknown": 0}  # the runner echoes the answer
+    result = likeness("delete", "--where", 'label = "dog"', "--yes", server=address)
+    assert (result.exit_code, result.stdout) == (0, "Deleted 1 from collection images.\n")
+    assert not pets
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["classify", "--label", "cat"], "PICTURE or --id ID"),
+        (["classify", "--id", "a"], "--label"),
+        (["classify", "/nowhere/a.jpg", "--label", "cat"], "does not exist"),
+        (["label", "add", "--all"], "Missing argument"),
+        (["label", "add", "cat"], "--id ID, --where CONDITION or --all"),
+        (["label", "remove", "cat", "--all", "--id", "a"], "--id ID, --where CONDITION or --all"),
+        (["label", "remove", "cat", "--where", "width >="], "width >=\n        ^\n"),
+        (["label", "set", "--all"], "--none"),
+        (["label", "set", "cat", "--none", "--all"], "--none"),
+        (["delete"], "ID... or --where CONDITION"),
+        (["delete", "a", "--where", "n = 1"], "ID... or --where CONDITION"),
+        (["duplicates", "--neighbors", "101"], "--neighbors"),
+        (["search", "--text", "a", "--candidates", "5"], "--candidates is for --rescore"),
+        (["search", "--text", "a", "--rescore", "l3"], "l3"),
+        (["search", "--text", "a", "--facet", "n", "--format", "csv"], "--facet has no place in CSV"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2_and_asks_no_server(arguments: list[str], words: str, nobody: str) -> None:
+    result = likeness(*arguments, server=nobody)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "command", [["classify", "--id", "a", "--label", "b"], ["duplicates"], ["label", "add", "x", "--all"]]
+)
+def test_without_a_server_each_command_says_where_it_looked(command: list[str], nobody: str) -> None:
+    result = likeness(*command, server=nobody)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"No gateway answers at {nobody}")
+
+
+@pytest.mark.parametrize(
+    ("method", "command"),
+    [("_groups", ["duplicates"]), ("_updates", ["label", "add", "x", "--all"])],
+)
+def test_an_interrupt_is_told_and_is_exit_code_130(
+    method: str, command: list[str], address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, method, interrupted)
+    result = likeness(*command, server=address)
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr.startswith("Interrupted")
