@@ -23,6 +23,18 @@ SERVICES = ("gateway", "embedder", "indexer", "chroma")
 CONNECTION_AGE_S = 5
 BUILD_S, START_S, SETTLE_S, STOP_S = 1800.0, 300.0, 60.0, 120.0
 
+_HAS_TORCH = "import importlib.util; print(importlib.util.find_spec('torch') is not None)"
+# Prints the model and, to three places, a text's vector, from inside an embedder's container.
+_EMBED = """
+import grpc, numpy
+from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+with grpc.insecure_channel("127.0.0.1:50051") as channel:
+    stub = embedder_pb2_grpc.EmbedderServiceStub(channel)
+    answer = stub.Embed(embedder_pb2.EmbedRequest(inputs=[embedder_pb2.EmbedInput(text="a cat")]), timeout=60)
+vector = numpy.frombuffer(answer.results[0].vector.f32, "<f4")
+print(answer.fingerprint.digest, [round(float(x), 3) + 0.0 for x in vector])
+"""
+
 
 class StepError(Exception):
     """A step did not hold what its name promises; the message says what was seen."""
@@ -33,7 +45,7 @@ class Project:
 
     def __init__(self, port: int) -> None:
         self._address = f"127.0.0.1:{port}"
-        self._name = f"likeness-test-{port}"
+        self.name = f"likeness-test-{port}"
         # Nothing of the caller's own settings, be it from the shell or from a file deploy/.env.
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("LIKENESS_", "COMPOSE_"))}
         self._environment = inherited | {
@@ -45,7 +57,7 @@ class Project:
     def compose(self, *arguments: str, timeout_s: float = START_S) -> str:
         """Runs one compose command; returns what it wrote to standard output."""
         file = str(ROOT / "deploy" / "compose.yaml")
-        command = ["docker", "compose", "--project-name", self._name, "--env-file", os.devnull, "--file", file]
+        command = ["docker", "compose", "--project-name", self.name, "--env-file", os.devnull, "--file", file]
         return _run([*command, *arguments], timeout_s, self._environment)
 
     def start(self, *arguments: str) -> None:
@@ -86,6 +98,7 @@ class Steps:
             self.ports,
             self.users,
             self.torch,
+            self.without_torch,
             self.scale,
             self.kill,
             self.restart,
@@ -136,9 +149,39 @@ class Steps:
 
     def torch(self) -> None:
         """Only the embedder carries torch."""
-        program = "import importlib.util; print(importlib.util.find_spec('torch') is not None)"
-        carries = {s: self._project.compose("exec", "-T", s, "python3", "-c", program).strip() for s in SERVICES}
+        carries = {s: self._project.compose("exec", "-T", s, "python3", "-c", _HAS_TORCH).strip() for s in SERVICES}
         _expect(carries, dict.fromkeys(SERVICES, "False") | {"embedder": "True"})
+
+    def without_torch(self) -> None:
+        """An image without torch serves what the embedder has converted, with the same vectors."""
+        image = "likeness-embedder-openvino"
+        _run(
+            [
+                "docker",
+                "build",
+                "-f",
+                "deploy/Dockerfile",
+                "--target",
+                image.removeprefix("likeness-"),
+                "-t",
+                image,
+                ".",
+            ],
+            BUILD_S,
+        )
+        found = self._project.compose("exec", "-T", "embedder", "sh", "-c", "dirname /cache/likeness/*/model.json")
+        (folder,) = found.split()
+        mounts = ["--volume", f"{self._project.name}_models:/cache:ro", "--env", f"LIKENESS_MODEL=openvino:{folder}"]
+        hardened = ["--read-only", "--tmpfs", "/tmp", "--network", "none"]  # noqa: S108 (in the container)
+        container = _run(["docker", "run", "--detach", *hardened, *mounts, image], SETTLE_S).strip()
+        try:
+            ask = ["docker", "exec", container, "python3"]
+            _run([*ask, "-m", "chassis.health", "--wait", "60", "127.0.0.1:50051"], SETTLE_S)
+            _expect(_run([*ask, "-c", _HAS_TORCH], SETTLE_S).strip(), "False")
+            vectors = _run([*ask, "-c", _EMBED], SETTLE_S)
+        finally:
+            _run(["docker", "rm", "--force", container], SETTLE_S)
+        _expect(vectors, self._project.compose("exec", "-T", "embedder", "python3", "-c", _EMBED))
 
     def scale(self) -> None:
         """A second embedder gets its share of the calls."""

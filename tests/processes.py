@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from chassis.health import wait_until_serving
 
@@ -21,11 +23,12 @@ STOP_S = 40.0
 
 
 def free_port() -> int:
-    """A port on loopback that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port on loopback that nobody listens on just now, of those that no system hands out by itself meanwhile."""
+    while True:
+        port = random.randrange(10_000, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass
@@ -69,9 +72,17 @@ class Service:
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment without settings of its own, and with these."""
+    """This process's environment without settings of its own, and with these.
+
+    Converted models are kept from one run of the tests to the next, in the checkout and not in the user's cache.
+    """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("LIKENESS_")}
-    return inherited | {"PYTHONUNBUFFERED": "1", "LIKENESS_LOG_STYLE": "json"} | dict(variables)
+    ours = {
+        "PYTHONUNBUFFERED": "1",
+        "LIKENESS_LOG_STYLE": "json",
+        "LIKENESS_CACHE_DIR": str(ROOT / "build" / "converted"),
+    }
+    return inherited | ours | dict(variables)
 
 
 def launch(module: str, env: Mapping[str, str], port_variable: str, tmp_path: Path) -> Service:
@@ -121,6 +132,16 @@ def run_to_end(
         timeout=timeout_s,
         check=False,
     )
+
+
+def metric(port: int, name: str, **labels: str) -> float:
+    """A sample of a service's /metrics on loopback; 0 if there is none of these labels."""
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False, timeout=10).raise_for_status().text
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == name and sample.labels == labels:
+                return float(sample.value)
+    return 0.0
 
 
 def start_chroma(path: Path, port: int = 0) -> tuple[subprocess.Popen[bytes], str]:

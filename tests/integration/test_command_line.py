@@ -24,7 +24,12 @@ def likeness(services: Services) -> Run:
     def run(*arguments: str | Path, server: str = services.addresses["gateway"]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [Path(sys.executable).with_name("likeness"), *arguments],
-            env={**os.environ, "LIKENESS_GATEWAY": server, "COLUMNS": "120"},
+            env={
+                **os.environ,
+                "LIKENESS_GATEWAY": server,
+                "LIKENESS_INDEXER": services.addresses["indexer"],
+                "COLUMNS": "120",
+            },
             capture_output=True,
             text=True,
             check=False,
@@ -87,7 +92,8 @@ def test_a_refused_file_is_named_with_its_reason_and_the_rest_is_stored(likeness
     assert done.returncode == 1
     assert "broken.jpg" in done.stdout + done.stderr
     assert "IMAGE_DAMAGED" in done.stdout + done.stderr
-    assert json.loads(likeness("collections", "--format", "json").stdout)
+    collections = json.loads(likeness("collections", "list", "--format", "json").stdout)["collections"]
+    assert "mixed" in [collection["name"] for collection in collections]
 
 
 def test_items_are_shown_and_deleted_by_id(likeness: Run, library: Path) -> None:
