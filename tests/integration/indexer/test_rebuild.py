@@ -108,6 +108,7 @@ class Load:
         self.acknowledged |= {f"i{100_000 + 3 * n + i}": True for i in range(3)}
         if n % 3 == 2:
             gone = f"i{100_000 + 3 * (n - 1)}"
+            del self.acknowledged[gone]  # a deletion that is cut off may have been made or not
             stub.DeleteItems(pb.DeleteItemsRequest(collection=self._name, ids=[gone]))
             self.acknowledged[gone] = False
 

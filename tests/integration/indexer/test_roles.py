@@ -358,6 +358,7 @@ def test_while_chroma_is_away_readers_answer_and_say_how_far_they_are_behind(
         create(write, "kept")
         upsert(write, "kept", *(item(n) for n in range(20)))
         seen(lambda: same(write, read, "kept"))
+        seen(lambda: served_from_memory(read, "kept"))
         (server,) = [
             p for p in psutil.process_iter(["cmdline"]) if str(tmp_path / "chroma") in (p.info["cmdline"] or [])
         ]
