@@ -37,6 +37,13 @@ _CODES: dict[Reason.ValueType, grpc.StatusCode] = {
     error_pb2.REASON_SNAPSHOT_DAMAGED: grpc.StatusCode.FAILED_PRECONDITION,
     error_pb2.REASON_COLLECTION_BUSY: grpc.StatusCode.FAILED_PRECONDITION,
     error_pb2.REASON_READ_ONLY: grpc.StatusCode.FAILED_PRECONDITION,
+    error_pb2.REASON_RESUME_TOKEN_STALE: grpc.StatusCode.FAILED_PRECONDITION,
+    error_pb2.REASON_ORIGINAL_MISSING: grpc.StatusCode.FAILED_PRECONDITION,
+    error_pb2.REASON_ORIGINAL_CHANGED: grpc.StatusCode.FAILED_PRECONDITION,
+    error_pb2.REASON_KEY_MISSING: grpc.StatusCode.UNAUTHENTICATED,
+    error_pb2.REASON_KEY_INVALID: grpc.StatusCode.UNAUTHENTICATED,
+    error_pb2.REASON_SCOPE_MISSING: grpc.StatusCode.PERMISSION_DENIED,
+    error_pb2.REASON_RATE_LIMITED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     error_pb2.REASON_DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
     error_pb2.REASON_OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     error_pb2.REASON_STORE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -46,6 +53,8 @@ _CODES: dict[Reason.ValueType, grpc.StatusCode] = {
     error_pb2.REASON_EMBEDDER_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     error_pb2.REASON_INDEXER_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     error_pb2.REASON_STORE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    error_pb2.REASON_MEDIA_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    error_pb2.REASON_FETCH_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     error_pb2.REASON_INTERNAL: grpc.StatusCode.INTERNAL,
 }
 _GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
