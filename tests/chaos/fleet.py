@@ -15,9 +15,9 @@ import numpy as np
 from tests.chaos.base import copied
 from tests.chaos.client import Client
 from tests.chaos.indexer import DownError
-from tests.chaos.proxy import Proxy
 from tests.chaos.supervised import Supervised
 from tests.processes import free_port, launch, start_chroma
+from tests.proxy import Proxy
 
 LEASE_S = 4.0
 _PORT = "LIKENESS_INDEXER_PORT"

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.chaos.proxy import Proxy
 from tests.integration.indexer.calls import PORT, Start, Stub, connect, count, create, item, upsert
 from tests.processes import launch, start_chroma
+from tests.proxy import Proxy
 
 if shutil.which("openssl") is None:
     pytest.skip("openssl, which makes the certificates, is not installed", allow_module_level=True)

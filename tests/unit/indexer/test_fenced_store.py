@@ -13,7 +13,7 @@ from indexer.collections import Metric
 from indexer.fenced_store import FencedStore
 from indexer.reads import Item
 from indexer.store import ChromaStore
-from tests.chaos.proxy import Proxy
+from tests.proxy import Proxy
 from tests.unit.indexer.conftest import Connected
 from tests.unit.indexer.serving.tables import DIMENSION, vectors
 
