@@ -1,0 +1,142 @@
+"""What the gateway tells Prometheus, at ``/metrics`` of its HTTP port.
+
+A method costs one or two microseconds; labels of which there are few are bound beforehand. They may be called from any
+thread.
+"""
+
+from typing import Literal
+
+import grpc
+from likeness.common.v1 import error_pb2
+from likeness.common.v1.error_pb2 import Reason
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.registry import REGISTRY
+
+Transport = Literal["grpc", "http"]
+Stage = Literal["embed", "query", "total"]
+IngestOutcome = Literal["stored", "skipped", "failed"]
+Cache = Literal["text", "picture", "label"]
+FetchOutcome = Literal["ok", "refused", "failed", "unavailable"]
+BackoffCause = Literal["embedder", "indexer", "rate"]
+
+TRANSPORTS: tuple[Transport, ...] = ("grpc", "http")
+STAGES: tuple[Stage, ...] = ("embed", "query", "total")
+INGEST_OUTCOMES: tuple[IngestOutcome, ...] = ("stored", "skipped", "failed")
+CACHES: tuple[Cache, ...] = ("text", "picture", "label")
+FETCH_OUTCOMES: tuple[FetchOutcome, ...] = ("ok", "refused", "failed", "unavailable")
+BACKOFF_CAUSES: tuple[BackoffCause, ...] = ("embedder", "indexer", "rate")
+# Why a call can be turned away before anything is done for it.
+REFUSALS = (
+    error_pb2.REASON_KEY_MISSING,
+    error_pb2.REASON_KEY_INVALID,
+    error_pb2.REASON_SCOPE_MISSING,
+    error_pb2.REASON_RATE_LIMITED,
+    error_pb2.REASON_OVERLOADED,
+)
+
+_NAMESPACE = "likeness_gateway"
+# A search with a remembered vector takes a millisecond; one that waits for a busy embedder, seconds.
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+class Metrics:
+    """The instruments."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        """Makes the instruments, once for each registry."""
+        self.registry = registry
+
+        # What a call is named by comes from the contract, never from the caller: the series are bounded.
+        self._calls = self._counter("calls", "Calls by how they ended.", "method", "transport", "code")
+        seconds = self._histogram("call_seconds", "Unary calls, whatever they end with.", "method", "transport")
+        self._call_seconds = seconds
+        search = self._histogram("search_seconds", "Searching, by stage.", "stage")
+        self._search = {stage: search.labels(stage) for stage in STAGES}
+        refused = self._counter("refused", "Calls turned away before anything was done for them.", "reason")
+        self._refused = {r: refused.labels(Reason.Name(r).removeprefix("REASON_")) for r in REFUSALS}
+
+        items = self._counter("ingest_items", "Items of ingest by what became of them.", "outcome")
+        self._items = {outcome: items.labels(outcome) for outcome in INGEST_OUTCOMES}
+        backoffs = self._counter("ingest_backoffs", "Times that ingest was told to pause, by what was busy.", "cause")
+        self._backoffs = {cause: backoffs.labels(cause) for cause in BACKOFF_CAUSES}
+        fetches = self._counter("fetches", "Pictures fetched from a uri, or not.", "outcome")
+        self._fetches = {outcome: fetches.labels(outcome) for outcome in FETCH_OUTCOMES}
+
+        hits = self._counter("cache_hits", "Vectors that were remembered.", "cache")
+        self._hits = {cache: hits.labels(cache) for cache in CACHES}
+        misses = self._counter("cache_misses", "Vectors that were looked for and not remembered.", "cache")
+        self._misses = {cache: misses.labels(cache) for cache in CACHES}
+        entries = self._gauge("cache_entries", "Vectors remembered at present.", "cache")
+        self._entries = {cache: entries.labels(cache) for cache in CACHES}
+
+        self._connections = self._gauge("http_connections", "HTTP connections open at present.")
+        self._turned_away = self._counter("http_connections_refused", "HTTP connections above the most allowed.")
+        self._body_bytes = self._gauge("http_request_bytes", "Bytes of HTTP requests held at present.")
+
+    def called(self, method: str, transport: Transport, code: grpc.StatusCode) -> None:
+        """A call has ended.
+
+        Args:
+            method: the rpc's name without its service, as the contract has it.
+            transport: how it came.
+            code: what it ended with.
+        """
+        self._calls.labels(method, transport, code.name).inc()
+
+    def took(self, method: str, transport: Transport, seconds: float) -> None:
+        """A unary call has taken so long."""
+        self._call_seconds.labels(method, transport).observe(seconds)
+
+    def searched(self, stage: Stage, seconds: float) -> None:
+        """A stage of a search has taken so long."""
+        self._search[stage].observe(seconds)
+
+    def refused(self, reason: Reason.ValueType) -> None:
+        """A call was turned away; a reason that is not one of ``REFUSALS`` counts for nothing."""
+        if reason in self._refused:
+            self._refused[reason].inc()
+
+    def ingested(self, outcome: IngestOutcome, items: int = 1) -> None:
+        """So many items came to this end."""
+        self._items[outcome].inc(items)
+
+    def backed_off(self, cause: BackoffCause) -> None:
+        """A stream was told to pause."""
+        self._backoffs[cause].inc()
+
+    def fetched(self, outcome: FetchOutcome) -> None:
+        """A picture was fetched, or not."""
+        self._fetches[outcome].inc()
+
+    def cache_hit(self, cache: Cache, vectors: int = 1) -> None:
+        """So many vectors were remembered."""
+        self._hits[cache].inc(vectors)
+
+    def cache_missed(self, cache: Cache, vectors: int = 1) -> None:
+        """So many vectors were not remembered."""
+        self._misses[cache].inc(vectors)
+
+    def cache_size(self, cache: Cache, vectors: int) -> None:
+        """So many vectors are remembered."""
+        self._entries[cache].set(vectors)
+
+    def http_connections(self, count: int) -> None:
+        """So many connections are open."""
+        self._connections.set(count)
+
+    def http_connection_refused(self) -> None:
+        """A connection was closed at once, since there were too many."""
+        self._turned_away.inc()
+
+    def http_request_bytes(self, size: int) -> None:
+        """So many bytes of requests are held."""
+        self._body_bytes.set(size)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"{_NAMESPACE}_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"{_NAMESPACE}_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(f"{_NAMESPACE}_{name}", text, labels, registry=self.registry, buckets=_SECONDS)
