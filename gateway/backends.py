@@ -128,8 +128,18 @@ class Indexer(_Backend):
 
     def __init__(self, settings: GatewaySettings) -> None:
         super().__init__("indexer", settings.indexer_address, error_pb2.REASON_INDEXER_UNAVAILABLE)
-        reads = ("GetCollection", "ListCollections", "GetItems", "ListItems", "CountItems", "GetFacets", "Query")
-        writes = ("UpsertItems", "UpdateMetadata", "DeleteItems")
+        reads = (
+            "GetCollection",
+            "ListCollections",
+            "ListAliases",
+            "GetItems",
+            "ListItems",
+            "CountItems",
+            "GetFacets",
+            "Query",
+        )
+        # Not SetAlias: the second attempt of a move from an expected collection would find the first one's.
+        writes = ("UpsertItems", "UpdateMetadata", "DeleteItems", "UpdateCollection")
         self._interactive = connect(self.address, INDEXER, (*reads, *writes), settings.max_message_mb, "interactive")
         self._bulk = connect(self.address, INDEXER, (*reads, *writes), settings.max_message_mb, "bulk")
         self._stub = indexer_pb2_grpc.IndexerServiceStub(self._interactive)
@@ -144,16 +154,44 @@ class Indexer(_Backend):
         request = indexer_pb2.GetCollectionRequest(name=name)
         return (await self._call(self._stub.GetCollection(request, timeout=timeout_s))).collection
 
+    async def list_collections(
+        self, request: indexer_pb2.ListCollectionsRequest, timeout_s: float
+    ) -> indexer_pb2.ListCollectionsResponse:
+        """A page of collections."""
+        return await self._call(self._stub.ListCollections(request, timeout=timeout_s))
+
     async def collections(self, timeout_s: float) -> Sequence[indexer_pb2.Collection]:
         """The first 1,000 collections, by name."""
-        request = indexer_pb2.ListCollectionsRequest(page_size=1000)
-        return (await self._call(self._stub.ListCollections(request, timeout=timeout_s))).collections
+        return (await self.list_collections(indexer_pb2.ListCollectionsRequest(page_size=1000), timeout_s)).collections
 
     async def create_collection(
         self, request: indexer_pb2.CreateCollectionRequest, timeout_s: float
     ) -> indexer_pb2.Collection:
         """Makes a collection. Not repeated by itself: a second attempt would find the first one's."""
         return (await self._call(self._stub.CreateCollection(request, timeout=timeout_s))).collection
+
+    async def update_collection(
+        self, request: indexer_pb2.UpdateCollectionRequest, timeout_s: float
+    ) -> indexer_pb2.Collection:
+        """Changes a collection."""
+        return (await self._call(self._stub.UpdateCollection(request, timeout=timeout_s))).collection
+
+    async def delete_collection(self, name: str, timeout_s: float) -> None:
+        """Deletes a collection. Not repeated by itself, as above."""
+        await self._call(self._stub.DeleteCollection(indexer_pb2.DeleteCollectionRequest(name=name), timeout=timeout_s))
+
+    async def set_alias(self, request: indexer_pb2.SetAliasRequest, timeout_s: float) -> str:
+        """Makes or moves an alias; returns the collection that it stood for, empty if it is new."""
+        return (await self._call(self._stub.SetAlias(request, timeout=timeout_s))).previous_collection
+
+    async def delete_alias(self, alias: str, timeout_s: float) -> str:
+        """Deletes an alias; returns the collection that it stood for."""
+        request = indexer_pb2.DeleteAliasRequest(alias=alias)
+        return (await self._call(self._stub.DeleteAlias(request, timeout=timeout_s))).collection
+
+    async def aliases(self, timeout_s: float) -> Sequence[indexer_pb2.Alias]:
+        """All aliases, by name."""
+        return (await self._call(self._stub.ListAliases(indexer_pb2.ListAliasesRequest(), timeout=timeout_s))).aliases
 
     async def upsert(self, request: indexer_pb2.UpsertItemsRequest, timeout_s: float) -> None:
         """Stores items; they are on disk when this returns."""

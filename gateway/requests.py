@@ -24,9 +24,9 @@ class ExpectsModel(Protocol):
         """Whether the field is set."""
 
 
-def collection_name(name: str) -> str:
-    """The collection that a request names; the default one if it names none."""
-    return names.check_collection(name, "collection") if name else DEFAULT_COLLECTION
+def collection_name(name: str, field: str = "collection") -> str:
+    """The collection that a request names in this field; the default one if it names none."""
+    return names.check_collection(name, field) if name else DEFAULT_COLLECTION
 
 
 def expected_fingerprint(request: ExpectsModel, field: str = "expected_fingerprint") -> ModelFingerprint | None:

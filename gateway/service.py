@@ -9,6 +9,7 @@ from chassis.readiness import Readiness
 from gateway.backends import Embedder, Indexer
 from gateway.batch import BatchSearch
 from gateway.classify import Classify
+from gateway.collections import Collections
 from gateway.duplicates import FindDuplicates
 from gateway.ingest import Ingest
 from gateway.labelling import LabelVectors
@@ -34,8 +35,9 @@ class GatewayService:
         settings, embedder, indexer, stopping = self._settings, self._embedder, self._indexer, self._stopping
         search = Search(embedder, indexer)
         vectors = LabelVectors(embedder, settings.label_cache)
-        servicer = SearchServicer(
+        servicer = SearchServicer(  # type: ignore[abstract]  # IndexBatch and ReembedCollection are to come
             indexer=indexer,
+            collections=Collections(embedder, indexer),
             default_deadline_s=settings.default_deadline_s,
             search=search,
             batch_search=BatchSearch(search),

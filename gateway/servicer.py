@@ -9,6 +9,7 @@ from likeness.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from chassis.deadline import Deadline
 from gateway.batch import BatchSearch
 from gateway.classify import Classify
+from gateway.collection_servicer import CollectionRpcs
 from gateway.duplicates import FindDuplicates
 from gateway.ingest import Ingest
 from gateway.item_servicer import Context, ItemRpcs
@@ -18,8 +19,8 @@ from gateway.status import Status
 
 
 @dataclass(frozen=True)
-class SearchServicer(ItemRpcs, gateway_pb2_grpc.SearchServiceServicer):
-    """Hands each call to the module that answers it; those that only pass items on are in its other part."""
+class SearchServicer(ItemRpcs, CollectionRpcs, gateway_pb2_grpc.SearchServiceServicer):
+    """Hands each call to the module that answers it; those that mostly pass on are in its other parts."""
 
     search: Search
     batch_search: BatchSearch

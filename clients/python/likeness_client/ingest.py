@@ -235,7 +235,7 @@ def _outcome(picture: Picture, size: int, result: gateway_pb2.IndexResult) -> In
             return IndexOutcome(picture, result.id, None, size)
         case "error":
             return IndexOutcome(picture, result.id, from_item_error(result.error), size)
-        case None:
+        case _:
             error = LikenessError("UNKNOWN", "", "the gateway's answer says neither that it is stored nor why not")
             return IndexOutcome(picture, result.id, error, size)
 

@@ -103,6 +103,10 @@ class FakeGateway(FakeProduct):
             wait_for_the_end(context)
         yield from answers
 
+    def IndexBatch(self, request: pb.IndexBatchRequest, context: grpc.ServicerContext) -> pb.IndexBatchResponse:  # noqa: N802
+        self.requests.append(request)
+        return pb.IndexBatchResponse(results=[self._store(item).result for item in request.items])
+
     def _store(self, item: pb.IndexItem) -> pb.IndexImagesResponse:
         item_id = item.id or hashlib.sha256(item.image.encoded).hexdigest()
         result = pb.IndexResult(sequence=item.sequence, id=item_id)

@@ -7,28 +7,27 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import grpc
-from google.protobuf.message import Message
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 from likeness.common.v1 import error_pb2, metadata_pb2
 from likeness.gateway.v1 import gateway_pb2 as pb
-from likeness.gateway.v1 import gateway_pb2_grpc
+
+from tests.unit.client.fake_collections import FakeCollections
 
 PAGE = 2
 SCALE = 50.0
 
 
-class FakeProduct(gateway_pb2_grpc.SearchServiceServicer):
+class FakeProduct(FakeCollections):
     """The part of ``FakeGateway`` that lists, counts, labels and compares.
 
     Attributes:
-        requests: what these calls were asked.
         stored: pictures by id.
         stream_breaks: what the next streams of suggestions end with after their first page.
     """
 
     def __init__(self) -> None:
-        self.requests: list[Message] = []
+        super().__init__()
         self.found = pb.SearchResponse(collection="images")
         self.stored: dict[str, pb.IndexItem] = {}
         self.stream_breaks: list[status_pb2.Status] = []
