@@ -156,7 +156,7 @@ def running(directory: Path, environment: Mapping[str, str] = os.environ) -> Ite
     # Whatever the caller's own services are told must not lead these to other people's data.
     theirs = {"LIKENESS_EMBEDDER_ADDRESS", "LIKENESS_INDEXER_ADDRESS", "LIKENESS_HOST", "LIKENESS_CHROMA_URL"}
     kept = {name: value for name, value in environment.items() if name not in theirs}
-    data = {"LIKENESS_DATA_DIR": str(directory / "indexer")}
+    data = {"LIKENESS_DATA_DIR": str(directory / "indexer"), "LIKENESS_MEDIA_URL": str(directory / "media")}
     services = Services({**kept, **free_ports(), **data}, directory / "logs")
     try:
         services.start()

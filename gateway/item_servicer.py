@@ -1,4 +1,4 @@
-"""Transport of what is the indexer's to answer: items read, listed, counted and deleted."""
+"""Transport of what is the indexer's to answer: items read, listed and counted; and deleted."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from likeness.indexer.v1 import indexer_pb2
 from chassis.deadline import Deadline
 from gateway import facets, items
 from gateway.backends import Indexer
+from gateway.deletion import Deletion
 from gateway.requests import collection_name
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -21,6 +22,7 @@ class ItemRpcs:
 
     indexer: Indexer
     default_deadline_s: float
+    deletion: Deletion
 
     async def GetItems(  # noqa: N802
         self, request: gateway_pb2.GetItemsRequest, context: Context
@@ -79,14 +81,8 @@ class ItemRpcs:
     async def DeleteItems(  # noqa: N802
         self, request: gateway_pb2.DeleteItemsRequest, context: Context
     ) -> gateway_pb2.DeleteItemsResponse:
-        """Deletes items by id or by filter."""
-        delete = indexer_pb2.DeleteItemsRequest(
-            collection=collection_name(request.collection),
-            ids=request.ids,
-            filter=request.filter if request.HasField("filter") else None,
-        )
-        gone = await self.indexer.delete(delete, self._time(context))
-        return gateway_pb2.DeleteItemsResponse(deleted=gone.deleted)
+        """See ``gateway.deletion``."""
+        return await self.deletion(request, Deadline.of(context, self.default_deadline_s))
 
     def _time(self, context: Context) -> float:
         return Deadline.of(context, self.default_deadline_s).left()

@@ -10,10 +10,12 @@ from gateway.backends import Embedder, Indexer
 from gateway.batch import BatchSearch
 from gateway.classify import Classify
 from gateway.collections import Collections
+from gateway.deletion import Deletion
 from gateway.duplicates import FindDuplicates
 from gateway.ingest import Ingest
 from gateway.labelling import LabelVectors
 from gateway.labels import Labels
+from gateway.media import Media
 from gateway.search import Search
 from gateway.servicer import SearchServicer
 from gateway.settings import GatewaySettings
@@ -33,12 +35,14 @@ class GatewayService:
         """Adds the servicer to the server."""
         self._embedder, self._indexer = Embedder(self._settings), Indexer(self._settings)
         settings, embedder, indexer, stopping = self._settings, self._embedder, self._indexer, self._stopping
+        self._media = Media(settings.media_url)
         search = Search(embedder, indexer)
         vectors = LabelVectors(embedder, settings.label_cache)
         servicer = SearchServicer(  # type: ignore[abstract]  # IndexBatch and ReembedCollection are to come
             indexer=indexer,
             collections=Collections(embedder, indexer),
             default_deadline_s=settings.default_deadline_s,
+            deletion=Deletion(indexer, self._media),
             search=search,
             batch_search=BatchSearch(search),
             ingest=Ingest(embedder, indexer, settings, stopping),
@@ -65,6 +69,7 @@ class GatewayService:
         await self._indexer.wait_until_serving()
 
     async def stop(self) -> None:
-        """Closes the connections to both."""
+        """Closes the connections to both, and ends the threads."""
         await self._embedder.close()
         await self._indexer.close()
+        self._media.close()

@@ -1,6 +1,7 @@
 """What the gateway can be told."""
 
-from pydantic import Field
+from fsspec import get_filesystem_class
+from pydantic import Field, field_validator
 
 from chassis.settings import ServiceSettings
 
@@ -36,6 +37,12 @@ class GatewaySettings(ServiceSettings):
     ingest_call_s: float = Field(
         120, gt=0, le=3600, description="Longest wait for one embedding or storing call of an ingest, in seconds."
     )
+    media_url: str = Field(
+        "data/media",
+        description="Where thumbnails and originals are: a directory, or a URL that fsspec knows, such as "
+        "s3://bucket/media (which needs the package s3fs). Gateways of one indexer share it; others use another.",
+    )
+    thumbnails: bool = Field(True, description="Whether ingest makes thumbnails; a client may still ask for none.")
     label_cache: int = Field(
         10_000,
         ge=0,
@@ -52,3 +59,13 @@ class GatewaySettings(ServiceSettings):
     suggestion_streams: int = Field(
         4, ge=1, le=64, description="Most SuggestLabels streams open at once; more are refused and told to come again."
     )
+
+    @field_validator("media_url")
+    @classmethod
+    def _is_a_place(cls, where: str) -> str:
+        if "://" in where:
+            try:
+                get_filesystem_class(where.partition("://")[0])
+            except (ImportError, ValueError) as error:
+                raise ValueError(f"expected a directory or a URL that can be used here: {error}") from error
+        return where

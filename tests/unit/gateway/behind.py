@@ -105,6 +105,21 @@ class Behind(embedder_pb2_grpc.EmbedderServiceServicer, indexer_pb2_grpc.Indexer
         token = "\t".join(behind[len(page) - 1]) if len(page) < len(behind) else ""
         return indexer_pb2.ListItemsResponse(items=[self._item(i, request.fields) for i in page], next_page_token=token)
 
+    async def UpsertItems(  # noqa: N802
+        self, request: indexer_pb2.UpsertItemsRequest, context: Any
+    ) -> indexer_pb2.UpsertItemsResponse:
+        await self._begin("UpsertItems", request, context, request.collection)
+        for item in request.items:
+            self.put(item.id, from_proto(item.vector, "vector", 8), **plain_metadata.from_proto(item.metadata, "m"))
+        return indexer_pb2.UpsertItemsResponse()
+
+    async def DeleteItems(  # noqa: N802
+        self, request: indexer_pb2.DeleteItemsRequest, context: Any
+    ) -> indexer_pb2.DeleteItemsResponse:
+        await self._begin("DeleteItems", request, context, request.collection)
+        gone = [i for i in request.ids if self.items.pop(i, None) is not None and self.vectors.pop(i, None) is not None]
+        return indexer_pb2.DeleteItemsResponse(deleted=len(gone))
+
     async def CountItems(self, request: Any, context: Any) -> indexer_pb2.CountItemsResponse:  # noqa: N802
         await self._begin("CountItems", request, context, request.collection)
         return indexer_pb2.CountItemsResponse(count=len(self._matching(request)))

@@ -1,0 +1,94 @@
+"""DeleteItems: files go before items, and a call that is refused takes nothing away."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from likeness.common.v1 import error_pb2, metadata_pb2, types_pb2
+from likeness.gateway.v1 import gateway_pb2
+
+from chassis.deadline import Deadline
+from chassis.errors import LikenessError
+from gateway.deletion import Deletion
+from gateway.media import Media, PictureMedia
+from gateway.picture_facts import content_hash
+from tests.pictures import noise
+from tests.unit.gateway.behind import Behind, behind, direction_of
+
+UID = "uid-images"
+OLD = metadata_pb2.Filter(
+    comparison=metadata_pb2.Comparison(
+        key="age", op=metadata_pb2.OPERATOR_EQ, values=[metadata_pb2.Value(string_value="old")]
+    )
+)
+
+
+class Desk:
+    """A deletion, and what it deletes from."""
+
+    def __init__(self, services: Behind, deletion: Deletion, media: Media) -> None:
+        self.services, self.deletion, self.media = services, deletion, media
+        image = types_pb2.Image(encoded=noise(1))
+        self.sha256, self.image = content_hash(image), image
+
+    async def put(self, item_id: str, age: str) -> None:
+        picture = PictureMedia(item_id, self.sha256, self.image)
+        async with self.media.replacing(UID, [picture], thumbnails=True, originals=False):
+            self.services.put(item_id, direction_of(item_id), age=age)
+
+    async def delete(self, **request: object) -> int:
+        asked = gateway_pb2.DeleteItemsRequest(**request)  # type: ignore[arg-type]
+        return (await self.deletion(asked, Deadline(30))).deleted
+
+    async def thumbnails(self) -> set[str]:
+        ids = [*self.services.items, "a", "b", "c"]
+        return {i for i in ids if await self.media.thumbnail(UID, i, self.sha256) is not None}
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with behind() as (services, _, indexer):
+        media = Media(str(tmp_path))
+        made = Desk(services, Deletion(indexer, media), media)
+        for item_id, age in (("a", "old"), ("b", "new"), ("c", "old")):
+            await made.put(item_id, age)
+        yield made
+        media.close()
+
+
+async def test_items_deleted_by_id_go_with_their_files_and_so_do_files_whose_item_is_gone(desk: Desk) -> None:
+    del desk.services.items["c"]
+
+    assert await desk.delete(ids=["a", "c", "never"]) == 1
+
+    assert set(desk.services.items) == await desk.thumbnails() == {"b"}
+
+
+async def test_items_deleted_by_filter_go_with_their_files_page_after_page(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.deletion._PAGE", 1)
+
+    assert await desk.delete(filter=OLD) == 2
+
+    assert set(desk.services.items) == await desk.thumbnails() == {"b"}
+
+
+async def test_files_that_cannot_be_reached_keep_the_items_there(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(_uid: str, _ids: object) -> None:
+        raise LikenessError(error_pb2.REASON_MEDIA_UNAVAILABLE, "away")
+
+    monkeypatch.setattr(desk.media, "forget", away)
+    with pytest.raises(LikenessError):
+        await desk.delete(ids=["a"])
+
+    assert "a" in desk.services.items
+
+
+async def test_a_refused_request_takes_no_file_away(desk: Desk) -> None:
+    desk.services.fail["DeleteItems"] = LikenessError(error_pb2.REASON_FIELD_INVALID, "ids or filter")
+    for request in ({}, {"ids": ["a"], "filter": OLD}, {"ids": ["a"] * 1025}):
+        with pytest.raises(LikenessError):
+            await desk.delete(**request)
+
+    assert await desk.thumbnails() == {"a", "b", "c"}

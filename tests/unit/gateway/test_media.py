@@ -1,0 +1,173 @@
+"""Thumbnails and originals: written before the item, gone with it, never another picture's."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import fsspec
+import pytest
+from likeness.common.v1 import error_pb2, types_pb2
+
+from chassis.errors import LikenessError
+from gateway.media import Media, PictureMedia
+from gateway.picture_facts import content_hash
+from tests.pictures import noise
+
+UID = "0a1b-uid"
+
+
+@pytest.fixture(params=["directory", "memory"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "media") if request.param == "directory" else f"memory://{uuid4().hex}"
+
+
+@pytest.fixture
+def media(where: str) -> Iterator[Media]:
+    made = Media(where)
+    yield made
+    made.close()
+
+
+def picture(seed: int, item_id: str = "") -> PictureMedia:
+    image = types_pb2.Image(encoded=noise(seed))
+    return PictureMedia(item_id or content_hash(image), content_hash(image), image)
+
+
+async def keep(media: Media, *pictures: PictureMedia, uid: str = UID, originals: bool = True) -> None:
+    async with media.replacing(uid, pictures, thumbnails=True, originals=originals):
+        pass
+
+
+def files(where: str) -> list[str]:
+    """Every file, by its path below the root."""
+    fs, root = fsspec.core.url_to_fs(where)
+    return sorted(path.removeprefix(root).lstrip("/") for path in fs.find(root))
+
+
+async def test_a_thumbnail_and_the_original_are_there_before_the_item_is(media: Media) -> None:
+    one = picture(1, "cat")
+    async with media.replacing(UID, [one], thumbnails=True, originals=True):
+        thumbnail = await media.thumbnail(UID, "cat", one.sha256)
+        assert thumbnail is not None
+        assert thumbnail[8:12] == b"WEBP"
+        assert await media.original(UID, "cat", one.sha256) == one.image.encoded
+
+    assert await media.thumbnail(UID, "cat", one.sha256) == thumbnail
+    assert await media.thumbnail(UID, "dog", one.sha256) is None
+    assert await media.thumbnail("another", "cat", one.sha256) is None
+    assert await media.thumbnail(UID, "cat", picture(2).sha256) is None
+
+
+async def test_originals_are_kept_only_if_asked_and_decoded_pictures_never(media: Media) -> None:
+    pixels = types_pb2.Image(rgb=types_pb2.RgbImage(width=2, height=1, pixels=b"abcdef"))
+    decoded = PictureMedia("decoded", content_hash(pixels), pixels)
+
+    await keep(media, picture(1, "cat"), originals=False)
+    await keep(media, decoded)
+
+    assert await media.original(UID, "cat", picture(1).sha256) is None
+    assert await media.original(UID, "decoded", decoded.sha256) is None
+    assert await media.thumbnail(UID, "decoded", decoded.sha256) is not None
+
+
+async def test_what_an_item_was_before_is_dropped_when_the_new_one_is_stored(media: Media, where: str) -> None:
+    old, new = picture(1, "cat"), picture(2, "cat")
+    await keep(media, old, picture(3, "dog"))
+
+    async with media.replacing(UID, [new], thumbnails=True, originals=True):
+        assert await media.thumbnail(UID, "cat", old.sha256) is not None
+
+    assert await media.thumbnail(UID, "cat", old.sha256) is None
+    assert await media.original(UID, "cat", new.sha256) == new.image.encoded
+    assert len(files(where)) == 4
+
+
+async def test_what_could_not_be_stored_leaves_the_old_item_its_files(media: Media) -> None:
+    old, new = picture(1, "cat"), picture(2, "cat")
+    await keep(media, old)
+
+    with pytest.raises(RuntimeError):
+        async with media.replacing(UID, [new], thumbnails=True, originals=True):
+            raise RuntimeError("no indexer")
+
+    assert await media.thumbnail(UID, "cat", old.sha256) is not None
+
+
+async def test_two_who_replace_an_item_at_once_both_leave_its_files(media: Media) -> None:
+    first, second = picture(1, "cat"), picture(2, "cat")
+    inside = asyncio.Event()
+
+    async def slow() -> None:
+        async with media.replacing(UID, [first], thumbnails=True, originals=False):
+            await inside.wait()
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(slow())
+        async with media.replacing(UID, [second], thumbnails=True, originals=False):
+            inside.set()
+
+    assert await media.thumbnail(UID, "cat", first.sha256) is not None
+    assert await media.thumbnail(UID, "cat", second.sha256) is not None
+    await keep(media, picture(3, "cat"))
+    assert await media.thumbnail(UID, "cat", first.sha256) is None
+
+
+async def test_items_and_collections_go_with_all_their_files(media: Media, where: str) -> None:
+    await keep(media, *(picture(i, f"item-{i}") for i in range(3)))
+    await keep(media, picture(9, "item-9"), uid="kept")
+
+    await media.forget(UID, ["item-0", "item-2", "never there"])
+    assert len(files(where)) == 4
+
+    await media.forget_collection(UID)
+    await media.forget_collection("never-there")
+    assert [path.partition("/")[0] for path in files(where)] == ["kept", "kept"]
+
+
+async def test_no_id_and_no_hash_becomes_a_path(media: Media, where: str, tmp_path: Path) -> None:
+    outside = tmp_path / "secret.webp"
+    outside.write_bytes(b"secret")
+    ids = ["../../../etc/passwd", "/etc/passwd", "a/b", "..", "ü" * 200]
+
+    await keep(media, *(picture(i, item_id) for i, item_id in enumerate(ids)))
+
+    assert len(files(where)) == 2 * len(ids)
+    assert all(len(path.split("/")) == 4 and ".." not in path for path in files(where))
+    assert await media.thumbnail(UID, ids[0], picture(0).sha256) is not None
+    for bad in ("../../../../secret", "../" * 5 + "secret", str(outside.with_suffix("")), ""):
+        assert await media.thumbnail(UID, ids[0], bad) is None
+    with pytest.raises(ValueError, match="no collection's uid"):
+        await media.thumbnail("../..", ids[0], picture(0).sha256)
+
+
+async def test_a_place_that_cannot_be_written_is_told_and_nothing_is_stored(tmp_path: Path) -> None:
+    (tmp_path / "media").write_bytes(b"a file where the folder should be")
+    media, stored = Media(str(tmp_path / "media")), False
+
+    with pytest.raises(LikenessError) as caught:
+        async with media.replacing(UID, [picture(1, "cat")], thumbnails=True, originals=False):
+            stored = True
+
+    assert (caught.value.reason, stored) == (error_pb2.REASON_MEDIA_UNAVAILABLE, False)
+    assert caught.value.retry_after_s
+    assert str(tmp_path) not in caught.value.message
+    assert await media.thumbnail(UID, "cat", picture(1).sha256) is None
+    media.close()
+
+
+async def test_no_half_written_file_is_left_behind_or_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    media = Media(str(tmp_path))
+    await keep(media, picture(0, "cat"))
+
+    def full(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(LikenessError):
+        await keep(media, picture(1, "cat"))
+
+    assert {Path(path).stem for path in files(str(tmp_path))} == {picture(0).sha256}
+    media.close()
