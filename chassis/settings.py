@@ -84,7 +84,9 @@ class ServiceSettings(BaseSettings):
         lines = [f"usage: [VARIABLE=value …] {program}", "", (cls.__doc__ or "").strip().splitlines()[0], ""]
         for name, field in cls.model_fields.items():
             default = field.get_default(call_default_factory=True)
-            shown = "none" if default in (None, "") else str(default)
+            shown = "none" if default in (None, "", ()) else str(default)
+            if isinstance(default, tuple) and default:
+                shown = ",".join(map(str, default))
             lines.append(f"  {cls._variable(name)}  (default: {shown})")
             lines += textwrap.wrap(field.description or "", 110, initial_indent="      ", subsequent_indent="      ")
         return "\n".join(lines)

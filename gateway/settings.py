@@ -1,9 +1,28 @@
 """What the gateway can be told."""
 
+from typing import Annotated, Any, Literal
+
 from fsspec import get_filesystem_class
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic_settings import NoDecode
 
 from chassis.settings import ServiceSettings
+
+
+def _words(told: Any) -> Any:
+    """The parts of a text with commas; what is no text is taken as it is."""
+    return [word.strip() for word in told.split(",") if word.strip()] if isinstance(told, str) else told
+
+
+def _lower(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name.lower() for name in names)
+
+
+Schemes = Annotated[tuple[Literal["http", "https"], ...], NoDecode, BeforeValidator(_words), Field(min_length=1)]
+Ports = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=65535)], ...], NoDecode, BeforeValidator(_words), Field(min_length=1)
+]
+Hosts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_lower)]
 
 
 class GatewaySettings(ServiceSettings):
@@ -59,6 +78,22 @@ class GatewaySettings(ServiceSettings):
     suggestion_streams: int = Field(
         4, ge=1, le=64, description="Most SuggestLabels streams open at once; more are refused and told to come again."
     )
+    fetch: bool = Field(
+        False,
+        description="Whether pictures may be given by uri; the gateway fetches them, never from private addresses.",
+    )
+    fetch_max_mb: int = Field(32, ge=1, le=512, description="Largest picture fetched, in MiB.")
+    fetch_timeout_s: float = Field(
+        20, gt=0, le=600, description="Longest time for one picture, redirects included, in seconds."
+    )
+    fetch_schemes: Schemes = Field(("https", "http"), description="Schemes fetched, separated by commas.")
+    fetch_ports: Ports = Field((443, 80), description="TCP ports fetched from, separated by commas.")
+    fetch_redirects: int = Field(3, ge=0, le=20, description="Most redirects followed for one picture.")
+    fetch_hosts: Hosts = Field(
+        (),
+        description="The only hosts fetched from, separated by commas; .example.org: everything below it. Empty: any.",
+    )
+    fetch_at_once: int = Field(16, ge=1, le=256, description="Pictures fetched at once; more wait.")
 
     @field_validator("media_url")
     @classmethod
