@@ -1,12 +1,18 @@
 """How long a call may still take."""
 
 import time
-from typing import Any, Self
+from typing import Protocol, Self
 
-import grpc
 from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
+
+
+class Timed(Protocol):
+    """A call that may bring a deadline: gRPC's context, or another transport's."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds to it; None: it has none."""
 
 
 class Deadline:
@@ -16,7 +22,7 @@ class Deadline:
         self._at = time.monotonic() + seconds
 
     @classmethod
-    def of(cls, context: grpc.aio.ServicerContext[Any, Any], default_s: float) -> Self:
+    def of(cls, context: Timed, default_s: float) -> Self:
         """The caller's deadline, or ``default_s`` from now if the call brought none."""
         left = context.time_remaining()
         return cls(default_s if left is None else left)

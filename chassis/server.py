@@ -18,6 +18,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from chassis import logs
+from chassis.calls import Calls
 from chassis.errors import LikenessError
 from chassis.interceptor import CallInterceptor
 from chassis.readiness import Readiness
@@ -35,6 +36,9 @@ class Service(Protocol):
     @property
     def name(self) -> str:
         """Its full name in the contract, such as ``likeness.embedder.v1.EmbedderService``."""
+
+    def calls(self, readiness: Readiness) -> Calls:
+        """What is done around its calls. Called once, before ``register``."""
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds its servicer to the server."""
@@ -89,7 +93,8 @@ async def _serve(settings: ServiceSettings, service: Service, role: Role) -> int
 
     readiness = Readiness(service.name)
     await readiness.set(False, "starting")
-    server = _server(settings, service, readiness, role)
+    calls = service.calls(readiness)
+    server = _server(settings, service, calls, role)
     try:
         metrics = _show_metrics(settings.host, role.metrics_port)
     except OSError as error:
@@ -99,6 +104,7 @@ async def _serve(settings: ServiceSettings, service: Service, role: Role) -> int
         return 1
 
     failed = False
+    watching = asyncio.create_task(calls.watch_keys())
     starting = asyncio.create_task(service.start(readiness))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -126,6 +132,7 @@ async def _serve(settings: ServiceSettings, service: Service, role: Role) -> int
     await server.stop(settings.drain_s)
     await service.stop()
     stopping.cancel()
+    watching.cancel()
     if metrics is not None:
         await asyncio.to_thread(metrics.stop)
     log.info("stopped")
@@ -152,12 +159,15 @@ def _show_metrics(host: str, port: int) -> "Endpoint | None":
     return metrics.serve(host, port)
 
 
-def _server(settings: ServiceSettings, service: Service, readiness: Readiness, role: Role) -> grpc.aio.Server:
+def _server(settings: ServiceSettings, service: Service, calls: Calls, role: Role) -> grpc.aio.Server:
     limit = settings.max_message_mb * 2**20
     server = grpc.aio.server(
-        interceptors=[CallInterceptor(readiness, settings.default_deadline_s)],
-        maximum_concurrent_rpcs=settings.max_concurrent_calls,
+        interceptors=[CallInterceptor(calls)],
+        # Health checks and refusals among them. The interceptor refuses earlier, and says why; this is the last bound.
+        maximum_concurrent_rpcs=2 * settings.max_concurrent_calls + 1000,
         options=[
+            # One connection may hold all of the calls; those above them come as far as a refusal that says why.
+            ("grpc.max_concurrent_streams", settings.max_concurrent_calls + 100),
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", limit),
             # Two services on one port would share its calls by chance: refuse the second, unless that is meant.
@@ -170,6 +180,6 @@ def _server(settings: ServiceSettings, service: Service, readiness: Readiness, r
         ],
     )
     service.register(server)
-    health_pb2_grpc.add_HealthServicer_to_server(readiness.health, server)
+    health_pb2_grpc.add_HealthServicer_to_server(calls.readiness.health, server)
     reflection.enable_server_reflection((service.name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     return server

@@ -32,8 +32,14 @@ class ServiceSettings(BaseSettings):
     default_deadline_s: float = Field(
         60, gt=0, le=3600, description="Deadline, in seconds, of a call that brings none. Streams have none."
     )
+    max_deadline_s: float = Field(
+        3600,
+        gt=0,
+        le=86400,
+        description="Longest deadline, in seconds, of a call; a longer one is cut. Streams have none.",
+    )
     max_concurrent_calls: int = Field(
-        1000, ge=1, description="Most calls and streams under way at once; gRPC refuses more with RESOURCE_EXHAUSTED."
+        1000, ge=1, description="Most calls and streams under way at once; more are refused with OVERLOADED."
     )
     drain_s: float = Field(30, ge=0, le=3600, description="Longest wait for calls under way when stopping, in seconds.")
     max_connection_age_s: int = Field(

@@ -6,6 +6,7 @@ import grpc
 from likeness.common.v1 import types_pb2
 from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 
+from chassis.calls import Calls
 from chassis.readiness import Readiness
 from embedder.assembly import open_pipeline
 from embedder.metrics import Metrics
@@ -28,6 +29,10 @@ class EmbedderService:
     def name(self) -> str:
         """Its full name in the contract."""
         return "likeness.embedder.v1.EmbedderService"
+
+    def calls(self, readiness: Readiness) -> Calls:
+        """What is done around its calls."""
+        return Calls.of(self._settings, readiness)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds its servicer to the server."""

@@ -1,19 +1,16 @@
 """Transport of what is the indexer's to answer: items read, listed and counted; and deleted."""
 
 from dataclasses import dataclass
-from typing import Any
 
-import grpc
 from likeness.gateway.v1 import gateway_pb2
 from likeness.indexer.v1 import indexer_pb2
 
+from chassis.calls import CallContext
 from chassis.deadline import Deadline
 from gateway import facets, items
 from gateway.backends import Indexer
 from gateway.deletion import Deletion
 from gateway.requests import collection_name
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class ItemRpcs:
     deletion: Deletion
 
     async def GetItems(  # noqa: N802
-        self, request: gateway_pb2.GetItemsRequest, context: Context
+        self, request: gateway_pb2.GetItemsRequest, context: CallContext
     ) -> gateway_pb2.GetItemsResponse:
         """Reads items by id."""
         fields = items.wanted(request)
@@ -38,7 +35,7 @@ class ItemRpcs:
         )
 
     async def ListItems(  # noqa: N802
-        self, request: gateway_pb2.ListItemsRequest, context: Context
+        self, request: gateway_pb2.ListItemsRequest, context: CallContext
     ) -> gateway_pb2.ListItemsResponse:
         """Reads a page of items."""
         fields = items.wanted(request)
@@ -57,7 +54,7 @@ class ItemRpcs:
         )
 
     async def CountItems(  # noqa: N802
-        self, request: gateway_pb2.CountItemsRequest, context: Context
+        self, request: gateway_pb2.CountItemsRequest, context: CallContext
     ) -> gateway_pb2.CountItemsResponse:
         """Counts items."""
         counting = indexer_pb2.CountItemsRequest(
@@ -67,7 +64,7 @@ class ItemRpcs:
         return gateway_pb2.CountItemsResponse(count=await self.indexer.count(counting, self._time(context)))
 
     async def GetFacets(  # noqa: N802
-        self, request: gateway_pb2.GetFacetsRequest, context: Context
+        self, request: gateway_pb2.GetFacetsRequest, context: CallContext
     ) -> gateway_pb2.GetFacetsResponse:
         """Counts items by the values of their metadata."""
         counting = indexer_pb2.GetFacetsRequest(
@@ -79,10 +76,10 @@ class ItemRpcs:
         return gateway_pb2.GetFacetsResponse(count=counted.count, facets=facets.shown(counted.facets))
 
     async def DeleteItems(  # noqa: N802
-        self, request: gateway_pb2.DeleteItemsRequest, context: Context
+        self, request: gateway_pb2.DeleteItemsRequest, context: CallContext
     ) -> gateway_pb2.DeleteItemsResponse:
         """See ``gateway.deletion``."""
         return await self.deletion(request, Deadline.of(context, self.default_deadline_s))
 
-    def _time(self, context: Context) -> float:
+    def _time(self, context: CallContext) -> float:
         return Deadline.of(context, self.default_deadline_s).left()

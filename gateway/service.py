@@ -5,6 +5,8 @@ import asyncio
 import grpc
 from likeness.gateway.v1 import gateway_pb2_grpc
 
+from chassis.calls import Calls, Guard
+from chassis.keys import Keys
 from chassis.readiness import Readiness
 from gateway.backends import Embedder, Indexer
 from gateway.batch import BatchSearch
@@ -16,6 +18,7 @@ from gateway.ingest import Ingest
 from gateway.labelling import LabelVectors
 from gateway.labels import Labels
 from gateway.media import Media
+from gateway.scopes import RPCS
 from gateway.search import Search
 from gateway.servicer import SearchServicer
 from gateway.settings import GatewaySettings
@@ -29,7 +32,14 @@ class GatewayService:
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
+        self._guard = (
+            Guard(Keys(settings.api_keys_file, settings.api_keys.get_secret_value()), RPCS) if settings.keyed else None
+        )
         self._stopping = asyncio.Event()
+
+    def calls(self, readiness: Readiness) -> Calls:
+        """What is done around its calls."""
+        return Calls.of(self._settings, readiness, self._guard)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the servicer to the server."""

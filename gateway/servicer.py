@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from likeness.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 
+from chassis.calls import CallContext
 from chassis.deadline import Deadline
 from gateway.batch import BatchSearch
 from gateway.classify import Classify
 from gateway.collection_servicer import CollectionRpcs
 from gateway.duplicates import FindDuplicates
 from gateway.ingest import Ingest
-from gateway.item_servicer import Context, ItemRpcs
+from gateway.item_servicer import ItemRpcs
 from gateway.labels import Labels
 from gateway.search import Search
 from gateway.status import Status
@@ -31,49 +32,49 @@ class SearchServicer(ItemRpcs, CollectionRpcs, gateway_pb2_grpc.SearchServiceSer
     status: Status
 
     async def Search(  # noqa: N802
-        self, request: gateway_pb2.SearchRequest, context: Context
+        self, request: gateway_pb2.SearchRequest, context: CallContext
     ) -> gateway_pb2.SearchResponse:
         """See ``gateway.search``."""
         return await self.search(request, Deadline.of(context, self.default_deadline_s))
 
     async def IndexImages(  # type: ignore[override]  # noqa: N802  (a coroutine that writes: see the interceptor)
-        self, requests: AsyncIterator[gateway_pb2.IndexImagesRequest], context: Context
+        self, requests: AsyncIterator[gateway_pb2.IndexImagesRequest], context: CallContext
     ) -> None:
         """See ``gateway.ingest``."""
         await self.ingest(requests, context.write)
 
     async def BatchSearch(  # noqa: N802
-        self, request: gateway_pb2.BatchSearchRequest, context: Context
+        self, request: gateway_pb2.BatchSearchRequest, context: CallContext
     ) -> gateway_pb2.BatchSearchResponse:
         """See ``gateway.batch``."""
         return await self.batch_search(request, Deadline.of(context, self.default_deadline_s))
 
     async def UpdateLabels(  # noqa: N802
-        self, request: gateway_pb2.UpdateLabelsRequest, context: Context
+        self, request: gateway_pb2.UpdateLabelsRequest, context: CallContext
     ) -> gateway_pb2.UpdateLabelsResponse:
         """See ``gateway.labels``."""
         return await self.labels.update(request, Deadline.of(context, self.default_deadline_s))
 
     async def Classify(  # noqa: N802
-        self, request: gateway_pb2.ClassifyRequest, context: Context
+        self, request: gateway_pb2.ClassifyRequest, context: CallContext
     ) -> gateway_pb2.ClassifyResponse:
         """See ``gateway.classify``."""
         return await self.classify(request, Deadline.of(context, self.default_deadline_s))
 
     async def SuggestLabels(  # type: ignore[override]  # noqa: N802  (as IndexImages)
-        self, request: gateway_pb2.SuggestLabelsRequest, context: Context
+        self, request: gateway_pb2.SuggestLabelsRequest, context: CallContext
     ) -> None:
         """See ``gateway.classify``."""
         await self.classify.suggest(request, context.write, Deadline.of(context, math.inf))
 
     async def FindDuplicates(  # type: ignore[override]  # noqa: N802  (as IndexImages)
-        self, request: gateway_pb2.FindDuplicatesRequest, context: Context
+        self, request: gateway_pb2.FindDuplicatesRequest, context: CallContext
     ) -> None:
         """See ``gateway.duplicates``."""
         await self.find_duplicates(request, context.write, Deadline.of(context, math.inf))
 
     async def GetStatus(  # noqa: N802
-        self, _request: gateway_pb2.GetStatusRequest, context: Context
+        self, _request: gateway_pb2.GetStatusRequest, context: CallContext
     ) -> gateway_pb2.GetStatusResponse:
         """See ``gateway.status``."""
         return await self.status(Deadline.of(context, self.default_deadline_s).left())

@@ -1,11 +1,13 @@
 """What the gateway can be told."""
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 from fsspec import get_filesystem_class
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
+from chassis.keys import Keys, KeysError
 from chassis.settings import ServiceSettings
 
 
@@ -30,6 +32,21 @@ class GatewaySettings(ServiceSettings):
 
     port: int = Field(
         50050, ge=0, le=65535, validation_alias="LIKENESS_GATEWAY_PORT", description="gRPC port; 0: any free one."
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="File (TOML) of the API keys: for each a [[key]] with name, sha256 of the key, scopes, and perhaps "
+        "limits; `likeness keys new` prints one. Read again when it changes, without a restart.",
+    )
+    api_keys: SecretStr = Field(
+        SecretStr(""),
+        description="API keys besides, as name:sha256:scope with commas between; scopes: read, write, admin, or "
+        "several joined by +.",
+    )
+    anonymous: bool = Field(
+        False,
+        description="Whether everybody who can reach it may do everything. Without it, and without API keys, the "
+        "gateway listens on loopback only, whatever LIKENESS_HOST says.",
     )
     embedder_address: str = Field(
         "localhost:50051",
@@ -104,3 +121,19 @@ class GatewaySettings(ServiceSettings):
             except (ImportError, ValueError) as error:
                 raise ValueError(f"expected a directory or a URL that can be used here: {error}") from error
         return where
+
+    @property
+    def keyed(self) -> bool:
+        """Whether calls need an API key. Decided here once: what becomes of the file later never opens the gateway."""
+        return self.api_keys_file is not None or bool(self.api_keys.get_secret_value())
+
+    @model_validator(mode="after")
+    def _keys_are_usable(self) -> Self:
+        if self.keyed:
+            if self.anonymous:
+                raise ValueError("LIKENESS_ANONYMOUS is true, but there are API keys; unset one of them")
+            try:
+                Keys(self.api_keys_file, self.api_keys.get_secret_value())
+            except KeysError as error:
+                raise ValueError(f"LIKENESS_API_KEYS_FILE and LIKENESS_API_KEYS: {error}") from error
+        return self

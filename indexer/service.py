@@ -8,6 +8,7 @@ import grpc
 import structlog
 from likeness.indexer.v1 import indexer_pb2, indexer_pb2_grpc
 
+from chassis.calls import Calls
 from chassis.readiness import Readiness
 from indexer.archive.archive import Archive
 from indexer.archive.files import Storage
@@ -104,6 +105,10 @@ class IndexerService:
     def name(self) -> str:
         """Its full name in the contract."""
         return indexer_pb2.DESCRIPTOR.services_by_name["IndexerService"].full_name
+
+    def calls(self, readiness: Readiness) -> Calls:
+        """What is done around its calls."""
+        return Calls.of(self._settings, readiness)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds its servicer to the server."""

@@ -13,6 +13,7 @@ from grpc_status import rpc_status
 from likeness.common.v1 import error_pb2
 from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 
+from chassis.calls import Calls
 from chassis.errors import LikenessError, from_rpc_error, invalid
 from chassis.interceptor import CallInterceptor
 from chassis.readiness import Readiness
@@ -41,7 +42,7 @@ async def serving(
 ) -> AsyncIterator[tuple[grpc.aio.Channel, Readiness]]:
     readiness = Readiness(SERVICE)
     await readiness.set(ready, "test")
-    server = grpc.aio.server(interceptors=[CallInterceptor(readiness, default_deadline_s)])
+    server = grpc.aio.server(interceptors=[CallInterceptor(Calls(readiness, default_deadline_s=default_deadline_s))])
     embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(Servicer(answer), server)
     health_pb2_grpc.add_HealthServicer_to_server(readiness.health, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -169,3 +170,21 @@ async def test_health_follows_readiness_by_name_and_stays_down_after_stopping() 
 
     serving_, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
     assert (up, down, stopped) == ([serving_] * 2, [not_serving] * 2, [not_serving] * 2)
+
+
+@pytest.mark.parametrize(("sent_s", "told"), [(None, "30000"), (5, None), (10_000, "3600000")])
+async def test_a_deadline_that_the_caller_did_not_ask_for_is_told_behind_the_answer(
+    sent_s: float | None, told: str | None
+) -> None:
+    async def answer() -> embedder_pb2.GetModelResponse:
+        return embedder_pb2.GetModelResponse()
+
+    async with serving(answer) as (channel, _):
+        call: Any = embedder_pb2_grpc.EmbedderServiceStub(channel).GetModel(
+            embedder_pb2.GetModelRequest(), timeout=sent_s
+        )
+        await call
+        answered = dict(await call.trailing_metadata()).get("likeness-deadline-ms")
+    async with serving(raising(invalid("inputs", "is empty"))) as (channel, _):
+        failed = dict((await failure(channel, sent_s)).trailing_metadata()).get("likeness-deadline-ms")
+    assert (answered, failed) == (told, told)

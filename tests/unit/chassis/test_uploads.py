@@ -10,6 +10,7 @@ import pytest
 from likeness.common.v1 import error_pb2
 from likeness.indexer.v1 import indexer_pb2, indexer_pb2_grpc
 
+from chassis.calls import Calls
 from chassis.errors import LikenessError, from_rpc_error
 from chassis.interceptor import CallInterceptor
 from chassis.readiness import Readiness
@@ -35,7 +36,7 @@ async def serving(handler: Handler, *, ready: bool = True) -> AsyncIterator[grpc
     readiness = Readiness(SERVICE)
     await readiness.set(ready, "test")
     # A default deadline that a stream would exceed, were it given one.
-    server = grpc.aio.server(interceptors=[CallInterceptor(readiness, 0.01)])
+    server = grpc.aio.server(interceptors=[CallInterceptor(Calls(readiness, default_deadline_s=0.01))])
     indexer_pb2_grpc.add_IndexerServiceServicer_to_server(Servicer(handler), server)  # type: ignore[abstract]
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -9,6 +9,7 @@ import grpc
 import pytest
 from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 
+from chassis.calls import Calls
 from chassis.interceptor import CallInterceptor
 from chassis.readiness import Readiness
 from embedder.stream import EmbedStream
@@ -57,7 +58,7 @@ async def serve() -> AsyncIterator[Serve]:
         servicer = Servicer(streams)  # type: ignore[abstract]
         readiness.on_stop(streams.stop)
         await readiness.set(True, "test")
-        server = grpc.aio.server(interceptors=[CallInterceptor(readiness, 60)])
+        server = grpc.aio.server(interceptors=[CallInterceptor(Calls(readiness, default_deadline_s=60))])
         embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(servicer, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
@@ -129,7 +130,7 @@ async def test_a_client_that_vanishes_leaves_nothing_and_no_fault(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faults: list[str] = []
-    for module in ("chassis.interceptor", "embedder.stream"):
+    for module in ("chassis.calls", "embedder.stream"):
         monkeypatch.setattr(f"{module}.incident", lambda event, error: faults.append(f"{event}: {error!r}"))
     embedder = Embedder()
     running = await serve(embedder, 4)

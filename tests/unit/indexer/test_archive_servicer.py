@@ -12,6 +12,7 @@ import pytest
 from likeness.indexer.v1 import indexer_pb2 as pb
 from likeness.indexer.v1 import indexer_pb2_grpc
 
+from chassis.calls import Calls
 from chassis.interceptor import CallInterceptor
 from chassis.readiness import Readiness
 from indexer import archive_servicer
@@ -69,7 +70,7 @@ async def serving(endless: Endless) -> AsyncIterator[tuple[ArchiveRpcs, "indexer
     rpcs = ArchiveRpcs(*cast(Any, (endless, None, endless, Sole())))
     readiness = Readiness(SERVICE)
     await readiness.set(True, "test")
-    server = grpc.aio.server(interceptors=[CallInterceptor(readiness, 60)])
+    server = grpc.aio.server(interceptors=[CallInterceptor(Calls(readiness, default_deadline_s=60))])
     handler = grpc.unary_stream_rpc_method_handler(
         cast(Any, rpcs.ExportItems), pb.ExportItemsRequest.FromString, pb.ExportItemsResponse.SerializeToString
     )

@@ -1,0 +1,384 @@
+"""What is done around every call, whatever brought it: gRPC or HTTP.
+
+1. ``Calls.admit``, before anything of the request is read: room, API key, scope, rate, calls at once
+2. ``Call.under_way``, around its answering: readiness, the deadline, and every failure as ``LikenessError``
+3. ``Call.end``, once, when nothing of it is left: gives its place back, writes its log line
+
+A call whose key is revoked meanwhile ends with KEY_INVALID.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self
+
+import grpc
+import structlog
+from likeness.common.v1 import error_pb2
+
+from chassis.deadline import Timed
+from chassis.errors import LikenessError, incident
+from chassis.keys import Caller, Keys, Limits, Scope
+from chassis.quota import Allowance, Quota
+from chassis.readiness import Readiness
+from chassis.settings import ServiceSettings
+
+log = structlog.get_logger()
+
+# How a client sees what a service that is starting waits for.
+ANSWERED_WHILE_STARTING = frozenset({"GetStatus"})
+# Between two looks at the file of keys, in seconds.
+LOOK_S = 1.0
+
+# The name of the metadata, or of the header, in which a deadline that the caller did not ask for is told.
+DEADLINE_APPLIED = "likeness-deadline-ms"
+
+Transport = Literal["grpc", "http"]
+Metadata = Iterable[tuple[str, str | bytes]]
+
+
+class CallContext(Timed, Protocol):
+    """What a servicer needs of a call, whatever brought it; gRPC's own context is one."""
+
+    async def write(self, message: Any, /) -> None:
+        """Sends a message of a stream; returns when there is room for the next."""
+
+
+@dataclass(frozen=True)
+class Rpc:
+    """What an rpc asks of its caller.
+
+    Attributes:
+        scope: what the key needs.
+        items: how many items a request counts as, against the key's rate.
+    """
+
+    scope: Scope
+    items: Callable[[Any], int] = lambda _request: 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call went.
+
+    Attributes:
+        method: ``/package.Service/Method``.
+        transport: what brought it.
+        admitted: False: it was turned away before anything was done for it.
+        code: what it ended with.
+        reason: of a failure.
+        seconds: from its admission to its end.
+        key: the name of its key, if it had one.
+    """
+
+    method: str
+    transport: Transport
+    admitted: bool
+    code: grpc.StatusCode
+    reason: str | None
+    seconds: float
+    key: str | None
+
+
+def _unobserved(_outcome: Outcome) -> None:
+    pass
+
+
+class Guard:
+    """Who may call what."""
+
+    def __init__(self, keys: Keys, rpcs: Mapping[str, Rpc]) -> None:
+        """Takes both.
+
+        Args:
+            keys: the API keys.
+            rpcs: every rpc by its full method name; any other is refused.
+        """
+        self.keys = keys
+        self._rpcs = rpcs
+        self._quota = Quota()
+
+    def caller(self, metadata: Metadata) -> Caller:
+        """Whose key a call brings.
+
+        Raises:
+            LikenessError: KEY_MISSING, KEY_INVALID.
+        """
+        key = _key(metadata)
+        if key is None:
+            message = "an API key is needed: send it as metadata `authorization: Bearer KEY` or `x-api-key: KEY`"
+            raise LikenessError(error_pb2.REASON_KEY_MISSING, message)
+        caller = self.keys.ring.find(key)
+        if caller is None:
+            raise LikenessError(error_pb2.REASON_KEY_INVALID, "the API key is none of those that are known here")
+        return caller
+
+    def check_scope(self, caller: Caller, method: str) -> None:
+        """Raises SCOPE_MISSING if the caller may not call the method."""
+        rpc = self._rpcs.get(method)
+        if rpc is None or caller.scope < rpc.scope:
+            needed = "no scope" if rpc is None else f"the scope {rpc.scope.name.lower()}"
+            message = f"{method.rpartition('/')[2]} is open to {needed}; the API key has {caller.scope.name.lower()}"
+            raise LikenessError(error_pb2.REASON_SCOPE_MISSING, message)
+
+    def allowance(self, caller: Caller) -> Allowance:
+        """What is left to the caller."""
+        return self._quota.of(caller)
+
+    def items(self, method: str, request: Any) -> int:
+        """How many items a request counts as; at least one."""
+        return max(1, self._rpcs[method].items(request))
+
+
+class Call:
+    """One call that has been admitted."""
+
+    def __init__(
+        self, calls: "Calls", method: str, transport: Transport, caller: Caller | None, allowance: Allowance
+    ) -> None:
+        self.method = method
+        self.transport = transport
+        self.caller = caller
+        self.allowance = allowance
+        # The deadline that the caller did not ask for, in milliseconds; None: the caller's own holds, or none.
+        self.deadline_ms: int | None = None
+        self._calls = calls
+        self._started = time.perf_counter()
+        self._code = grpc.StatusCode.CANCELLED  # unless it is answered
+        self._reason: str | None = None
+        self._limit: asyncio.Timeout | None = None
+        self._revoked: LikenessError | None = None
+        self._ended = False
+
+    @asynccontextmanager
+    async def under_way(self, time_remaining: float | None, *, stream: bool = False) -> AsyncIterator[None]:
+        """Answering the call. Leaves with ``LikenessError``, a cancellation, or gRPC's own abortion alone.
+
+        Args:
+            time_remaining: seconds to the caller's deadline; None: it has none, and gets the default one.
+            stream: no deadline is added: how long a stream lasts is for its client to say.
+        """
+        token = _current.set(self)
+        try:
+            if self._revoked is not None:
+                raise self._revoked
+            if self.method.rpartition("/")[2] not in ANSWERED_WHILE_STARTING:
+                self._calls.readiness.require_started()
+            async with asyncio.timeout(None if stream else self._added_deadline(time_remaining)) as self._limit:
+                yield
+            self._code = grpc.StatusCode.OK
+        except TimeoutError as error:
+            raise self._failed(self._overdue(error)) from error
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            raise self._failed(error) from error
+        finally:
+            self._limit = None
+            _current.reset(token)
+
+    def charge(self, request: Any) -> None:
+        """Counts a request's items against the caller's rate, but for the one that its admission took.
+
+        Raises:
+            LikenessError: RATE_LIMITED.
+        """
+        if self._calls.guard is not None:
+            items = self._calls.guard.items(self.method, request)
+            if items > 1:
+                self.allowance.charge(items - 1)
+
+    def end(self) -> None:
+        """Nothing of it is left. May be called again."""
+        if not self._ended:
+            self._ended = True
+            self._calls.forget(self)
+            self.allowance.end()
+            self._calls.tell(self._outcome())
+
+    def revoke(self, why: LikenessError) -> None:
+        """Ends the answering with this failure."""
+        self._revoked = why
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(asyncio.get_running_loop().time())
+
+    def _added_deadline(self, left: float | None) -> float | None:
+        longest = self._calls.default_deadline_s if left is None else self._calls.max_deadline_s
+        if left is not None and left <= longest:
+            return None
+        self.deadline_ms = round(longest * 1000)
+        return longest
+
+    def _overdue(self, error: TimeoutError) -> Exception:
+        if self._revoked is not None:
+            return self._revoked
+        if self.deadline_ms is None or self._limit is None or not self._limit.expired():
+            return error
+        message = f"no answer within {self.deadline_ms / 1000:g} s, the default deadline or the longest one allowed"
+        return LikenessError(error_pb2.REASON_DEADLINE_EXCEEDED, message)
+
+    def _failed(self, error: Exception) -> LikenessError:
+        if not isinstance(error, LikenessError):
+            error = incident(f"unexpected error in {self.method}", error)
+        self._code, self._reason = error.code, error.reason_name
+        return error
+
+    def _outcome(self) -> Outcome:
+        seconds = time.perf_counter() - self._started
+        key = None if self.caller is None else self.caller.name
+        return Outcome(self.method, self.transport, True, self._code, self._reason, seconds, key)
+
+
+class Calls:
+    """All calls of a process."""
+
+    def __init__(
+        self,
+        readiness: Readiness,
+        *,
+        default_deadline_s: float = 60.0,
+        max_deadline_s: float = 3600.0,
+        max_calls: int = 1000,
+        guard: Guard | None = None,
+        observe: Callable[[Outcome], None] = _unobserved,
+    ) -> None:
+        """Nothing is under way yet.
+
+        Args:
+            readiness: before the first readiness calls are refused.
+            default_deadline_s: of a call without one.
+            max_deadline_s: longest deadline of a call; a longer one is cut.
+            max_calls: most calls and streams under way at once; more are refused with OVERLOADED.
+            guard: who may call what; None: anybody anything.
+            observe: told how each call went, refused ones too.
+        """
+        self.readiness = readiness
+        self.default_deadline_s = min(default_deadline_s, max_deadline_s)
+        self.max_deadline_s = max_deadline_s
+        self.guard = guard
+        self._max_calls = max_calls
+        self._observe = observe
+        self._open: set[Call] = set()
+
+    @classmethod
+    def of(
+        cls,
+        settings: ServiceSettings,
+        readiness: Readiness,
+        guard: Guard | None = None,
+        observe: Callable[[Outcome], None] = _unobserved,
+    ) -> Self:
+        """With the limits of the settings."""
+        return cls(
+            readiness,
+            default_deadline_s=settings.default_deadline_s,
+            max_deadline_s=settings.max_deadline_s,
+            max_calls=settings.max_concurrent_calls,
+            guard=guard,
+            observe=observe,
+        )
+
+    def admit(self, method: str, metadata: Metadata, transport: Transport) -> Call:
+        """Lets a call in; ``end`` must be called on it.
+
+        Args:
+            method: ``/package.Service/Method``.
+            metadata: what came with it, names in lower case.
+            transport: what brought it.
+
+        Raises:
+            LikenessError: OVERLOADED, KEY_MISSING, KEY_INVALID, SCOPE_MISSING, RATE_LIMITED.
+        """
+        started, caller = time.perf_counter(), None
+        try:
+            allowance = Allowance(Limits())
+            if self.guard is not None:
+                caller = self.guard.caller(metadata)
+                self.guard.check_scope(caller, method)
+                allowance = self.guard.allowance(caller)
+            if len(self._open) >= self._max_calls:
+                message = f"{self._max_calls} calls are under way, as many as LIKENESS_MAX_CONCURRENT_CALLS allows"
+                raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=1.0)
+            allowance.charge(1)
+            allowance.begin()
+        except LikenessError as error:
+            key = None if caller is None else caller.name
+            seconds = time.perf_counter() - started
+            self.tell(Outcome(method, transport, False, error.code, error.reason_name, seconds, key))
+            raise
+        call = Call(self, method, transport, caller, allowance)
+        self._open.add(call)
+        return call
+
+    async def watch_keys(self) -> None:
+        """Looks at the file of keys, until cancelled, and ends the calls of those that are revoked."""
+        while self.guard is not None:
+            await asyncio.sleep(LOOK_S)
+            if await asyncio.to_thread(self.guard.keys.refresh):
+                self.check_keys()
+
+    def check_keys(self) -> None:
+        """Ends every call whose key is no longer known, or no longer has the scope."""
+        for call in tuple(self._open):
+            if self.guard is None or call.caller is None:
+                continue
+            now = self.guard.keys.ring.now(call.caller)
+            try:
+                if now is None:
+                    raise LikenessError(error_pb2.REASON_KEY_INVALID, "the API key has been revoked")
+                self.guard.check_scope(now, call.method)
+            except LikenessError as error:
+                call.revoke(error)
+
+    @property
+    def under_way(self) -> int:
+        """How many calls are."""
+        return len(self._open)
+
+    def forget(self, call: Call) -> None:
+        """The call has ended."""
+        self._open.discard(call)
+
+    def tell(self, outcome: Outcome) -> None:
+        """One log line a call."""
+        write = log.debug if outcome.code is grpc.StatusCode.OK else log.info
+        write(
+            "call",
+            method=outcome.method,
+            transport=outcome.transport,
+            code=outcome.code.name,
+            reason=outcome.reason,
+            ms=round(outcome.seconds * 1000, 1),
+            **({} if outcome.key is None else {"key": outcome.key}),
+        )
+        self._observe(outcome)
+
+
+_current: ContextVar[Call | None] = ContextVar("call", default=None)
+_UNLIMITED = Allowance(Limits())
+
+
+def allowance() -> Allowance:
+    """What is left to the caller of the call that is being answered; without limits where there are no keys."""
+    call = _current.get()
+    return _UNLIMITED if call is None else call.allowance
+
+
+def caller() -> Caller | None:
+    """Whose call is being answered; None where there are no keys."""
+    call = _current.get()
+    return None if call is None else call.caller
+
+
+def _key(metadata: Metadata) -> str | None:
+    found: dict[str, str] = {}
+    for name, value in metadata:
+        if name in ("authorization", "x-api-key"):
+            found.setdefault(name, value if isinstance(value, str) else value.decode(errors="replace"))
+    scheme, _, token = found.get("authorization", "").strip().partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return found.get("x-api-key", "").strip() or None

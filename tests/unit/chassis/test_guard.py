@@ -1,0 +1,314 @@
+"""Who may call what, over gRPC on loopback: keys, scopes, limits, revocation."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from likeness.common.v1 import error_pb2
+from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+
+from chassis import calls as chassis_calls
+from chassis.calls import Call, Calls, Guard, Outcome, Rpc, Transport
+from chassis.errors import from_rpc_error
+from chassis.interceptor import CallInterceptor
+from chassis.keys import Keys, Scope
+from chassis.readiness import Readiness
+
+SERVICE = "likeness.embedder.v1.EmbedderService"
+RPCS = {
+    f"/{SERVICE}/GetModel": Rpc(Scope.READ),
+    f"/{SERVICE}/Embed": Rpc(Scope.WRITE, lambda request: len(request.inputs)),
+    f"/{SERVICE}/EmbedStream": Rpc(Scope.WRITE),
+}
+Metadata = Sequence[tuple[str, str]]
+
+
+def keys_file(path: Path, **keys: str) -> Path:
+    """Writes the file of keys: name=key:scope or name=key:scope:limits."""
+    text = ""
+    for name, told in keys.items():
+        key, scope, *limits = told.split(":")
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        text += f'[[key]]\nname = "{name}"\nsha256 = "{digest}"\nscopes = ["{scope}"]\n' + "\n".join(limits) + "\n"
+    path.write_text(text)
+    return path
+
+
+class Servicer(embedder_pb2_grpc.EmbedderServiceServicer):
+    """Counts what reaches it, and holds calls for as long as it is told."""
+
+    def __init__(self) -> None:
+        self.reached: list[str] = []
+        self.callers: list[str | None] = []
+        self.hold = asyncio.Event()
+        self.hold.set()
+        self.holding = asyncio.Event()
+
+    async def GetModel(self, request: Any, context: Any) -> embedder_pb2.GetModelResponse:  # noqa: N802
+        await self._reach("GetModel")
+        return embedder_pb2.GetModelResponse()
+
+    async def Embed(self, request: Any, context: Any) -> embedder_pb2.EmbedResponse:  # noqa: N802
+        await self._reach("Embed")
+        return embedder_pb2.EmbedResponse()
+
+    async def EmbedStream(self, requests: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+        await context.write(embedder_pb2.EmbedStreamResponse())
+        await self._reach("EmbedStream")
+        async for _ in requests:
+            await context.write(embedder_pb2.EmbedStreamResponse())
+
+    async def _reach(self, rpc: str) -> None:
+        caller = chassis_calls.caller()
+        self.callers.append(None if caller is None else caller.name)
+        self.reached.append(rpc)
+        self.holding.set()
+        await self.hold.wait()
+
+
+class Watched(Calls):
+    """Tells when a call is admitted."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.admitted = asyncio.Event()
+
+    def admit(self, method: str, metadata: Any, transport: Transport) -> Call:
+        call = super().admit(method, metadata, transport)
+        self.admitted.set()
+        return call
+
+
+class Running:
+    """A guarded server, and what was seen of its calls."""
+
+    def __init__(self, keys: Keys, max_calls: int) -> None:
+        self.servicer = Servicer()
+        self.keys = keys
+        self.outcomes: list[Outcome] = []
+        self.readiness = Readiness(SERVICE)
+        self.ended = asyncio.Queue[Outcome]()
+        self.calls = Watched(self.readiness, max_calls=max_calls, guard=Guard(keys, RPCS), observe=self._observe)
+
+    def _observe(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        self.ended.put_nowait(outcome)
+
+    def reload(self) -> None:
+        """What ``Calls.watch_keys`` does when it looks."""
+        assert self.keys.refresh()
+        self.calls.check_keys()
+
+
+@asynccontextmanager
+async def serving(file: Path, max_calls: int = 100) -> AsyncIterator[tuple[Running, Any, grpc.aio.Channel]]:
+    running = Running(Keys(file, ""), max_calls)
+    await running.readiness.set(True, "test")
+    server = grpc.aio.server(interceptors=[CallInterceptor(running.calls)])
+    embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(running.servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(running.readiness.health, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield running, embedder_pb2_grpc.EmbedderServiceStub(channel), channel
+    await server.stop(0)
+
+
+def bearer(key: str) -> Metadata:
+    return (("authorization", f"Bearer {key}"),)
+
+
+async def refusal(call: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+def reason(error: grpc.aio.AioRpcError) -> str:
+    return from_rpc_error(error, error_pb2.REASON_UNSPECIFIED, "").reason_name
+
+
+GET, EMBED = embedder_pb2.GetModelRequest(), embedder_pb2.EmbedRequest()
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        bearer("good"),
+        (("authorization", "bearer   good"),),
+        (("x-api-key", "good"),),
+        (("authorization", "Basic Z29vZA=="), ("x-api-key", "good")),
+    ],
+)
+async def test_a_known_key_passes_and_the_servicer_knows_whose_it_is(tmp_path: Path, metadata: Metadata) -> None:
+    async with serving(keys_file(tmp_path / "k", web="good:read")) as (running, stub, _):
+        await stub.GetModel(GET, metadata=metadata)
+    assert running.servicer.callers == ["web"]
+    assert [(o.code, o.key) for o in running.outcomes] == [(grpc.StatusCode.OK, "web")]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "why"),
+    [
+        ((), "KEY_MISSING"),
+        ((("authorization", "good"),), "KEY_MISSING"),
+        ((("authorization", "Bearer "),), "KEY_MISSING"),
+        ((("x-api-key", ""),), "KEY_MISSING"),
+        (bearer("wrong"), "KEY_INVALID"),
+        (bearer("good and more"), "KEY_INVALID"),
+        (bearer("x" * 4000), "KEY_INVALID"),
+        ((("authorization", "Bearer wrong"), ("x-api-key", "good")), "KEY_INVALID"),
+    ],
+)
+async def test_no_key_or_a_wrong_one_is_refused_and_reaches_nothing(
+    tmp_path: Path, metadata: Metadata, why: str
+) -> None:
+    async with serving(keys_file(tmp_path / "k", web="good:read")) as (running, stub, _):
+        error = await refusal(stub.GetModel(GET, metadata=metadata))
+    assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert reason(error) == why
+    assert not running.servicer.reached
+    assert [(o.reason, o.key) for o in running.outcomes] == [(why, None)]
+
+
+async def test_a_key_without_the_scope_is_refused_and_a_wider_one_passes(tmp_path: Path) -> None:
+    file = keys_file(tmp_path / "k", reader="r:read", writer="w:write", root="a:admin")
+    async with serving(file) as (running, stub, _):
+        error = await refusal(stub.Embed(EMBED, metadata=bearer("r")))
+        assert (error.code(), reason(error)) == (grpc.StatusCode.PERMISSION_DENIED, "SCOPE_MISSING")
+        await stub.Embed(EMBED, metadata=bearer("w"))
+        await stub.Embed(EMBED, metadata=bearer("a"))
+        await stub.GetModel(GET, metadata=bearer("a"))
+    assert running.servicer.reached == ["Embed", "Embed", "GetModel"]
+
+
+async def test_health_needs_no_key(tmp_path: Path) -> None:
+    async with serving(keys_file(tmp_path / "k", web="good:read")) as (_, _stub, channel):
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())  # type: ignore[attr-defined]
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_call_without_a_key_is_refused_before_its_request_has_come(tmp_path: Path) -> None:
+    async with serving(keys_file(tmp_path / "k", web="good:read")) as (running, _, channel):
+        call: Any = channel.stream_unary(f"/{SERVICE}/Embed")()
+        assert await call.code() is grpc.StatusCode.UNAUTHENTICATED  # nothing was ever sent
+    assert not running.servicer.reached
+
+
+async def test_a_rate_is_kept_and_told_with_retry_info_and_pushback(tmp_path: Path) -> None:
+    file = keys_file(tmp_path / "k", web="good:write:rate_per_s = 0.01:burst = 2", other="other:write")
+    async with serving(file) as (_, stub, _channel):
+        await stub.GetModel(GET, metadata=bearer("good"))
+        await stub.GetModel(GET, metadata=bearer("good"))
+        error = await refusal(stub.GetModel(GET, metadata=bearer("good")))
+        await stub.GetModel(GET, metadata=bearer("other"))
+    back = from_rpc_error(error, error_pb2.REASON_UNSPECIFIED, "")
+    assert (error.code(), back.reason_name) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+    assert back.retry_after_s == pytest.approx(100, rel=0.2)
+    pushback = dict(error.trailing_metadata())["grpc-retry-pushback-ms"]
+    assert int(pushback) == pytest.approx(100_000, rel=0.2)
+
+
+async def test_a_batch_is_charged_by_its_items(tmp_path: Path) -> None:
+    async with serving(keys_file(tmp_path / "k", web="good:write:rate_per_s = 0.01:burst = 20")) as (running, stub, _):
+        batch = embedder_pb2.EmbedRequest(inputs=[embedder_pb2.EmbedInput(text="a")] * 15)
+        await stub.Embed(batch, metadata=bearer("good"))
+        error = await refusal(stub.Embed(batch, metadata=bearer("good")))
+        await stub.Embed(EMBED, metadata=bearer("good"))
+    assert reason(error) == "RATE_LIMITED"
+    assert running.servicer.reached == ["Embed", "Embed"]
+
+
+async def test_calls_at_once_are_limited_and_a_place_is_free_again_when_a_client_has_gone(tmp_path: Path) -> None:
+    async with serving(keys_file(tmp_path / "k", web="good:write:concurrent = 1")) as (running, stub, _):
+        running.servicer.hold.clear()
+        first: Any = stub.GetModel(GET, metadata=bearer("good"))
+        await running.servicer.holding.wait()
+        error = await refusal(stub.GetModel(GET, metadata=bearer("good")))
+        assert reason(error) == "RATE_LIMITED"
+        assert "grpc-retry-pushback-ms" in dict(error.trailing_metadata())
+
+        first.cancel()
+        assert (await running.ended.get()).reason == "RATE_LIMITED"
+        assert (await running.ended.get()).code is grpc.StatusCode.CANCELLED
+        running.servicer.hold.set()
+        await stub.GetModel(GET, metadata=bearer("good"))
+
+
+async def test_a_client_that_sends_no_request_and_goes_leaves_no_place_taken(tmp_path: Path) -> None:
+    async with serving(keys_file(tmp_path / "k", web="good:write:concurrent = 1")) as (running, stub, channel):
+        silent: Any = channel.stream_unary(f"/{SERVICE}/Embed")(metadata=bearer("good"))
+        await running.calls.admitted.wait()
+        silent.cancel()
+        assert (await running.ended.get()).code is grpc.StatusCode.CANCELLED
+        await stub.GetModel(GET, metadata=bearer("good"))
+    assert not running.calls.under_way
+
+
+async def test_more_calls_than_the_process_takes_are_told_to_come_again(tmp_path: Path) -> None:
+    async with serving(keys_file(tmp_path / "k", web="good:write"), max_calls=1) as (running, stub, _):
+        running.servicer.hold.clear()
+        first: Any = stub.GetModel(GET, metadata=bearer("good"))
+        await running.servicer.holding.wait()
+        error = await refusal(stub.GetModel(GET, metadata=bearer("good")))
+        running.servicer.hold.set()
+        await first
+    assert (error.code(), reason(error)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+    assert "grpc-retry-pushback-ms" in dict(error.trailing_metadata())
+
+
+async def test_a_key_that_is_added_or_revoked_counts_without_a_restart(tmp_path: Path) -> None:
+    file = keys_file(tmp_path / "k", web="old:read")
+    async with serving(file) as (running, stub, _):
+        keys_file(file, web="new:read")
+        assert reason(await refusal(stub.GetModel(GET, metadata=bearer("new")))) == "KEY_INVALID"
+        running.reload()
+        await stub.GetModel(GET, metadata=bearer("new"))
+        assert reason(await refusal(stub.GetModel(GET, metadata=bearer("old")))) == "KEY_INVALID"
+
+
+@pytest.mark.parametrize(("after", "why"), [("other:write", "KEY_INVALID"), ("mine:read", "SCOPE_MISSING")])
+async def test_an_open_stream_ends_when_its_key_loses_what_it_needs(tmp_path: Path, after: str, why: str) -> None:
+    file = keys_file(tmp_path / "k", web="mine:write", other="kept:write")
+    async with serving(file) as (running, stub, _):
+        mine: Any = stub.EmbedStream(metadata=bearer("mine"))
+        kept: Any = stub.EmbedStream(metadata=bearer("kept"))
+        await mine.read()
+        await kept.read()
+
+        keys_file(file, web=after, other="kept:write")
+        running.reload()
+        error = await refusal(mine.read())
+        assert reason(error) == why
+        await kept.write(embedder_pb2.EmbedStreamRequest())
+        assert await kept.read() == embedder_pb2.EmbedStreamResponse()
+        kept.cancel()
+
+
+async def test_the_file_is_looked_at_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chassis_calls, "LOOK_S", 0.01)
+    file = keys_file(tmp_path / "k", web="mine:write")
+    async with serving(file) as (running, stub, _):
+        watching = asyncio.create_task(running.calls.watch_keys())
+        stream: Any = stub.EmbedStream(metadata=bearer("mine"))
+        await stream.read()
+        keys_file(file, web="new:write")
+        assert reason(await refusal(stream.read())) == "KEY_INVALID"
+        await stub.GetModel(GET, metadata=bearer("new"))
+        watching.cancel()
+
+
+async def test_an_unreadable_file_locks_nobody_out_and_lets_nobody_in(tmp_path: Path) -> None:
+    file = keys_file(tmp_path / "k", web="good:read")
+    async with serving(file) as (running, stub, _):
+        file.write_text("")
+        assert not running.keys.refresh()
+        await stub.GetModel(GET, metadata=bearer("good"))
+        assert reason(await refusal(stub.GetModel(GET))) == "KEY_MISSING"
+        assert reason(await refusal(stub.GetModel(GET, metadata=bearer("wrong")))) == "KEY_INVALID"
