@@ -79,7 +79,7 @@ format: setup ## format and fix what can be fixed by itself
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 .PHONY: bench
-bench: bench-embedder bench-indexer ## every benchmark that needs no data of yours
+bench: bench-embedder bench-indexer bench-gateway ## every benchmark that needs no data of yours
 
 .PHONY: bench-embedder
 bench-embedder: setup ## the embedder's speed beside others', about 2 hours (QUICK=1: 15 minutes; PEERS=0; ARGS="--only load")
@@ -88,6 +88,10 @@ bench-embedder: setup ## the embedder's speed beside others', about 2 hours (QUI
 .PHONY: bench-indexer
 bench-indexer: setup ## the indexer's speed beside Chroma's and others', about 1 1/2 hours (QUICK=1: 10 minutes; PEERS=0; ARGS="--only …")
 	@$(BIN)/python -m benchmarks.indexer $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
+
+.PHONY: bench-gateway
+bench-gateway: setup ## the gateway's share of a search, searches a second, ingest, half an hour (QUICK=1: 6 minutes; ARGS="--only …")
+	@$(BIN)/python -m benchmarks.gateway $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
 
 .PHONY: chaos
 chaos: setup ## kill -9 on the indexer and its Chroma under load, full disks, readers cut off (ROUNDS=50 SEED=1 BASE=50000; ARGS="--only readers")

@@ -29,13 +29,13 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 
-def commit() -> str | None:
-    """What is measured: this project's commit, and a digest of what is changed in the indexer; None without git."""
+def commit_of(*measured: str) -> str | None:
+    """What is measured: this project's commit, and a digest of what is changed in these folders; None without git."""
     head = _git("rev-parse", "HEAD")
-    if head is None or not _git("status", "--porcelain", "--", *_MEASURED):
+    if head is None or not _git("status", "--porcelain", "--", *measured):
         return head
     changed = hashlib.sha256()
-    for path in sorted(path for folder in _MEASURED for path in (ROOT / folder).rglob("*") if path.suffix in _SOURCES):
+    for path in sorted(path for folder in measured for path in (ROOT / folder).rglob("*") if path.suffix in _SOURCES):
         changed.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return f"{head}, dirty {changed.hexdigest()[:8]}"
 
@@ -49,7 +49,7 @@ def write(scope: Scope, section: str, size: int, found: Mapping[str, Any], secon
     Figures of another length, commit or machine do not belong together: they are dropped.
     """
     told: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    described = {"quick": scope.quick, "clients": scope.clients, "commit": commit(), "machine": machine()}
+    described = {"quick": scope.quick, "clients": scope.clients, "commit": commit_of(*_MEASURED), "machine": machine()}
     known = told.get("sections", {}) if all(told.get(key) == value for key, value in described.items()) else {}
     stamped = {
         "command": " ".join(["python -m benchmarks.indexer", *sys.argv[1:]]),

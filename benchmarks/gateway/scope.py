@@ -1,0 +1,45 @@
+"""How much is measured: what the command line chose."""
+
+from dataclasses import dataclass
+
+SECTIONS = ("latency", "rates", "ingest", "memory")
+CONCURRENCY = (1, 8, 32)
+# In the collection that is searched; beside the embedder, a search of ten times as many takes hardly longer.
+COLLECTION, TOP_K = "searched", 10
+
+
+@dataclass(frozen=True)
+class Scope:
+    """How long everything takes.
+
+    Attributes:
+        model: "starter", or an architecture that open_clip knows; it gets random weights.
+        quick: whether this is the cut that ends in ten minutes.
+        items: in the collection that is searched.
+        rounds: all in turn; medians are shown. A machine that others share changes its speed within seconds: many
+            rounds of short windows tell more than few of long ones.
+        window_s: one measurement of searches.
+        ramp_s: before each, in which nothing counts.
+        ingest_s: one measurement of ingest.
+        ingest_ramp_s: before each: until the window of a stream is full.
+        settled: pictures taken in before memory counts.
+        pictures: pictures taken in while memory is watched.
+    """
+
+    model: str
+    quick: bool
+    items: int
+    rounds: int
+    window_s: float
+    ramp_s: float
+    ingest_s: float
+    ingest_ramp_s: float
+    settled: int
+    pictures: int
+
+    @staticmethod
+    def of(model: str, *, quick: bool) -> "Scope":
+        """The whole measurement, or the cut."""
+        if quick:
+            return Scope(model, True, 5_000, 3, 4.0, 0.5, 8.0, 2.0, 500, 5_000)
+        return Scope(model, False, 20_000, 7, 8.0, 1.0, 20.0, 3.0, 500, 20_000)

@@ -1,0 +1,44 @@
+"""The figures that the README and the acceptance read, from what the sections found."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.embedder.figures import ratio
+from benchmarks.embedder.turns import by_name
+from benchmarks.gateway.client import TEXT
+from benchmarks.gateway.scope import CONCURRENCY
+from benchmarks.gateway.searches import DIRECT, row
+from benchmarks.gateway.taking_in import EMBEDDER, PLAIN, THUMBNAILS
+
+Found = Mapping[str, Any]
+
+
+def summary(sections: Mapping[str, Found]) -> dict[str, Any]:
+    """Each figure, or None where its section has not been measured.
+
+    ``gateway_share_of_text_search_p50``: of what the client waits for, what is neither waiting for the embedder nor
+    for the indexer; every text another one. ``…_over_direct_p50``: the same search over one that the client makes
+    itself, by a call to each. ``ingest_over_embedder``: pictures a second through the gateway as it is unless told
+    otherwise, that is with thumbnails, over those of EmbedStream; medians over the rounds.
+    """
+    latency = {each["name"]: each for each in sections["latency"]["rows"]} if "latency" in sections else {}
+    text, direct = latency.get(TEXT, {}), latency.get(DIRECT, {})
+    rates = {each["name"]: each.get("per_s") for each in sections["rates"]["rows"]} if "rates" in sections else {}
+    ingest = by_name(sections["ingest"]["rows"]) if "ingest" in sections else {}
+    found: dict[str, Any] = {
+        "gateway_share_of_text_search_p50": _over(text.get("own_ms"), text.get("p50_ms")),
+        "text_search_over_direct_p50": _over(text.get("p50_ms"), direct.get("p50_ms")),
+        "searches_per_second": {str(n): _rounded(rates.get(row(TEXT, n))) for n in CONCURRENCY} if rates else None,
+        "ingest_over_embedder": ratio(ingest, THUMBNAILS, EMBEDDER),
+        "ingest_over_embedder_without_thumbnails": ratio(ingest, PLAIN, EMBEDDER),
+        "ingest_rss_growth_mb": sections.get("memory", {}).get("growth_mb"),
+    }
+    return {name: _rounded(value) if isinstance(value, float) else value for name, value in found.items()}
+
+
+def _over(above: float | None, below: float | None) -> float | None:
+    return above / below if above is not None and below else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
