@@ -28,7 +28,13 @@ _RETRIES = {
 
 
 def connect(
-    address: str, service: str, repeatable: Sequence[str], max_message_mb: int, use: Literal["interactive", "bulk"]
+    address: str,
+    service: str,
+    repeatable: Sequence[str],
+    max_message_mb: int,
+    use: Literal["interactive", "bulk"],
+    *,
+    watch_health: bool = False,
 ) -> grpc.aio.Channel:
     """A channel to a service, with connections of its own; it connects on first use and again by itself.
 
@@ -40,9 +46,11 @@ def connect(
         max_message_mb: largest message taken or sent, in MiB.
         use: how patiently to retry. Bulk work on a channel of its own also keeps its uploads out of the way of
             interactive calls.
+        watch_health: whether an address whose health check says NOT_SERVING gets no calls: for replicas of which any
+            will do. One that has no health check counts as serving.
     """
     has_scheme = "://" in address or address.startswith(("unix:", "dns:", "ipv4:", "ipv6:"))
-    config = {
+    config: dict[str, object] = {
         "loadBalancingConfig": [{"round_robin": {}}],
         "methodConfig": [
             {
@@ -51,6 +59,8 @@ def connect(
             }
         ],
     }
+    if watch_health:
+        config["healthCheckConfig"] = {"serviceName": service}
     limit = max_message_mb * 2**20
     return grpc.aio.insecure_channel(
         address if has_scheme else f"dns:///{address}",

@@ -1,8 +1,14 @@
-"""The two services behind the gateway: typed calls, each with a timeout, failures as ``LikenessError``."""
+"""The two services behind the gateway: typed calls, each with a timeout, failures as ``LikenessError``.
+
+Calls that may be repeated are: by gRPC within a second or two (see ``chassis.channel``), and, while the service stays
+away, here, until LIKENESS_RIDE_OUT_S or the caller's time is over: a restart is ridden out. Calls that may not be
+repeated (making and deleting collections, setting and deleting aliases) are sent once. None is ever sent twice at once.
+"""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
-from typing import TypeVar
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import grpc
 import structlog
@@ -25,20 +31,45 @@ Answer = TypeVar("Answer")
 # Between two watches at start, should the first end at once.
 _WATCH_AGAIN_S = 0.5
 
+# Waits between attempts while a service is away: the first, and the longest, which is as long as gRPC takes at most to
+# look for it again.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 2.0
+
 
 class _Backend:
     """A service: where it is, and what its failures are called."""
 
-    def __init__(self, name: str, address: str, unavailable: error_pb2.Reason.ValueType) -> None:
+    def __init__(
+        self, name: str, address: str, unavailable: error_pb2.Reason.ValueType, settings: GatewaySettings
+    ) -> None:
         self.name = name
         self.address = address
         self._unavailable = unavailable
+        self._ride_out_s = settings.ride_out_s
 
     async def _call(self, call: Awaitable[Answer]) -> Answer:
         try:
             return await call
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, self._unavailable, f"the {self.name} at {self.address}") from error
+
+    async def _repeatable(
+        self, method: Callable[..., Awaitable[Answer]], request: Any, timeout_s: float, *, ride_out: bool = True
+    ) -> Answer:
+        """A call that is sent again while the service is away, as long as there is time."""
+        started = time.monotonic()
+        give_up = started + min(timeout_s, self._ride_out_s if ride_out else 0)
+        pause = _FIRST_PAUSE_S
+        while True:
+            left = started + timeout_s - time.monotonic()
+            try:
+                return await self._call(method(request, timeout=left))
+            except LikenessError as error:
+                # With an answer that says why while there is still time to hear it.
+                if error.code is not grpc.StatusCode.UNAVAILABLE or time.monotonic() + pause >= give_up:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     async def _bulk_call(self, call: Awaitable[Answer]) -> Answer:
         """A call whose time limit is ours, not the caller's: to it, no answer in time is a service away."""
@@ -80,20 +111,25 @@ class Embedder(_Backend):
     """Calls to whichever embedder replica is next."""
 
     def __init__(self, settings: GatewaySettings) -> None:
-        super().__init__("embedder", settings.embedder_address, error_pb2.REASON_EMBEDDER_UNAVAILABLE)
-        methods = ("GetModel", "Embed")
-        self._interactive = connect(self.address, EMBEDDER, methods, settings.max_message_mb, "interactive")
-        self._bulk = connect(self.address, EMBEDDER, methods, settings.max_message_mb, "bulk")
+        super().__init__("embedder", settings.embedder_address, error_pb2.REASON_EMBEDDER_UNAVAILABLE, settings)
+        methods, size = ("GetModel", "Embed"), settings.max_message_mb
+        # A replica that is stopping, or whose worker has died, gets no calls. Not so the indexer, of which there is
+        # one: what it can answer without Chroma it does.
+        self._interactive = connect(self.address, EMBEDDER, methods, size, "interactive", watch_health=True)
+        self._bulk = connect(self.address, EMBEDDER, methods, size, "bulk", watch_health=True)
+        # Sees what the others are kept from, and so can tell a service of another kind.
+        self._watched = connect(self.address, EMBEDDER, methods, size, "interactive")
         self._stub = embedder_pb2_grpc.EmbedderServiceStub(self._interactive)
         self._bulk_stub = embedder_pb2_grpc.EmbedderServiceStub(self._bulk)
 
     async def wait_until_serving(self) -> None:
         """Waits, without limit, for the first replica that says SERVING."""
-        await self._wait_until_serving(self._interactive, EMBEDDER)
+        await self._wait_until_serving(self._watched, EMBEDDER)
 
-    async def model(self, timeout_s: float) -> embedder_pb2.GetModelResponse:
+    async def model(self, timeout_s: float, *, ride_out: bool = True) -> embedder_pb2.GetModelResponse:
         """The model and its limits."""
-        return await self._call(self._stub.GetModel(embedder_pb2.GetModelRequest(), timeout=timeout_s))
+        request = embedder_pb2.GetModelRequest()
+        return await self._repeatable(self._stub.GetModel, request, timeout_s, ride_out=ride_out)
 
     async def embed(
         self,
@@ -115,19 +151,19 @@ class Embedder(_Backend):
             request = embedder_pb2.EmbedRequest(inputs=inputs, priority=embedder_pb2.PRIORITY_BULK)
             return await self._bulk_call(self._bulk_stub.Embed(request, timeout=timeout_s, wait_for_ready=True))
         request = embedder_pb2.EmbedRequest(inputs=inputs, priority=priority)
-        return await self._call(self._stub.Embed(request, timeout=timeout_s))
+        return await self._repeatable(self._stub.Embed, request, timeout_s)
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._interactive.close()
-        await self._bulk.close()
+        for channel in (self._interactive, self._bulk, self._watched):
+            await channel.close()
 
 
 class Indexer(_Backend):
     """Calls to the indexer."""
 
     def __init__(self, settings: GatewaySettings) -> None:
-        super().__init__("indexer", settings.indexer_address, error_pb2.REASON_INDEXER_UNAVAILABLE)
+        super().__init__("indexer", settings.indexer_address, error_pb2.REASON_INDEXER_UNAVAILABLE, settings)
         reads = (
             "GetCollection",
             "ListCollections",
@@ -152,17 +188,18 @@ class Indexer(_Backend):
     async def collection(self, name: str, timeout_s: float) -> indexer_pb2.Collection:
         """One collection."""
         request = indexer_pb2.GetCollectionRequest(name=name)
-        return (await self._call(self._stub.GetCollection(request, timeout=timeout_s))).collection
+        return (await self._repeatable(self._stub.GetCollection, request, timeout_s)).collection
 
     async def list_collections(
         self, request: indexer_pb2.ListCollectionsRequest, timeout_s: float
     ) -> indexer_pb2.ListCollectionsResponse:
         """A page of collections."""
-        return await self._call(self._stub.ListCollections(request, timeout=timeout_s))
+        return await self._repeatable(self._stub.ListCollections, request, timeout_s)
 
     async def collections(self, timeout_s: float) -> Sequence[indexer_pb2.Collection]:
-        """The first 1,000 collections, by name."""
-        return (await self.list_collections(indexer_pb2.ListCollectionsRequest(page_size=1000), timeout_s)).collections
+        """The first 1,000 collections, by name; no restart is ridden out."""
+        request = indexer_pb2.ListCollectionsRequest(page_size=1000)
+        return (await self._repeatable(self._stub.ListCollections, request, timeout_s, ride_out=False)).collections
 
     async def create_collection(
         self, request: indexer_pb2.CreateCollectionRequest, timeout_s: float
@@ -174,7 +211,7 @@ class Indexer(_Backend):
         self, request: indexer_pb2.UpdateCollectionRequest, timeout_s: float
     ) -> indexer_pb2.Collection:
         """Changes a collection."""
-        return (await self._call(self._stub.UpdateCollection(request, timeout=timeout_s))).collection
+        return (await self._repeatable(self._stub.UpdateCollection, request, timeout_s)).collection
 
     async def delete_collection(self, name: str, timeout_s: float) -> None:
         """Deletes a collection. Not repeated by itself, as above."""
@@ -191,7 +228,7 @@ class Indexer(_Backend):
 
     async def aliases(self, timeout_s: float) -> Sequence[indexer_pb2.Alias]:
         """All aliases, by name."""
-        return (await self._call(self._stub.ListAliases(indexer_pb2.ListAliasesRequest(), timeout=timeout_s))).aliases
+        return (await self._repeatable(self._stub.ListAliases, indexer_pb2.ListAliasesRequest(), timeout_s)).aliases
 
     async def upsert(self, request: indexer_pb2.UpsertItemsRequest, timeout_s: float) -> None:
         """Stores items; they are on disk when this returns."""
@@ -199,35 +236,35 @@ class Indexer(_Backend):
 
     async def get(self, request: indexer_pb2.GetItemsRequest, timeout_s: float) -> indexer_pb2.GetItemsResponse:
         """Reads items."""
-        return await self._call(self._stub.GetItems(request, timeout=timeout_s))
+        return await self._repeatable(self._stub.GetItems, request, timeout_s)
 
     async def delete(
         self, request: indexer_pb2.DeleteItemsRequest, timeout_s: float
     ) -> indexer_pb2.DeleteItemsResponse:
         """Deletes items."""
-        return await self._call(self._stub.DeleteItems(request, timeout=timeout_s))
+        return await self._repeatable(self._stub.DeleteItems, request, timeout_s)
 
     async def list(self, request: indexer_pb2.ListItemsRequest, timeout_s: float) -> indexer_pb2.ListItemsResponse:
         """A page of items."""
-        return await self._call(self._stub.ListItems(request, timeout=timeout_s))
+        return await self._repeatable(self._stub.ListItems, request, timeout_s)
 
     async def count(self, request: indexer_pb2.CountItemsRequest, timeout_s: float) -> int:
         """How many items there are, or how many a filter leaves."""
-        return (await self._call(self._stub.CountItems(request, timeout=timeout_s))).count
+        return (await self._repeatable(self._stub.CountItems, request, timeout_s)).count
 
     async def facets(self, request: indexer_pb2.GetFacetsRequest, timeout_s: float) -> indexer_pb2.GetFacetsResponse:
         """Counts by metadata value."""
-        return await self._call(self._stub.GetFacets(request, timeout=timeout_s))
+        return await self._repeatable(self._stub.GetFacets, request, timeout_s)
 
     async def update_metadata(
         self, request: indexer_pb2.UpdateMetadataRequest, timeout_s: float
     ) -> indexer_pb2.UpdateMetadataResponse:
         """Changes metadata; it is on disk when this returns."""
-        return await self._call(self._stub.UpdateMetadata(request, timeout=timeout_s))
+        return await self._repeatable(self._stub.UpdateMetadata, request, timeout_s)
 
     async def query(self, request: indexer_pb2.QueryRequest, timeout_s: float) -> indexer_pb2.QueryResponse:
         """Nearest neighbours."""
-        return await self._call(self._stub.Query(request, timeout=timeout_s))
+        return await self._repeatable(self._stub.Query, request, timeout_s)
 
     async def close(self) -> None:
         """Closes the connections."""

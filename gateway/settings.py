@@ -53,6 +53,13 @@ class GatewaySettings(ServiceSettings):
         description="Where the embedders are: host:port (all addresses of a DNS name in turn) or a gRPC target.",
     )
     indexer_address: str = Field("localhost:50052", description="Where the indexer is: host:port or a gRPC target.")
+    ride_out_s: float = Field(
+        15,
+        ge=0,
+        le=600,
+        description="How long a call that may be repeated is, while the embedder or the indexer is away, in seconds; "
+        "within the caller's deadline.",
+    )
     ingest_batch_items: int = Field(32, ge=1, le=256, description="Most pictures that ingest embeds in one call.")
     ingest_batch_mb: int = Field(
         16, ge=1, le=512, description="Encoded size, in MiB, at which an ingest batch takes no further picture."

@@ -29,7 +29,7 @@ class Status:
         """The state of the whole, within ``timeout_s`` seconds."""
         patience = min(PATIENCE_S, timeout_s * 0.9)
         model, collections = await asyncio.gather(
-            _outcome(self.embedder.model(patience)), _outcome(self.indexer.collections(patience))
+            _outcome(self.embedder.model(patience, ride_out=False)), _outcome(self.indexer.collections(patience))
         )
         response = gateway_pb2.GetStatusResponse(version=__version__)
         for service, outcome in ((self.embedder, model), (self.indexer, collections)):

@@ -139,7 +139,7 @@ def test_chroma_killed_under_the_indexer_comes_back_and_so_do_answers(own_servic
 def test_with_a_service_down_the_gateway_says_which_and_answers_what_it_can(
     own_services: Callable[..., Services],
 ) -> None:
-    services = own_services()
+    services = own_services(LIKENESS_RIDE_OUT_S="2")
     with connect(services) as channel:
         stub = Stub(channel)
         index(stub, pictures()[:10], "down")

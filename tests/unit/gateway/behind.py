@@ -1,5 +1,6 @@
 """An embedder and an indexer in this process, for tests of the gateway: small, slow, and true to the contract."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -55,6 +56,7 @@ class Behind(embedder_pb2_grpc.EmbedderServiceServicer, indexer_pb2_grpc.Indexer
         self.calls: list[tuple[str, Any]] = []
         self.vanish_before_write: set[str] = set()
         self.fail: dict[str, LikenessError] = {}
+        self._another_call = asyncio.Event()
 
     def put(self, item_id: str, direction: Array, **metadata: plain_metadata.Plain) -> None:
         """Stores an item."""
@@ -63,6 +65,12 @@ class Behind(embedder_pb2_grpc.EmbedderServiceServicer, indexer_pb2_grpc.Indexer
     def asked(self, method: str) -> list[Any]:
         """The requests of a method, in order."""
         return [request for name, request in self.calls if name == method]
+
+    async def until_asked(self, method: str, times: int) -> None:
+        """Waits until a method has been called so often."""
+        while len(self.asked(method)) < times:
+            self._another_call.clear()
+            await self._another_call.wait()
 
     async def GetModel(self, request: Any, context: Any) -> embedder_pb2.GetModelResponse:  # noqa: N802
         limits = types_pb2.EmbedLimits(max_inputs=self.max_inputs, max_message_bytes=self.max_message_bytes)
@@ -218,6 +226,7 @@ class Behind(embedder_pb2_grpc.EmbedderServiceServicer, indexer_pb2_grpc.Indexer
 
     async def _begin(self, method: str, request: Any, context: Any, collection: str = "images") -> None:
         self.calls.append((method, request))
+        self._another_call.set()
         if method in self.fail:
             await self._abort(context, self.fail[method])
         if collection not in self.collections:
