@@ -6,6 +6,8 @@ from typing import Literal
 
 import grpc
 
+from chassis.tls import ChannelTls
+
 # How failed attempts are spaced, as gRPC's service config takes it; gRPC allows at most five. An interactive call gives
 # up after about a second and a half; bulk work rides out a restart of the service, about fifteen.
 _RETRIES = {
@@ -35,6 +37,7 @@ def connect(
     use: Literal["interactive", "bulk"],
     *,
     watch_health: bool = False,
+    tls: ChannelTls | None = None,
 ) -> grpc.aio.Channel:
     """A channel to a service, with connections of its own; it connects on first use and again by itself.
 
@@ -48,6 +51,10 @@ def connect(
             interactive calls.
         watch_health: whether an address whose health check says NOT_SERVING gets no calls: for replicas of which any
             will do. One that has no health check counts as serving.
+        tls: whom to believe, and what to show; None: without TLS.
+
+    Raises:
+        TlsError: a file of it cannot be used.
     """
     has_scheme = "://" in address or address.startswith(("unix:", "dns:", "ipv4:", "ipv6:"))
     config: dict[str, object] = {
@@ -62,21 +69,22 @@ def connect(
     if watch_health:
         config["healthCheckConfig"] = {"serviceName": service}
     limit = max_message_mb * 2**20
-    return grpc.aio.insecure_channel(
-        address if has_scheme else f"dns:///{address}",
-        options=[
-            ("grpc.service_config", json.dumps(config)),
-            ("grpc.use_local_subchannel_pool", 1),
-            # A call larger than this buffer is not retried; the default, 256 KiB, is less than one photograph.
-            ("grpc.per_rpc_retry_buffer_size", limit),
-            ("grpc.max_receive_message_length", limit),
-            ("grpc.max_send_message_length", limit),
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            # A restarted neighbour is found again within seconds; the default backs off for up to two minutes.
-            ("grpc.initial_reconnect_backoff_ms", 200),
-            ("grpc.max_reconnect_backoff_ms", 2_000),
-            ("grpc.dns_min_time_between_resolutions_ms", 5_000),
-            ("grpc.enable_http_proxy", 0),
-        ],
-    )
+    target = address if has_scheme else f"dns:///{address}"
+    options = [
+        ("grpc.service_config", json.dumps(config)),
+        ("grpc.use_local_subchannel_pool", 1),
+        # A call larger than this buffer is not retried; the default, 256 KiB, is less than one photograph.
+        ("grpc.per_rpc_retry_buffer_size", limit),
+        ("grpc.max_receive_message_length", limit),
+        ("grpc.max_send_message_length", limit),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        # A restarted neighbour is found again within seconds; the default backs off for up to two minutes.
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.dns_min_time_between_resolutions_ms", 5_000),
+        ("grpc.enable_http_proxy", 0),
+    ]
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    return grpc.aio.secure_channel(target, tls.grpc(), options=options)

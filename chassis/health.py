@@ -1,6 +1,7 @@
 """``python -m chassis.health ADDRESS…``: exits with 0 when every service there says SERVING.
 
-For container health checks and for waiting until a start is complete.
+For container health checks and for waiting until a start is complete. With LIKENESS_TLS_CERT and LIKENESS_TLS_KEY, as
+the service itself has them, it speaks TLS, believes that very certificate, and shows it.
 """
 
 import argparse
@@ -10,18 +11,31 @@ import time
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from chassis.tls import ChannelTls, name_of, of_this_host
 
-def serving(address: str, timeout_s: float) -> str | None:
+
+def _channel(address: str, tls: ChannelTls | None) -> grpc.Channel:
+    options: list[tuple[str, str | int]] = [("grpc.enable_http_proxy", 0)]
+    if tls is None:
+        return grpc.insecure_channel(address, options=options)
+    name = name_of(address, tls)
+    if name is not None:
+        options.append(("grpc.ssl_target_name_override", name))
+    return grpc.secure_channel(address, tls.grpc(), options=options)
+
+
+def serving(address: str, timeout_s: float, tls: ChannelTls | None = None) -> str | None:
     """Asks a service for its health.
 
     Args:
         address: ``host:port``.
         timeout_s: how long to wait for a connection and an answer, in seconds.
+        tls: whom to believe, by its certificate and not by its name; None: without TLS.
 
     Returns:
         None if it says SERVING, otherwise why not.
     """
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    with _channel(address, tls) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]
                 health_pb2.HealthCheckRequest(), timeout=timeout_s, wait_for_ready=True
@@ -33,12 +47,12 @@ def serving(address: str, timeout_s: float) -> str | None:
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 
-def wait_until_serving(address: str, timeout_s: float) -> str | None:
+def wait_until_serving(address: str, timeout_s: float, tls: ChannelTls | None = None) -> str | None:
     """Waits for SERVING through the health service's own Watch stream; returns None, or why it never came."""
     last = "no answer"
     deadline = time.monotonic() + timeout_s
     while (left := deadline - time.monotonic()) > 0:
-        with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        with _channel(address, tls) as channel:
             try:
                 watch = health_pb2_grpc.HealthStub(channel).Watch(  # type: ignore[attr-defined]
                     health_pb2.HealthCheckRequest(), timeout=left, wait_for_ready=True
@@ -60,9 +74,10 @@ def main() -> None:
     parser.add_argument("addresses", nargs="+", metavar="ADDRESS", help="host:port")
     parser.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait this long for SERVING")
     options = parser.parse_args()
+    tls = of_this_host()
     failed = False
     for address in options.addresses:
-        why = wait_until_serving(address, options.wait) if options.wait else serving(address, 5.0)
+        why = wait_until_serving(address, options.wait, tls) if options.wait else serving(address, 5.0, tls)
         if why is not None:
             failed = True
             print(f"{address}: {why}", file=sys.stderr)

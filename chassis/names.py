@@ -1,5 +1,6 @@
-"""The rules for the names of collections and the ids of items."""
+"""The rules for the names of collections and the ids of items, and which hosts are this machine alone."""
 
+import ipaddress
 import re
 
 from chassis.errors import invalid
@@ -36,3 +37,13 @@ def check_item_id(item_id: str, field: str) -> str:
     if _CONTROL.search(item_id):
         raise invalid(field, f"{item_id[:200]!r} holds a control character; expected none")
     return item_id
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what listens on this host, an address or a name, can be reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

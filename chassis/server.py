@@ -96,9 +96,9 @@ async def _serve(settings: ServiceSettings, service: Service, role: Role) -> int
     calls = service.calls(readiness)
     server = _server(settings, service, calls, role)
     try:
-        metrics = _show_metrics(settings.host, role.metrics_port)
+        metrics = _show_metrics(settings, role.metrics_port)
     except OSError as error:
-        log.error("cannot show metrics", host=settings.host, port=role.metrics_port, why=str(error))
+        log.error("cannot show metrics", host=settings.listen_host, port=role.metrics_port, why=str(error))
         return 1
     if not role.late and not await _listen(server, settings):
         return 1
@@ -142,21 +142,25 @@ async def _serve(settings: ServiceSettings, service: Service, role: Role) -> int
 async def _listen(server: grpc.aio.Server, settings: ServiceSettings) -> bool:
     """Takes connections from now on; False if it cannot, which is logged."""
     try:
-        port = server.add_insecure_port(settings.address)
+        if settings.tls is None:
+            port = server.add_insecure_port(settings.address)
+        else:
+            port = server.add_secure_port(settings.address, settings.tls.grpc())
     except RuntimeError:
         log.error("cannot listen; is the address this machine's, and the port free?", address=settings.address)
         return False
     await server.start()
-    log.info("listening", host=settings.host, port=port)
+    tls = "none" if settings.tls is None else "mutual" if settings.tls.client_ca else "server"
+    log.info("listening", host=settings.listen_host, port=port, tls=tls)
     return True
 
 
-def _show_metrics(host: str, port: int) -> "Endpoint | None":
+def _show_metrics(settings: ServiceSettings, port: int) -> "Endpoint | None":
     if port < 0:
         return None
     from chassis import metrics  # noqa: PLC0415 (a service without metrics does without the library)
 
-    return metrics.serve(host, port)
+    return metrics.serve(settings.listen_host, port, tls=settings.tls)
 
 
 def _server(settings: ServiceSettings, service: Service, calls: Calls, role: Role) -> grpc.aio.Server:

@@ -7,10 +7,13 @@ description says its unit and range.
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, NoReturn, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from chassis.tls import ListenerTls
 
 PREFIX = "LIKENESS_"
 
@@ -46,11 +49,46 @@ class ServiceSettings(BaseSettings):
         300, ge=1, description="Age at which a connection is renewed so that new replicas get traffic, in seconds."
     )
 
+    tls_cert: Path | None = Field(
+        None,
+        description="File (PEM) of the certificate, and those between it and the authority's, for TLS on every port. "
+        "Empty: no TLS. Read at start.",
+    )
+    tls_key: Path | None = Field(None, description="File (PEM) of the key to LIKENESS_TLS_CERT, without a password.")
+    tls_client_ca: Path | None = Field(
+        None,
+        description="File (PEM) of the authorities of which every client needs a certificate (mTLS); the service's own "
+        "has to be from there too, for its health check. Empty: clients need none.",
+    )
+
+    @property
+    def listen_host(self) -> str:
+        """The address to listen on."""
+        return self.host
+
     @property
     def address(self) -> str:
         """Where to listen: ``host:port``, an IPv6 host in brackets."""
-        host = f"[{self.host}]" if ":" in self.host and not self.host.startswith("[") else self.host
+        host = self.listen_host
+        host = f"[{host}]" if ":" in host and not host.startswith("[") else host
         return f"{host}:{self.port}"
+
+    @property
+    def tls(self) -> ListenerTls | None:
+        """TLS of every port; None: without."""
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return ListenerTls(self.tls_cert, self.tls_key, self.tls_client_ca)
+
+    @model_validator(mode="after")
+    def _tls_is_usable(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("LIKENESS_TLS_CERT and LIKENESS_TLS_KEY go together; one of them is missing")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("LIKENESS_TLS_CLIENT_CA needs LIKENESS_TLS_CERT and LIKENESS_TLS_KEY")
+        if self.tls is not None:
+            self.tls.context()
+        return self
 
     @classmethod
     def parse(cls, program: str, arguments: Sequence[str]) -> Self:

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from chassis.health import wait_until_serving
+from chassis.tls import of_this_host
 
 ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / "data" / "local"
@@ -29,6 +30,8 @@ PORTS = {
     "gateway": ("LIKENESS_GATEWAY_PORT", 50050),
 }
 LOOPBACK = "127.0.0.1"
+# With any of them the gateway listens on more than loopback.
+OPENERS = ("LIKENESS_API_KEYS_FILE", "LIKENESS_API_KEYS", "LIKENESS_ANONYMOUS")
 # The first start of a model that is downloaded takes as long as the download.
 START_S, STOP_S = 900.0, 40.0
 
@@ -56,7 +59,13 @@ class Services:
         ports = {name: environment.get(variable) or str(default) for name, (variable, default) in PORTS.items()}
         host = environment.get("LIKENESS_HOST") or LOOPBACK
         host = LOOPBACK if host in ("0.0.0.0", "::") else host  # noqa: S104  (every interface: loopback among them)
-        self.addresses = {name: f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for name, port in ports.items()}
+        hosts = dict.fromkeys(PORTS, host)
+        if not any(environment.get(variable) for variable in OPENERS):
+            hosts["gateway"] = LOOPBACK  # where it listens then, whatever LIKENESS_HOST says
+        self.addresses = {
+            name: f"[{hosts[name]}]:{port}" if ":" in hosts[name] else f"{hosts[name]}:{port}"
+            for name, port in ports.items()
+        }
         self.environment = {
             "LIKENESS_EMBEDDER_ADDRESS": self.addresses["embedder"],
             "LIKENESS_INDEXER_ADDRESS": self.addresses["indexer"],
@@ -113,7 +122,7 @@ class Services:
         deadline = time.monotonic() + START_S
         why: str | None = "no answer"
         while why is not None and time.monotonic() < deadline:
-            why = wait_until_serving(self.addresses[name], 1.0)
+            why = wait_until_serving(self.addresses[name], 1.0, of_this_host(self.environment))
             if self.processes[name].poll() is not None:
                 return f"exit code {self.processes[name].returncode}"
         return why

@@ -291,7 +291,7 @@ def _show_metrics(settings: EmbedderSettings, folder: str, held: ExitStack) -> C
 
     from chassis import metrics  # noqa: PLC0415
 
-    endpoint = metrics.serve(settings.host, settings.metrics_port)
+    endpoint = metrics.serve(settings.host, settings.metrics_port, tls=settings.tls)
     if endpoint is not None:
         held.callback(endpoint.stop)
     restarts = Counter("likeness_embedder_replica_restarts", "Replicas that died and were started anew.")

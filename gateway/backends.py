@@ -112,13 +112,13 @@ class Embedder(_Backend):
 
     def __init__(self, settings: GatewaySettings) -> None:
         super().__init__("embedder", settings.embedder_address, error_pb2.REASON_EMBEDDER_UNAVAILABLE, settings)
-        methods, size = ("GetModel", "Embed"), settings.max_message_mb
+        methods, size, tls = ("GetModel", "Embed"), settings.max_message_mb, settings.upstream_tls
         # A replica that is stopping, or whose worker has died, gets no calls. Not so the indexer, of which there is
         # one: what it can answer without Chroma it does.
-        self._interactive = connect(self.address, EMBEDDER, methods, size, "interactive", watch_health=True)
-        self._bulk = connect(self.address, EMBEDDER, methods, size, "bulk", watch_health=True)
+        self._interactive = connect(self.address, EMBEDDER, methods, size, "interactive", watch_health=True, tls=tls)
+        self._bulk = connect(self.address, EMBEDDER, methods, size, "bulk", watch_health=True, tls=tls)
         # Sees what the others are kept from, and so can tell a service of another kind.
-        self._watched = connect(self.address, EMBEDDER, methods, size, "interactive")
+        self._watched = connect(self.address, EMBEDDER, methods, size, "interactive", tls=tls)
         self._stub = embedder_pb2_grpc.EmbedderServiceStub(self._interactive)
         self._bulk_stub = embedder_pb2_grpc.EmbedderServiceStub(self._bulk)
 
@@ -176,8 +176,12 @@ class Indexer(_Backend):
         )
         # Not SetAlias: the second attempt of a move from an expected collection would find the first one's.
         writes = ("UpsertItems", "UpdateMetadata", "DeleteItems", "UpdateCollection")
-        self._interactive = connect(self.address, INDEXER, (*reads, *writes), settings.max_message_mb, "interactive")
-        self._bulk = connect(self.address, INDEXER, (*reads, *writes), settings.max_message_mb, "bulk")
+        self._interactive = connect(
+            self.address, INDEXER, (*reads, *writes), settings.max_message_mb, "interactive", tls=settings.upstream_tls
+        )
+        self._bulk = connect(
+            self.address, INDEXER, (*reads, *writes), settings.max_message_mb, "bulk", tls=settings.upstream_tls
+        )
         self._stub = indexer_pb2_grpc.IndexerServiceStub(self._interactive)
         self._bulk_stub = indexer_pb2_grpc.IndexerServiceStub(self._bulk)
 

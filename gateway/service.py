@@ -3,10 +3,12 @@
 import asyncio
 
 import grpc
+import structlog
 from likeness.gateway.v1 import gateway_pb2_grpc
 
 from chassis.calls import Calls, Guard
 from chassis.keys import Keys
+from chassis.names import is_loopback
 from chassis.readiness import Readiness
 from gateway.backends import Embedder, Indexer
 from gateway.batch import BatchSearch
@@ -24,6 +26,8 @@ from gateway.servicer import SearchServicer
 from gateway.settings import GatewaySettings
 from gateway.status import Status
 
+log = structlog.get_logger()
+
 
 class GatewayService:
     """The gateway. Ready once it has seen both services ready; later failures of theirs are told call by call."""
@@ -39,6 +43,12 @@ class GatewayService:
 
     def calls(self, readiness: Readiness) -> Calls:
         """What is done around its calls."""
+        settings = self._settings
+        if settings.listen_host != settings.host:
+            why = "there are no API keys; see LIKENESS_API_KEYS_FILE, or LIKENESS_ANONYMOUS"
+            log.warning("listening on loopback only", host=settings.listen_host, instead_of=settings.host, why=why)
+        if settings.keyed and settings.tls is None and not is_loopback(settings.listen_host):
+            log.warning("API keys come unencrypted, unless something in front speaks TLS; see LIKENESS_TLS_CERT")
         return Calls.of(self._settings, readiness, self._guard)
 
     def register(self, server: grpc.aio.Server) -> None:

@@ -8,7 +8,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_va
 from pydantic_settings import NoDecode
 
 from chassis.keys import Keys, KeysError
+from chassis.names import is_loopback
 from chassis.settings import ServiceSettings
+from chassis.tls import ChannelTls
 
 
 def _words(told: Any) -> Any:
@@ -45,9 +47,18 @@ class GatewaySettings(ServiceSettings):
     )
     anonymous: bool = Field(
         False,
-        description="Whether everybody who can reach it may do everything. Without it, and without API keys, the "
-        "gateway listens on loopback only, whatever LIKENESS_HOST says.",
+        description="Without API keys the gateway listens on loopback only, whatever LIKENESS_HOST says; true: where "
+        "that says all the same, and everybody who can reach it may do everything. With API keys it means nothing.",
     )
+    upstream_tls_ca: Path | None = Field(
+        None,
+        description="File (PEM) of the authorities whose embedders and indexers are believed; with it the gateway "
+        "speaks TLS to both. Their certificates need the names in their addresses.",
+    )
+    upstream_tls_cert: Path | None = Field(
+        None, description="File (PEM) of the certificate that the gateway shows them, where they want one (mTLS)."
+    )
+    upstream_tls_key: Path | None = Field(None, description="File (PEM) of the key to LIKENESS_UPSTREAM_TLS_CERT.")
     embedder_address: str = Field(
         "localhost:50051",
         description="Where the embedders are: host:port (all addresses of a DNS name in turn) or a gRPC target.",
@@ -134,11 +145,31 @@ class GatewaySettings(ServiceSettings):
         """Whether calls need an API key. Decided here once: what becomes of the file later never opens the gateway."""
         return self.api_keys_file is not None or bool(self.api_keys.get_secret_value())
 
+    @property
+    def listen_host(self) -> str:
+        """LIKENESS_HOST; loopback instead, where anybody who came could do anything, unless that is meant."""
+        return self.host if self.keyed or self.anonymous or is_loopback(self.host) else "127.0.0.1"
+
+    @property
+    def upstream_tls(self) -> ChannelTls | None:
+        """TLS to the embedder and the indexer; None: without."""
+        if self.upstream_tls_ca is None:
+            return None
+        return ChannelTls(self.upstream_tls_ca, self.upstream_tls_cert, self.upstream_tls_key)
+
+    @model_validator(mode="after")
+    def _upstream_tls_is_usable(self) -> Self:
+        if (self.upstream_tls_cert is None) != (self.upstream_tls_key is None):
+            raise ValueError("LIKENESS_UPSTREAM_TLS_CERT and LIKENESS_UPSTREAM_TLS_KEY go together; one is missing")
+        if self.upstream_tls is not None:
+            self.upstream_tls.context()
+        elif self.upstream_tls_cert is not None:
+            raise ValueError("LIKENESS_UPSTREAM_TLS_CERT needs LIKENESS_UPSTREAM_TLS_CA")
+        return self
+
     @model_validator(mode="after")
     def _keys_are_usable(self) -> Self:
         if self.keyed:
-            if self.anonymous:
-                raise ValueError("LIKENESS_ANONYMOUS is true, but there are API keys; unset one of them")
             try:
                 Keys(self.api_keys_file, self.api_keys.get_secret_value())
             except KeysError as error:
