@@ -23,17 +23,20 @@ help: ## this list
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
 	@touch $@
 
-gen/.stubs: .venv/installed $(PROTOS)
+OPENAPI := gateway/http/openapi.py gateway/http/openapi_routes.py
+
+gen/.stubs: .venv/installed $(PROTOS) build/protos.binpb $(OPENAPI)
 	@rm -rf build/gen && mkdir -p build/gen
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos -I$(SITE) --python_out=build/gen \
 		--grpc_python_out=build/gen --mypy_out=quiet:build/gen --mypy_grpc_out=quiet:build/gen $(PROTOS)
+	@$(BIN)/python -m gateway.http.openapi build/protos.binpb build/gen/likeness/gateway/v1/openapi.json
 	@rm -rf gen && mv build/gen gen && touch $@
 
 .PHONY: setup
 setup: .venv/project gen/.stubs ## the environment and the stubs, nothing else
 
 .PHONY: stubs
-stubs: gen/.stubs ## Python stubs from protos/ into gen/
+stubs: gen/.stubs ## Python stubs and the OpenAPI document from protos/ into gen/
 
 .PHONY: lock
 lock: .venv/installed ## compile requirements/*.lock from pyproject.toml again

@@ -43,10 +43,16 @@ class Readiness:
 
     A call that comes before the service is first ready is refused with NOT_READY. Later, while it is not ready, calls
     still reach it: what can be answered is, and what can't gets an error that says why.
+
+    Attributes:
+        serving: whether the service can answer.
+        why: what was last said about that.
     """
 
     def __init__(self, service: str) -> None:
         self._service = service
+        self.serving = False
+        self.why = "starting"
         self._started = False
         self._stopping = False
         self._on_stop: list[Callable[[], None]] = []
@@ -58,9 +64,10 @@ class Readiness:
 
         Args:
             serving: whether the service can answer.
-            why: for the log.
+            why: for the log, and for who asks.
         """
         serving = serving and not self._stopping
+        self.serving, self.why = serving, why
         self._started = self._started or serving
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", self._service):

@@ -41,15 +41,16 @@ class StepError(Exception):
 
 
 class Project:
-    """The compose project under test: its containers and the gateway's port on this machine."""
+    """The compose project under test: its containers and the gateway's ports on this machine."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, http_port: int) -> None:
         self._address = f"127.0.0.1:{port}"
         self.name = f"likeness-test-{port}"
         # Nothing of the caller's own settings, be it from the shell or from a file deploy/.env.
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("LIKENESS_", "COMPOSE_"))}
         self._environment = inherited | {
             "LIKENESS_GATEWAY_PORT": str(port),
+            "LIKENESS_HTTP_PORT": str(http_port),
             "LIKENESS_LOG_LEVEL": "DEBUG",
             "LIKENESS_MAX_CONNECTION_AGE_S": str(CONNECTION_AGE_S),
         }
@@ -270,7 +271,8 @@ def _terminated(_signal: int, _frame: object) -> NoReturn:
 def main() -> int:
     """Runs the steps; returns the exit code."""
     signal.signal(signal.SIGTERM, _terminated)  # so that the containers go when this process is asked to
-    project = Project(int(free_ports()["LIKENESS_GATEWAY_PORT"]))
+    ports = free_ports()
+    project = Project(int(ports["LIKENESS_GATEWAY_PORT"]), int(ports["LIKENESS_HTTP_PORT"]))
     passed = failed = 0
     with tempfile.TemporaryDirectory(prefix="likeness-compose-") as scratch:
         try:

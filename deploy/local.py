@@ -29,6 +29,8 @@ PORTS = {
     "indexer": ("LIKENESS_INDEXER_PORT", 50052),
     "gateway": ("LIKENESS_GATEWAY_PORT", 50050),
 }
+# What the gateway listens on besides.
+HTTP_VARIABLE, HTTP_PORT = "LIKENESS_HTTP_PORT", 8080
 LOOPBACK = "127.0.0.1"
 # With any of them the gateway listens on more than loopback.
 OPENERS = ("LIKENESS_API_KEYS_FILE", "LIKENESS_API_KEYS", "LIKENESS_ANONYMOUS")
@@ -45,6 +47,7 @@ class Services:
 
     Attributes:
         addresses: ``host:port`` by service.
+        http: ``host:port`` of the gateway's HTTP; None: it has none, or chooses a port itself.
         processes: the running ones, by service.
     """
 
@@ -66,6 +69,9 @@ class Services:
             name: f"[{hosts[name]}]:{port}" if ":" in hosts[name] else f"{hosts[name]}:{port}"
             for name, port in ports.items()
         }
+        port = environment.get(HTTP_VARIABLE) or str(HTTP_PORT)
+        gateway = self.addresses["gateway"].rpartition(":")[0]
+        self.http = None if port in ("-1", "0") else f"{gateway}:{port}"
         self.environment = {
             "LIKENESS_EMBEDDER_ADDRESS": self.addresses["embedder"],
             "LIKENESS_INDEXER_ADDRESS": self.addresses["indexer"],
@@ -81,10 +87,12 @@ class Services:
         """
         names = names or tuple(PORTS)
         self._logs.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            if _taken(self.addresses[name]):
-                variable = PORTS[name][0]
-                raise StartError(f"{self.addresses[name]} is taken: stop what listens there, or set {variable}")
+        needed = [(PORTS[name][0], self.addresses[name]) for name in names]
+        if "gateway" in names and self.http is not None:
+            needed.append((HTTP_VARIABLE, self.http))
+        for variable, address in needed:
+            if _taken(address):
+                raise StartError(f"{address} is taken: stop what listens there, or set {variable}")
         try:
             self._start(names)
         except BaseException:
@@ -152,7 +160,7 @@ def free_ports() -> dict[str, str]:
     """The port variables of all three services, each with a TCP port on loopback that was free a moment ago."""
     with contextlib.ExitStack() as open_until_all_are_chosen:
         ports = {}
-        for variable, _ in PORTS.values():
+        for variable in (*(variable for variable, _ in PORTS.values()), HTTP_VARIABLE):
             probe = open_until_all_are_chosen.enter_context(socket.socket())
             probe.bind((LOOPBACK, 0))
             ports[variable] = str(probe.getsockname()[1])
@@ -181,16 +189,25 @@ def up() -> int:
         print("Already up: `make down` stops it." if whole else "Half up: `make down` first.")
         return int(not whole)
     print("Starting embedder, indexer and gateway …", flush=True)
+    environment = dict(os.environ)
+    if not environment.get(HTTP_VARIABLE) and _taken(f"{LOOPBACK}:{HTTP_PORT}"):
+        environment[HTTP_VARIABLE] = free_ports()[HTTP_VARIABLE]
+        instead = environment[HTTP_VARIABLE]
+        print(f"Port {HTTP_PORT} is taken: HTTP is at port {instead} this time; {HTTP_VARIABLE} sets another.")
     try:
-        services = Services(os.environ, STATE / "logs")
+        services = Services(environment, STATE / "logs")
         services.start()
     except StartError as error:
         print(error, file=sys.stderr)
         return 1
     PIDS.write_text(json.dumps({name: process.pid for name, process in services.processes.items()}))
     addresses = services.addresses
+    scheme = "https" if environment.get("LIKENESS_TLS_CERT") else "http"
+    http = (
+        f"{HTTP_VARIABLE}={environment.get(HTTP_VARIABLE)}" if services.http is None else f"{scheme}://{services.http}"
+    )
     print(
-        f"All three are SERVING.\n  gateway   {addresses['gateway']}  (gRPC; HTTP on 8080 is reserved)\n"
+        f"All three are SERVING.\n  gateway   {addresses['gateway']}  (gRPC) and {http}\n"
         f"  embedder  {addresses['embedder']}\n  indexer   {addresses['indexer']}\n  logs      {STATE / 'logs'}"
     )
     return 0

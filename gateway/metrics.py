@@ -6,33 +6,24 @@ thread.
 
 from typing import Literal
 
-import grpc
-from likeness.common.v1 import error_pb2
-from likeness.common.v1.error_pb2 import Reason
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.registry import REGISTRY
 
-Transport = Literal["grpc", "http"]
+from chassis.calls import Outcome
+
 Stage = Literal["embed", "query", "total"]
 IngestOutcome = Literal["stored", "skipped", "failed"]
 Cache = Literal["text", "picture", "label"]
 FetchOutcome = Literal["ok", "refused", "failed", "unavailable"]
 BackoffCause = Literal["embedder", "indexer", "rate"]
 
-TRANSPORTS: tuple[Transport, ...] = ("grpc", "http")
 STAGES: tuple[Stage, ...] = ("embed", "query", "total")
 INGEST_OUTCOMES: tuple[IngestOutcome, ...] = ("stored", "skipped", "failed")
 CACHES: tuple[Cache, ...] = ("text", "picture", "label")
 FETCH_OUTCOMES: tuple[FetchOutcome, ...] = ("ok", "refused", "failed", "unavailable")
 BACKOFF_CAUSES: tuple[BackoffCause, ...] = ("embedder", "indexer", "rate")
 # Why a call can be turned away before anything is done for it.
-REFUSALS = (
-    error_pb2.REASON_KEY_MISSING,
-    error_pb2.REASON_KEY_INVALID,
-    error_pb2.REASON_SCOPE_MISSING,
-    error_pb2.REASON_RATE_LIMITED,
-    error_pb2.REASON_OVERLOADED,
-)
+REFUSALS = ("KEY_MISSING", "KEY_INVALID", "SCOPE_MISSING", "RATE_LIMITED", "OVERLOADED")
 
 _NAMESPACE = "likeness_gateway"
 # A search with a remembered vector takes a millisecond; one that waits for a busy embedder, seconds.
@@ -48,12 +39,12 @@ class Metrics:
 
         # What a call is named by comes from the contract, never from the caller: the series are bounded.
         self._calls = self._counter("calls", "Calls by how they ended.", "method", "transport", "code")
-        seconds = self._histogram("call_seconds", "Unary calls, whatever they end with.", "method", "transport")
+        seconds = self._histogram("call_seconds", "Calls and streams from beginning to end.", "method", "transport")
         self._call_seconds = seconds
         search = self._histogram("search_seconds", "Searching, by stage.", "stage")
         self._search = {stage: search.labels(stage) for stage in STAGES}
         refused = self._counter("refused", "Calls turned away before anything was done for them.", "reason")
-        self._refused = {r: refused.labels(Reason.Name(r).removeprefix("REASON_")) for r in REFUSALS}
+        self._refused = {reason: refused.labels(reason) for reason in REFUSALS}
 
         items = self._counter("ingest_items", "Items of ingest by what became of them.", "outcome")
         self._items = {outcome: items.labels(outcome) for outcome in INGEST_OUTCOMES}
@@ -73,28 +64,18 @@ class Metrics:
         self._turned_away = self._counter("http_connections_refused", "HTTP connections above the most allowed.")
         self._body_bytes = self._gauge("http_request_bytes", "Bytes of HTTP requests held at present.")
 
-    def called(self, method: str, transport: Transport, code: grpc.StatusCode) -> None:
-        """A call has ended.
-
-        Args:
-            method: the rpc's name without its service, as the contract has it.
-            transport: how it came.
-            code: what it ended with.
-        """
-        self._calls.labels(method, transport, code.name).inc()
-
-    def took(self, method: str, transport: Transport, seconds: float) -> None:
-        """A unary call has taken so long."""
-        self._call_seconds.labels(method, transport).observe(seconds)
+    def called(self, outcome: Outcome) -> None:
+        """A call has ended, or was turned away."""
+        method = outcome.method.rpartition("/")[2]
+        self._calls.labels(method, outcome.transport, outcome.code.name).inc()
+        if outcome.admitted:
+            self._call_seconds.labels(method, outcome.transport).observe(outcome.seconds)
+        elif outcome.reason in self._refused:
+            self._refused[outcome.reason].inc()
 
     def searched(self, stage: Stage, seconds: float) -> None:
         """A stage of a search has taken so long."""
         self._search[stage].observe(seconds)
-
-    def refused(self, reason: Reason.ValueType) -> None:
-        """A call was turned away; a reason that is not one of ``REFUSALS`` counts for nothing."""
-        if reason in self._refused:
-            self._refused[reason].inc()
 
     def ingested(self, outcome: IngestOutcome, items: int = 1) -> None:
         """So many items came to this end."""
@@ -120,13 +101,11 @@ class Metrics:
         """So many vectors are remembered."""
         self._entries[cache].set(vectors)
 
-    def http_connections(self, count: int) -> None:
-        """So many connections are open."""
+    def http_connections(self, count: int, refused: bool) -> None:
+        """So many connections are open; whether the last one was closed at once, since there were too many."""
         self._connections.set(count)
-
-    def http_connection_refused(self) -> None:
-        """A connection was closed at once, since there were too many."""
-        self._turned_away.inc()
+        if refused:
+            self._turned_away.inc()
 
     def http_request_bytes(self, size: int) -> None:
         """So many bytes of requests are held."""

@@ -4,9 +4,14 @@ import asyncio
 
 import grpc
 import structlog
-from likeness.gateway.v1 import gateway_pb2_grpc
+from google.protobuf.duration_pb2 import Duration
+from likeness.common.v1 import error_pb2
+from likeness.gateway.v1 import gateway_pb2, gateway_pb2_grpc
+from prometheus_client import CollectorRegistry
+from prometheus_client.registry import REGISTRY
 
 from chassis.calls import Calls, Guard
+from chassis.errors import LikenessError
 from chassis.keys import Keys
 from chassis.names import is_loopback
 from chassis.readiness import Readiness
@@ -16,10 +21,13 @@ from gateway.classify import Classify
 from gateway.collections import Collections
 from gateway.deletion import Deletion
 from gateway.duplicates import FindDuplicates
+from gateway.http.app import application
+from gateway.http.server import HttpServer, Limits
 from gateway.ingest import Ingest
 from gateway.labelling import LabelVectors
 from gateway.labels import Labels
 from gateway.media import Media
+from gateway.metrics import Metrics
 from gateway.scopes import RPCS
 from gateway.search import Search
 from gateway.servicer import SearchServicer
@@ -30,16 +38,28 @@ log = structlog.get_logger()
 
 
 class GatewayService:
-    """The gateway. Ready once it has seen both services ready; later failures of theirs are told call by call."""
+    """The gateway. Ready once it has seen both services ready; later failures of theirs are told call by call.
+
+    Attributes:
+        http_port: where it listens by HTTP, once it does.
+    """
 
     name = "likeness.gateway.v1.SearchService"
 
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(self, settings: GatewaySettings, registry: CollectorRegistry = REGISTRY) -> None:
+        """Starts nothing yet.
+
+        Args:
+            settings: all of them.
+            registry: where its figures are counted.
+        """
         self._settings = settings
         self._guard = (
             Guard(Keys(settings.api_keys_file, settings.api_keys.get_secret_value()), RPCS) if settings.keyed else None
         )
         self._stopping = asyncio.Event()
+        self._metrics = Metrics(registry)
+        self.http_port = -1
 
     def calls(self, readiness: Readiness) -> Calls:
         """What is done around its calls."""
@@ -49,7 +69,8 @@ class GatewayService:
             log.warning("listening on loopback only", host=settings.listen_host, instead_of=settings.host, why=why)
         if settings.keyed and settings.tls is None and not is_loopback(settings.listen_host):
             log.warning("API keys come unencrypted, unless something in front speaks TLS; see LIKENESS_TLS_CERT")
-        return Calls.of(self._settings, readiness, self._guard)
+        self._calls = Calls.of(self._settings, readiness, self._guard, self._metrics.called)
+        return self._calls
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the servicer to the server."""
@@ -78,18 +99,47 @@ class GatewayService:
             find_duplicates=FindDuplicates(
                 indexer, stopping, settings.default_deadline_s, asyncio.Semaphore(settings.duplicate_streams)
             ),
-            status=Status(embedder, indexer, settings.max_message_mb * 2**20),
+            status=Status(embedder, indexer, _limits(settings)),
         )
         gateway_pb2_grpc.add_SearchServiceServicer_to_server(servicer, server)
+        self._http = HttpServer(
+            application(settings, servicer, self._calls, self._metrics),
+            Limits(settings.http_connections, settings.http_headers_s, settings.drain_s),
+            None if settings.tls is None else settings.tls.context(),
+            self._metrics.http_connections,
+        )
 
     async def start(self, readiness: Readiness) -> None:
-        """Waits for an embedder and the indexer."""
+        """Listens by HTTP too, and waits for an embedder and the indexer."""
         readiness.on_stop(self._stopping.set)
+        readiness.on_stop(self._http.begin_stop)
+        await self._listen_by_http()
         await self._embedder.wait_until_serving()
         await self._indexer.wait_until_serving()
 
     async def stop(self) -> None:
-        """Closes the connections to both, and ends the threads."""
+        """Answers what is under way by HTTP, closes the connections to both services, and ends the threads."""
+        await self._http.stop()
         await self._embedder.close()
         await self._indexer.close()
         self._media.close()
+
+    async def _listen_by_http(self) -> None:
+        host, port = self._settings.listen_host, self._settings.http_port
+        if port < 0:
+            return
+        try:
+            self.http_port = await self._http.start(host, port)
+        except OSError as error:
+            message = (
+                f"cannot listen at {host}, port {port}: {error.strerror}; set LIKENESS_HTTP_PORT, or to -1 for none"
+            )
+            raise LikenessError(error_pb2.REASON_FIELD_INVALID, message) from error
+
+
+def _limits(settings: GatewaySettings) -> gateway_pb2.GatewayLimits:
+    deadline = Duration()
+    deadline.FromMilliseconds(round(settings.default_deadline_s * 1000))
+    return gateway_pb2.GatewayLimits(
+        default_deadline=deadline, max_message_bytes=settings.max_message_mb * 2**20, fetches_uris=settings.fetch
+    )

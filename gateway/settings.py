@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from fsspec import get_filesystem_class
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
@@ -22,10 +23,21 @@ def _lower(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name.lower() for name in names)
 
 
+def _origins(told: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in told:
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}":
+            raise ValueError(
+                f"{origin!r} is no origin; expected scheme://host or scheme://host:port, nothing behind it"
+            )
+    return told
+
+
 Schemes = Annotated[tuple[Literal["http", "https"], ...], NoDecode, BeforeValidator(_words), Field(min_length=1)]
 Ports = Annotated[
     tuple[Annotated[int, Field(ge=1, le=65535)], ...], NoDecode, BeforeValidator(_words), Field(min_length=1)
 ]
+Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_origins)]
 Hosts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_lower)]
 
 
@@ -34,6 +46,30 @@ class GatewaySettings(ServiceSettings):
 
     port: int = Field(
         50050, ge=0, le=65535, validation_alias="LIKENESS_GATEWAY_PORT", description="gRPC port; 0: any free one."
+    )
+    http_port: int = Field(
+        8080, ge=-1, le=65535, description="HTTP port: Connect, JSON, thumbnails, metrics; 0: any free one; -1: none."
+    )
+    http_connections: int = Field(
+        512, ge=1, le=100_000, description="Most HTTP connections open at once; more are closed at once."
+    )
+    http_headers_s: float = Field(
+        10, gt=0, le=600, description="Longest time that the headers of an HTTP request may take, in seconds."
+    )
+    http_body_s: float = Field(
+        60, gt=0, le=3600, description="Longest time that the body of an HTTP request may take, in seconds."
+    )
+    http_in_flight_mb: int = Field(
+        256,
+        ge=1,
+        le=65536,
+        description="Most bytes of HTTP requests held at once, in MiB (at least one message's); more are refused and "
+        "told to come again.",
+    )
+    cors_origins: Origins = Field(
+        (),
+        description="Origins, such as https://example.org, separated by commas, whose pages may call by HTTP. Empty: "
+        "none.",
     )
     api_keys_file: Path | None = Field(
         None,

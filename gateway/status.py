@@ -23,7 +23,7 @@ class Status:
 
     embedder: Embedder
     indexer: Indexer
-    max_message_bytes: int
+    limits: gateway_pb2.GatewayLimits
 
     async def __call__(self, timeout_s: float) -> gateway_pb2.GetStatusResponse:
         """The state of the whole, within ``timeout_s`` seconds."""
@@ -31,7 +31,7 @@ class Status:
         model, collections = await asyncio.gather(
             _outcome(self.embedder.model(patience, ride_out=False)), _outcome(self.indexer.collections(patience))
         )
-        response = gateway_pb2.GetStatusResponse(version=__version__)
+        response = gateway_pb2.GetStatusResponse(version=__version__, limits=self.limits)
         for service, outcome in ((self.embedder, model), (self.indexer, collections)):
             status = response.services.add(name=service.name, address=service.address)
             if isinstance(outcome, LikenessError):
@@ -39,7 +39,7 @@ class Status:
             else:
                 status.serving = True
         if not isinstance(model, LikenessError):
-            model.limits.max_message_bytes = min(model.limits.max_message_bytes, self.max_message_bytes)
+            model.limits.max_message_bytes = min(model.limits.max_message_bytes, self.limits.max_message_bytes)
             response.model.CopyFrom(
                 gateway_pb2.ModelStatus(
                     fingerprint=model.fingerprint, device=model.device, precision=model.precision, limits=model.limits

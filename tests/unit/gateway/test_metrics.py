@@ -1,35 +1,42 @@
 """The gateway's figures, as Prometheus reads them."""
 
 import grpc
-from likeness.common.v1 import error_pb2
 from prometheus_client import CollectorRegistry
 
+from chassis.calls import Outcome, Transport
 from gateway.metrics import Metrics
+
+
+def outcome(transport: Transport, code: grpc.StatusCode, reason: str | None = None, admitted: bool = True) -> Outcome:
+    return Outcome("/likeness.gateway.v1.SearchService/Search", transport, admitted, code, reason, 0.2, None)
 
 
 def test_calls_are_counted_by_method_transport_and_code() -> None:
     metrics = Metrics(CollectorRegistry())
 
-    metrics.called("Search", "http", grpc.StatusCode.OK)
-    metrics.called("Search", "http", grpc.StatusCode.OK)
-    metrics.called("Search", "grpc", grpc.StatusCode.NOT_FOUND)
+    metrics.called(outcome("http", grpc.StatusCode.OK))
+    metrics.called(outcome("http", grpc.StatusCode.OK))
+    metrics.called(outcome("grpc", grpc.StatusCode.NOT_FOUND, "ITEM_NOT_FOUND"))
 
     value = metrics.registry.get_sample_value
-    by_http = {"method": "Search", "transport": "http", "code": "OK"}
-    by_grpc = {"method": "Search", "transport": "grpc", "code": "NOT_FOUND"}
-    assert value("likeness_gateway_calls_total", by_http) == 2
-    assert value("likeness_gateway_calls_total", by_grpc) == 1
+    by_http = {"method": "Search", "transport": "http"}
+    by_grpc = {"method": "Search", "transport": "grpc"}
+    assert value("likeness_gateway_calls_total", {**by_http, "code": "OK"}) == 2
+    assert value("likeness_gateway_calls_total", {**by_grpc, "code": "NOT_FOUND"}) == 1
+    assert value("likeness_gateway_call_seconds_sum", by_http) == 0.4
 
 
-def test_a_refusal_is_counted_by_its_reason_and_other_failures_are_none() -> None:
+def test_a_call_that_was_turned_away_is_counted_by_its_reason() -> None:
     metrics = Metrics(CollectorRegistry())
 
-    metrics.refused(error_pb2.REASON_RATE_LIMITED)
-    metrics.refused(error_pb2.REASON_ITEM_NOT_FOUND)
+    metrics.called(outcome("http", grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED", admitted=False))
+    metrics.called(outcome("http", grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"))  # by the embedder, for one
 
     value = metrics.registry.get_sample_value
     assert value("likeness_gateway_refused_total", {"reason": "RATE_LIMITED"}) == 1
-    assert value("likeness_gateway_refused_total", {"reason": "ITEM_NOT_FOUND"}) is None
+    assert value("likeness_gateway_refused_total", {"reason": "OVERLOADED"}) == 0
+    took = {"method": "Search", "transport": "http"}
+    assert value("likeness_gateway_call_seconds_count", took) == 1
 
 
 def test_what_has_not_happened_yet_is_shown_as_0() -> None:

@@ -1,0 +1,114 @@
+"""Bodies of requests while they come: how large one may be, how long it may take, and how much all hold together."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from likeness.common.v1 import error_pb2
+
+from chassis.errors import LikenessError
+from gateway.http.errors import connect_error
+
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+
+
+def _unobserved(_held: int) -> None:
+    pass
+
+
+class Bodies:
+    """All that are held at present."""
+
+    def __init__(
+        self, most_bytes: int, most_in_flight: int, seconds: float, observe: Callable[[int], None] = _unobserved
+    ) -> None:
+        """Nothing is held yet.
+
+        Args:
+            most_bytes: of one body.
+            most_in_flight: bytes of all together; more are refused with OVERLOADED.
+            seconds: within which a body must be whole.
+            observe: told how many bytes are held whenever that changes.
+        """
+        self.most_bytes = most_bytes
+        self.seconds = seconds
+        self._most = most_in_flight
+        self._observe = observe
+        self._held = 0
+
+    def take(self, size: int) -> None:
+        """Holds so many bytes more; raises OVERLOADED where that would be too many."""
+        if self._held + size > self._most:
+            message = "the gateway holds as many bytes of requests as LIKENESS_HTTP_IN_FLIGHT_MB allows; try again"
+            raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=1.0)
+        self._held += size
+        self._observe(self._held)
+
+    def give(self, size: int) -> None:
+        """Holds so many bytes less."""
+        self._held -= size
+        self._observe(self._held)
+
+
+class Body:
+    """One of them: an ASGI ``receive`` that raises, as Connect's library takes it, where a limit is passed."""
+
+    def __init__(self, bodies: Bodies, receive: Receive, seconds: float | None) -> None:
+        """Nothing has come yet.
+
+        Args:
+            bodies: where it is counted.
+            receive: what brings it.
+            seconds: to the call's deadline; None: it has none.
+        """
+        self._bodies = bodies
+        self._receive = receive
+        self._seconds = bodies.seconds if seconds is None else min(seconds, bodies.seconds)
+        self._until = asyncio.get_running_loop().time() + self._seconds
+        self._size = 0
+        self._held = 0
+        self._whole = False
+
+    async def receive(self) -> Message:
+        """The next part, or the news that the client has gone."""
+        if self._whole:
+            return await self._next()
+        try:
+            async with asyncio.timeout_at(self._until) as limit:
+                message = await self._next()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            late = f"the request's body was not whole within {self._seconds:g} s"
+            raise connect_error(LikenessError(error_pb2.REASON_DEADLINE_EXCEEDED, late)) from None
+        self._whole = message["type"] != "http.request" or not message.get("more_body", False)
+        size = len(message.get("body", b""))
+        self._size += size
+        try:
+            if self._size > self._bodies.most_bytes:
+                raise too_large(self._bodies.most_bytes)
+            self.hold(size)
+        except LikenessError as error:
+            raise connect_error(error) from None
+        return message
+
+    def hold(self, size: int) -> None:
+        """Counts bytes that are needed besides; raises OVERLOADED where that would be too many."""
+        self._bodies.take(size)
+        self._held += size
+
+    def release(self) -> None:
+        """Nothing of it is left."""
+        self._bodies.give(self._held)
+        self._held = 0
+
+    async def _next(self) -> Message:
+        message: Message = await self._receive()
+        return message
+
+
+def too_large(most_bytes: int) -> LikenessError:
+    """A request above the limit."""
+    message = f"the request is larger than {most_bytes:,} bytes; send less at a time, or raise LIKENESS_MAX_MESSAGE_MB"
+    return LikenessError(error_pb2.REASON_BATCH_TOO_LARGE, message)

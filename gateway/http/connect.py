@@ -1,0 +1,278 @@
+"""The service by Connect: every rpc but the stream both ways, answered by the same methods as by gRPC.
+
+1. ``__call__``: what HTTP alone says: path, method, type; limits on the body
+2. ``_Admission``, by Connect's library, before the body is read: ``Calls.admit``
+3. ``_unary`` or ``_stream``, by Connect's library, with the body: read, answer, write
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from connectrpc.code import Code
+from connectrpc.errors import ConnectError
+from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
+from connectrpc.request import RequestContext
+from connectrpc.server import ConnectASGIApplication, Endpoint
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from likeness.common.v1 import error_pb2
+from starlette.types import Receive, Scope, Send
+
+from chassis.calls import DEADLINE_APPLIED, Call, Calls
+from chassis.errors import LikenessError, incident, invalid
+from gateway.http import messages
+from gateway.http.bodies import Bodies, Body
+from gateway.http.errors import connect_error, headers, refusal
+from gateway.http.messages import Codec, Gzip, Received
+
+Context = RequestContext[Received, bytes]
+
+# What Connect's library reads of a request. It applies no deadline and compresses no answer: we do the one, with an
+# error of ours, and leave the other, which would hold up the event loop, to a proxy.
+_PASSED_ON = frozenset({b"content-type", b"content-encoding", b"connect-content-encoding", b"connect-protocol-version"})
+_UNARY_TYPES = ("application/json", "application/proto")
+_STREAM_TYPES = ("application/connect+json", "application/connect+proto")
+
+
+@dataclass
+class _Exchange:
+    """One request.
+
+    Attributes:
+        headers: names in lower case.
+        body: what comes of it.
+        ends_at: the caller's deadline, by ``time.monotonic``; None: it has none.
+        call: once it is admitted.
+    """
+
+    headers: list[tuple[str, str]]
+    body: Body
+    ends_at: float | None
+    call: Call | None = None
+
+    def left(self) -> float | None:
+        """Seconds to the caller's deadline."""
+        return None if self.ends_at is None else max(0.0, self.ends_at - time.monotonic())
+
+
+_exchange: ContextVar[_Exchange] = ContextVar("exchange")
+
+
+@dataclass(frozen=True)
+class _CallContext:
+    """What a servicer's method needs of a call. ``write`` is for streams."""
+
+    exchange: _Exchange
+    outbox: asyncio.Queue[bytes]
+    as_json: bool
+
+    def time_remaining(self) -> float | None:
+        """Seconds to the caller's deadline; None: it has none."""
+        return self.exchange.left()
+
+    async def write(self, message: Message, /) -> None:
+        """Sends a message; returns when there is room for the next."""
+        await self.outbox.put(await messages.written(message, self.as_json))
+
+
+class _Application(ConnectASGIApplication[object]):
+    @property
+    def path(self) -> str:
+        """Of no use: endpoints have whole paths."""
+        return ""
+
+
+class _Admission:
+    """Lets a call in before its body is read, and ends it."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    async def on_start(self, ctx: Context) -> _Exchange:
+        """Refuses it, or makes a ``Call`` of it."""
+        exchange = _exchange.get()
+        method = f"/{ctx.method.service_name}/{ctx.method.name}"
+        try:
+            exchange.call = self._calls.admit(method, exchange.headers, "http")
+        except LikenessError as error:
+            raise _told(error, ctx) from None
+        return exchange
+
+    async def on_end(self, token: _Exchange, ctx: Context, error: Exception | None) -> None:
+        """Gives its place back. What Connect's library refuses by itself gets the details that all errors have."""
+        assert token.call is not None
+        token.call.end()
+        if error is None or (isinstance(error, ConnectError) and (error.details or error.code is Code.CANCELED)):
+            return
+        if isinstance(error, ConnectError):
+            raise _told(invalid("request", error.message), ctx) from error
+        raise _told(incident(f"unexpected error in {token.call.method}", error), ctx) from error
+
+
+class ConnectService:
+    """An ASGI application."""
+
+    def __init__(self, service: ServiceDescriptor, servicer: Any, calls: Calls, bodies: Bodies) -> None:
+        """Makes an endpoint of every rpc that has no stream from the client.
+
+        Args:
+            service: the service in the contract.
+            servicer: what answers: methods as gRPC's, taking a ``CallContext``.
+            calls: what is done around each call.
+            bodies: the limits on bodies.
+        """
+        self._bodies = bodies
+        self._types: dict[str, tuple[str, str]] = {}
+        endpoints: dict[str, Any] = {}
+        for method in service.methods:
+            if method.client_streaming:
+                continue
+            path = f"/{service.full_name}/{method.name}"
+            self._types[path] = _STREAM_TYPES if method.server_streaming else _UNARY_TYPES
+            endpoints[path] = self._endpoint(method, getattr(servicer, method.name))
+        self._app: Any = _Application(
+            service=servicer,
+            endpoints=lambda _servicer: endpoints,
+            interceptors=[_Admission(calls)],
+            read_max_bytes=None,  # see Body
+            compressions=[Gzip()],
+            codecs=[Codec("json"), Codec("proto")],
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request."""
+        types = self._types.get(scope["path"])
+        sent = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
+        by_name = dict(sent)
+        kind = by_name.get("content-type", "").partition(";")[0].strip().lower()
+        if types is None:
+            message = "there is no such rpc by HTTP; /openapi.json lists them"
+            await refusal(HTTPStatus.NOT_FOUND, Code.UNIMPLEMENTED, message)(scope, receive, send)
+        elif scope["method"] != "POST":
+            answer = refusal(
+                HTTPStatus.METHOD_NOT_ALLOWED, Code.UNIMPLEMENTED, "an rpc is called by POST", allow="POST"
+            )
+            await answer(scope, receive, send)
+        elif kind not in types:
+            message = f"Content-Type must be {types[0]} or {types[1]}"
+            answer = refusal(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE, Code.INVALID_ARGUMENT, message, **{"accept-post": ", ".join(types)}
+            )
+            await answer(scope, receive, send)
+        else:
+            await self._call(scope, receive, send, sent, by_name.get("connect-timeout-ms"))
+
+    async def _call(
+        self, scope: Scope, receive: Receive, send: Send, sent: list[tuple[str, str]], timeout_ms: str | None
+    ) -> None:
+        if timeout_ms is not None and not (timeout_ms.isascii() and timeout_ms.isdigit() and len(timeout_ms) <= 10):
+            message = "Connect-Timeout-Ms must be milliseconds in at most 10 digits"
+            await refusal(HTTPStatus.BAD_REQUEST, Code.INVALID_ARGUMENT, message)(scope, receive, send)
+            return
+        left = None if timeout_ms is None else int(timeout_ms) / 1000
+        body = Body(self._bodies, receive, left)
+        token = _exchange.set(_Exchange(sent, body, None if left is None else time.monotonic() + left))
+        passed_on = [(name, value) for name, value in scope["headers"] if name in _PASSED_ON]
+        try:
+            await self._app({**scope, "root_path": "", "headers": passed_on}, body.receive, send)
+        finally:
+            _exchange.reset(token)
+            body.release()
+
+    def _endpoint(self, method: MethodDescriptor, answer: Callable[[Any, Any], Awaitable[Any]]) -> Any:
+        kind = GetMessageClass(method.input_type)
+        stream = method.server_streaming
+        info = MethodInfo(
+            name=method.name,
+            service_name=method.containing_service.full_name,
+            input=Received,
+            output=bytes,
+            idempotency_level=IdempotencyLevel.UNKNOWN,  # Connect's calls by GET are left out
+            stream_type=StreamType.SERVER_STREAM if stream else StreamType.UNARY,
+        )
+
+        async def unary(received: Received, ctx: Context) -> bytes:
+            exchange = _exchange.get()
+            try:
+                async with _under_way(exchange, ctx, stream=False):
+                    request = await self._read(received, kind, exchange)
+                    answered = await answer(request, _CallContext(exchange, asyncio.Queue(1), received.as_json))
+                    return await messages.written(answered, received.as_json)
+            except LikenessError as error:
+                raise _told(error, ctx) from None
+
+        async def streamed(received: Received, ctx: Context) -> AsyncIterator[bytes]:
+            exchange, outbox = _exchange.get(), asyncio.Queue[bytes](1)
+
+            async def run() -> None:
+                async with _under_way(exchange, ctx, stream=True):
+                    request = await self._read(received, kind, exchange)
+                    await answer(request, _CallContext(exchange, outbox, received.as_json))
+
+            running = asyncio.create_task(run())
+            try:
+                async for message in _until_done(outbox, running):
+                    yield message
+            except LikenessError as error:
+                raise _told(error, ctx) from None
+
+        return Endpoint.server_stream(info, streamed) if stream else Endpoint.unary(info, unary)
+
+    async def _read(self, received: Received, kind: type[Message], exchange: _Exchange) -> Message:
+        assert exchange.call is not None
+        request = await messages.read(received, kind, self._bodies.most_bytes, exchange.body.hold)
+        exchange.call.charge(request)
+        return request
+
+
+@asynccontextmanager
+async def _under_way(exchange: _Exchange, ctx: Context, *, stream: bool) -> AsyncIterator[None]:
+    """``Call.under_way``, and the caller's own deadline, which gRPC sees to by itself."""
+    assert exchange.call is not None
+    left = exchange.left()
+    async with exchange.call.under_way(left, stream=stream):
+        if exchange.call.deadline_ms is not None:
+            ctx.response_headers[DEADLINE_APPLIED] = str(exchange.call.deadline_ms)
+        try:
+            async with asyncio.timeout(left) as limit:
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            message = "no answer within the deadline that Connect-Timeout-Ms gave"
+            raise LikenessError(error_pb2.REASON_DEADLINE_EXCEEDED, message) from None
+
+
+async def _until_done(outbox: asyncio.Queue[bytes], running: asyncio.Task[None]) -> AsyncIterator[bytes]:
+    """What is put into the outbox, until the task has ended; raises what it raised, and ends it when left early."""
+    taking = asyncio.create_task(outbox.get())
+    try:
+        while True:
+            await asyncio.wait({taking, running}, return_when=asyncio.FIRST_COMPLETED)
+            if not taking.done():
+                break
+            yield taking.result()
+            taking = asyncio.create_task(outbox.get())
+        taking.cancel()  # it may have been about to take the last one, which is still there then
+        await asyncio.wait({taking})
+        while not outbox.empty():
+            yield outbox.get_nowait()
+        await running
+    finally:
+        taking.cancel()
+        running.cancel()
+        await asyncio.wait({running})
+
+
+def _told(error: LikenessError, ctx: Context) -> ConnectError:
+    more: Mapping[str, str] = headers(error)
+    for name, value in more.items():
+        ctx.response_headers[name] = value
+    return connect_error(error)

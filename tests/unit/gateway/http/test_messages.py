@@ -1,0 +1,93 @@
+"""Requests as HTTP brings them: what is refused before it becomes a message, and who is to blame."""
+
+import gzip
+import json
+from typing import Any
+
+import pytest
+from likeness.gateway.v1.gateway_pb2 import SearchRequest
+
+from chassis.errors import LikenessError
+from gateway.http.messages import GZIP_RATIO, Received, read, written
+
+MAX_BYTES = 8 * 2**20
+
+
+async def reading(body: bytes, *, gzipped: bool = False, held: list[int] | None = None) -> SearchRequest:
+    hold = (lambda _size: None) if held is None else held.append
+    return await read(Received(body, gzipped, as_json=True), SearchRequest, MAX_BYTES, hold)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "is empty"),
+        (b"{", "cannot be read"),
+        (b"[]", "expected an object"),
+        (b"\xff\xfe", "cannot be read"),
+        (b'{"terms": [' * 100_000, "nested too deeply"),
+        (b'{"filter":' + b'{"allOf": {"filters": [' * 200 + b"]}}" * 200 + b"}", "cannot be read"),
+        (b'{"topK": 1' + b"0" * 5000 + b"}", "cannot be read"),
+        (b'{"topK": -1}', "cannot be read"),
+        (b'{"topK": 1e999}', "cannot be read"),
+        (b'{"minScore": "abc"}', "cannot be read"),
+        (b'{"topK": "1e5000"}', "cannot be read"),
+        (b'{"terms": {"text": "x"}}', "cannot be read"),
+        (b'{"terms": [{"text": "\\ud800"}]}', "cannot be read"),
+        (b'{"terms": [{"text": "x", "id": "y"}]}', "cannot be read"),
+        (b'{"topK": 1, "topK": 2}', "twice"),
+        (b'{"colour": "red"}', "colour"),
+        (b'{"terms": [{"image": {"encoded": "data:image/png;base64,AAAA"}}]}', "terms[0].image.encoded"),
+        (b'{"terms": [{"image": {"encoded": "AAAAA"}}]}', "cannot be read"),
+        (b'{"terms": [{"vector": {"f32": "%%%%"}}]}', "terms[0].vector.f32"),
+        (b'{"terms": [' + b"{}," * 600_000 + b"{}]}", "JSON values"),
+    ],
+)
+async def test_json_that_cannot_be_read_is_the_callers_fault(body: bytes, said: str) -> None:
+    with pytest.raises(LikenessError) as caught:
+        await reading(body)
+
+    assert caught.value.code.name == "INVALID_ARGUMENT"
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["AAAA", "AAA=", "AAA", "-_-_", "+/+/", ""])
+async def test_base64_of_either_alphabet_with_or_without_padding_is_taken(text: str) -> None:
+    request = await reading(json.dumps({"terms": [{"image": {"encoded": text}}]}).encode())
+
+    assert len(request.terms[0].image.encoded) == len(text.rstrip("=")) * 3 // 4
+
+
+async def test_a_picture_in_a_map_or_a_message_below_is_checked_too() -> None:
+    nested: Any = {"terms": [{"text": "x"}, {"vector": {"f32": "not base64!"}}]}
+
+    with pytest.raises(LikenessError) as caught:
+        await reading(json.dumps(nested).encode())
+
+    assert caught.value.violations[0].field == "terms[1].vector.f32"
+
+
+async def test_names_as_in_the_protos_are_taken_too() -> None:
+    assert (await reading(b'{"top_k": 7}')).top_k == (await reading(b'{"topK": 7}')).top_k == 7
+
+
+async def test_unpacking_is_bounded_and_asks_for_room_before_it_begins() -> None:
+    held: list[int] = []
+    small = gzip.compress(b'{"topK": 7}')
+    bomb = gzip.compress(b" " * (MAX_BYTES + 1))
+
+    assert (await reading(small, gzipped=True, held=held)).top_k == 7
+    with pytest.raises(LikenessError, match="larger than"):
+        await reading(bomb, gzipped=True, held=held)
+
+    assert held == [len(small) * GZIP_RATIO, min(len(bomb) * GZIP_RATIO, MAX_BYTES)]
+
+
+async def test_a_large_message_is_read_and_written_as_a_small_one() -> None:
+    request = SearchRequest()
+    request.terms.add().image.encoded = bytes(range(256)) * 4096
+
+    sent = await written(request, as_json=True)
+
+    assert await reading(sent) == request
+    assert SearchRequest.FromString(await written(request, as_json=False)) == request
