@@ -19,7 +19,6 @@ keys of before stay, and the log says so.
 import hashlib
 import hmac
 import re
-import secrets
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -157,12 +156,6 @@ class Keys:
         if not callers:
             raise KeysError("there is no key")
         return KeyRing(callers)
-
-
-def new_key() -> tuple[str, str]:
-    """A new random key of 256 bits, and its SHA-256 in hexadecimal digits."""
-    key = f"lk_{secrets.token_urlsafe(32)}"
-    return key, hashlib.sha256(key.encode()).hexdigest()
 
 
 def parse_list(listed: str) -> list[Caller]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from likeness_client.labelling import Classification, ClassifyResult, LabelScore, LabelSuggestion, LabelsUpdated
     from likeness_client.searches import Rescore, RescoreMetric, Search, SearchOutcome
+    from likeness_client.security import Security
     from likeness_client.status import CollectionStatus, Limits, ModelStatus, ServiceStatus, Status
     from likeness_client.where import WhereError, parse_where
     from likeness_client.where_text import to_where
@@ -54,6 +55,7 @@ _HOMES = {
     "duplicates": ["DuplicateGroup", "DuplicateItem"],
     "facets": ["Facet", "FacetValue", "Facets"],
     "labelling": ["Classification", "ClassifyResult", "LabelScore", "LabelSuggestion", "LabelsUpdated"],
+    "security": ["Security"],
     "searches": ["Rescore", "RescoreMetric", "Search", "SearchOutcome"],
     "status": ["CollectionStatus", "Limits", "ModelStatus", "ServiceStatus", "Status"],
     "where": ["WhereError", "parse_where"],
@@ -98,6 +100,7 @@ __all__ = [
     "SearchOutcome",
     "SearchResult",
     "SearchTimings",
+    "Security",
     "ServiceStatus",
     "Status",
     "Term",

@@ -10,6 +10,7 @@ from likeness.gateway.v1.gateway_pb2_grpc import SearchServiceStub
 
 from likeness_client import channel, defaults
 from likeness_client.rpc_errors import from_rpc_error
+from likeness_client.security import Security
 
 OnProgress = Callable[[int, int], None]
 """Told how many items are done, and how many there are; 0: unknown."""
@@ -21,23 +22,31 @@ _Response = TypeVar("_Response")
 class Connection:
     """A channel to a gateway, opened on first use."""
 
-    def __init__(self, address: str = defaults.ADDRESS, *, timeout: float | None = defaults.TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        address: str = defaults.ADDRESS,
+        *,
+        timeout: float | None = defaults.TIMEOUT_S,
+        security: Security | None = None,
+    ) -> None:
         """Prepares a channel.
 
         Args:
             address: ``host:port``, or a full gRPC target such as ``unix:/run/likeness.sock``.
             timeout: seconds that one call may take; None: any time. Streams (ingest, suggested labels, duplicates) may
                 take any time.
+            security: API key and TLS; None: the key in LIKENESS_API_KEY if there is one, and no TLS.
+
+        Raises:
+            ValueError: a file of certificates cannot be read.
         """
         self.address = address
         self.timeout = timeout
         service = gateway_pb2.DESCRIPTOR.services_by_name["SearchService"]
         # A call that answers with a stream is sent again only as long as nothing of its answer has come.
-        self._channel = grpc.insecure_channel(
-            channel.target(address),
-            options=channel.options(
-                service, [method.name for method in service.methods if not method.client_streaming]
-            ),
+        repeatable = [method.name for method in service.methods if not method.client_streaming]
+        self._channel = (security or Security.of_environment()).channel(
+            channel.target(address), channel.options(service, repeatable)
         )
         self._stub = SearchServiceStub(self._channel)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chassis.keys import Caller, Keys, KeysError, Scope, new_key, parse_file, parse_list
+from chassis.keys import Keys, KeysError, Scope, parse_file, parse_list
 
 
 def sha256(key: str) -> str:
@@ -127,12 +127,3 @@ def test_an_emptied_or_spoilt_file_changes_nothing_until_it_is_good_again(spoilt
     file.write_text(table("web", "new"))
     assert keys.refresh()
     assert (name_of(keys, "old"), name_of(keys, "new")) == (None, "web")
-
-
-def test_a_new_key_is_known_by_the_hash_that_comes_with_it() -> None:
-    key, digest = new_key()
-    keys = Keys(None, f"web:{digest}:read+admin")
-    assert name_of(keys, key) == "web"
-    assert keys.ring.now(Caller("web", Scope.ADMIN, bytes.fromhex(digest))) is not None
-    assert new_key()[0] != key
-    assert len(key) >= 43

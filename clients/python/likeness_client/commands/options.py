@@ -1,9 +1,10 @@
 """What every command shares: options, the connection to a gateway, and how failures are told."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from likeness_client.client import Client
     from likeness_client.filters import Filter
     from likeness_client.indexer.client import IndexerClient
+    from likeness_client.security import Security
+
+_Client = TypeVar("_Client")
 
 INTERRUPTED = 130
 """The exit code of a command that the user interrupted."""
@@ -53,12 +57,38 @@ _UNREACHABLE = {
 
 
 @dataclass(frozen=True)
+class Trust:
+    """Files of an API key and of TLS, as told before the command's name."""
+
+    api_key_file: Path | None = None
+    tls: bool = False
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+
+@dataclass(frozen=True)
 class Connection:
     """Where gateway and indexer are and how long to wait for them, as told before the command's name."""
 
     server: str = defaults.ADDRESS
     timeout_s: float = defaults.TIMEOUT_S
     indexer: str = defaults.INDEXER_ADDRESS
+    trust: Trust = Trust()
+
+    def trusting(self, open_client: Callable[["Security"], _Client]) -> _Client:
+        """A client with API key and TLS; files that cannot be used are wrong usage."""
+        from likeness_client.security import Security  # noqa: PLC0415  # as the clients
+
+        told = self.trust
+        try:
+            key = Security.of_environment().api_key
+            if told.api_key_file is not None:
+                key = told.api_key_file.read_text().strip() or None
+            return open_client(Security(key, told.tls, told.tls_ca, told.tls_cert, told.tls_key))
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            wrong_usage(f"API key or TLS cannot be used: {why}.")
 
 
 @contextmanager
@@ -67,7 +97,11 @@ def connected(context: typer.Context, server: str | None, timeout_s: float | Non
     from likeness_client.client import Client  # noqa: PLC0415  # 0.4 s that --help need not wait for
 
     told = context.find_object(Connection) or Connection()
-    with Client(server or told.server, timeout=timeout_s or told.timeout_s) as client:
+
+    def open_client(security: "Security") -> Client:
+        return Client(server or told.server, timeout=timeout_s or told.timeout_s, security=security)
+
+    with told.trusting(open_client) as client:
         try:
             yield client
         except LikenessError as error:
@@ -83,7 +117,11 @@ def connected_indexer(
     from likeness_client.indexer.client import IndexerClient  # noqa: PLC0415  # 0.5 s that --help need not wait for
 
     told = context.find_object(Connection) or Connection()
-    with IndexerClient(indexer or told.indexer, timeout=timeout_s or told.timeout_s) as client:
+
+    def open_client(security: "Security") -> IndexerClient:
+        return IndexerClient(indexer or told.indexer, timeout=timeout_s or told.timeout_s, security=security)
+
+    with told.trusting(open_client) as client:
         try:
             yield client
         except LikenessError as error:
@@ -112,6 +150,8 @@ def tell(error: LikenessError) -> None:
         console.print(f"Start one with `make up`, or name another by {option} ADDRESS or the variable {variable}.")
         return
     console.print(str(error))
+    if error.reason in ("KEY_MISSING", "KEY_INVALID"):
+        console.print("The key is read from the variable LIKENESS_API_KEY, or from the file of --api-key-file.")
     for violation in error.violations:
         line = f"{violation.field}: {violation.description}"
         if line not in error.message:

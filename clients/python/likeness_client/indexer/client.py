@@ -32,6 +32,7 @@ from likeness_client.indexer.types import (
 )
 from likeness_client.items import Fingerprint, Term
 from likeness_client.rpc_errors import from_rpc_error
+from likeness_client.security import Security
 from likeness_client.wire import condition_to_proto, fingerprint_to_proto
 
 MAX_ITEMS = 1024
@@ -50,13 +51,23 @@ class IndexerClient(Jobs):
     ``WhereError`` for a ``where`` that is no condition. Wherever a collection is named, an alias of it will do.
     """
 
-    def __init__(self, address: str = defaults.INDEXER_ADDRESS, *, timeout: float | None = defaults.TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        address: str = defaults.INDEXER_ADDRESS,
+        *,
+        timeout: float | None = defaults.TIMEOUT_S,
+        security: Security | None = None,
+    ) -> None:
         """Prepares a channel.
 
         Args:
             address: ``host:port``, or a full gRPC target such as ``unix:/run/indexer.sock``.
             timeout: seconds that one call may take; None: any time. Streams (exports, backups, restoring, rebuilding,
                 erasing) may take any time.
+            security: TLS; None: none. An API key in it is not sent: indexers know none.
+
+        Raises:
+            ValueError: a file of certificates cannot be read.
         """
         self.address = address
         self.timeout = timeout
@@ -68,7 +79,11 @@ class IndexerClient(Jobs):
             if method.GetOptions().idempotency_level != MethodOptions.IDEMPOTENCY_UNKNOWN
             and not method.client_streaming
         ]
-        self._channel = grpc.insecure_channel(channel.target(address), options=channel.options(service, repeatable))
+        self._channel = (
+            (security or Security())
+            .without_key()
+            .channel(channel.target(address), channel.options(service, repeatable))
+        )
         self._stub = IndexerServiceStub(self._channel)
 
     def __enter__(self) -> Self:
