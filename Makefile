@@ -97,7 +97,7 @@ bench-gateway: setup ## the gateway's share of a search, searches a second, inge
 	@$(BIN)/python -m benchmarks.gateway $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
 
 .PHONY: chaos
-chaos: setup ## kill -9 on the indexer and its Chroma under load, full disks, readers cut off (ROUNDS=50 SEED=1 BASE=50000; ARGS="--only readers")
+chaos: setup ## kill -9 under load, full disks, networks cut (ROUNDS=50 SEED=1 BASE=50000; ARGS="--only gateway")
 	@$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(BASE),--base $(BASE)) $(ARGS)
 
 .PHONY: compose-test

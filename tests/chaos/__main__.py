@@ -1,7 +1,7 @@
 """The indexer and its Chroma killed again and again under load: ``python -m tests.chaos``; exits with 1 on any fault.
 
-Rounds of kill -9 first, then the scenarios. The same seed kills the same victims after the same times; what the load
-has reached by then is the machine's affair.
+Rounds of kill -9 first, then the scenarios; at last a gateway, whose networks are cut too. The same seed kills the same
+victims after the same times; what the load has reached by then is the machine's affair.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import grpc
 
-from tests.chaos import full_disk, readers, report, scenarios
+from tests.chaos import full_disk, gateway, readers, report, scenarios
 from tests.chaos.base import WORK, contents, copied
 from tests.chaos.checker import Kind, Violation
 from tests.chaos.indexer import DownError, Indexer
@@ -28,9 +28,9 @@ SCENARIOS: dict[str, Scenario] = {
     "rebuild": scenarios.during_rebuild,
     "disk": full_disk.fills_up,
 }
-ROUNDS, READERS = "rounds", "readers"
-# Of kill -9, and of those with readers, which take longer.
-_ROUNDS, _READER_ROUNDS = 50, 30
+ROUNDS, READERS, GATEWAY = "rounds", "readers", "gateway"
+# Of kill -9, and of those with readers and with a gateway, which take longer.
+_ROUNDS, _READER_ROUNDS, _GATEWAY_ROUNDS = 50, 30, 30
 _BASE, _READER_BASE = 50_000, 5_000
 
 
@@ -42,7 +42,7 @@ def main() -> int:
     shutil.rmtree(logs, ignore_errors=True)
     began = time.monotonic()
     outcomes: list[Outcome] = []
-    for name in options.only or [ROUNDS, *SCENARIOS, READERS]:
+    for name in options.only or [ROUNDS, *SCENARIOS, READERS, GATEWAY]:
         run = _run(name, options, folder, logs)
         try:
             with contextlib.closing(run):  # ends its processes, whatever happens here
@@ -64,6 +64,8 @@ def _run(name: str, options: argparse.Namespace, folder: Path, logs: Path) -> Ge
     if name == READERS:
         rounds, base = options.rounds or _READER_ROUNDS, options.base or _READER_BASE
         return readers.follow(folder, logs, options.seed, rounds, base)
+    if name == GATEWAY:
+        return gateway.rounds(folder, logs, options.seed, options.rounds or _GATEWAY_ROUNDS)
     return SCENARIOS[name](folder, logs, options.seed)
 
 
@@ -87,13 +89,17 @@ def _rounds(options: argparse.Namespace, folder: Path, logs: Path) -> Generator[
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument(
-        "--rounds", type=int, help=f"of kill -9 ({_ROUNDS}), and of those with readers ({_READER_ROUNDS})"
+        "--rounds",
+        type=int,
+        help=f"of kill -9 ({_ROUNDS}), of those with readers ({_READER_ROUNDS}) and with a gateway ({_GATEWAY_ROUNDS})",
     )
     parser.add_argument("--seed", type=int, default=1, help="of everything that is random (%(default)s)")
     parser.add_argument("--base", type=int, help=f"items stored before ({_BASE}; {_READER_BASE} with readers)")
     parser.add_argument("--reads", default="auto", help="LIKENESS_READS during the rounds (%(default)s)")
     parser.add_argument("--ready", type=float, default=READY_S, metavar="SECONDS", help="longest absence (%(default)s)")
-    parser.add_argument("--only", action="append", choices=[ROUNDS, *SCENARIOS, READERS], help="may be given again")
+    parser.add_argument(
+        "--only", action="append", choices=[ROUNDS, *SCENARIOS, READERS, GATEWAY], help="may be given again"
+    )
     return parser.parse_args()
 
 
