@@ -21,7 +21,7 @@ CALL_S, STREAM_S = 10.0, 30.0
 # A call may end so much later than its deadline, on a machine that does many things at once.
 _SLACK_S = 5.0
 _PAUSE_S = 0.1
-_STREAM_ITEMS, _BATCH = 24, 4
+_STREAM_ITEMS, _BATCH = 12, 4
 _PICTURES = 64
 # What a client may be told while a service or its network is down. Those after which trying again helps say when.
 _PASSING = {
