@@ -15,8 +15,8 @@ from chassis import names
 from chassis.deadline import Deadline
 from chassis.errors import LikenessError, in_request, invalid, to_item_error
 from chassis.vectors import Array, from_proto
-from gateway.backends import Embedder, Indexer
-from gateway.embedding import embed
+from gateway.backends import Indexer
+from gateway.embedding import Embedding
 from gateway.labelling import MAX_LABELS, Chooser, Labelling, LabelVectors
 from gateway.requests import (
     collection_name,
@@ -44,7 +44,7 @@ class Classify:
     """Compares pictures with labels.
 
     Attributes:
-        embedder: gives vectors of pictures.
+        embedding: gives vectors of pictures.
         indexer: gives stored ones.
         vectors: gives those of labels.
         stopping: is set when the gateway stops, which ends streams.
@@ -53,7 +53,7 @@ class Classify:
         stalled_s: how long a message of a stream waits for its reader, in seconds.
     """
 
-    embedder: Embedder
+    embedding: Embedding
     indexer: Indexer
     vectors: LabelVectors
     stopping: asyncio.Event
@@ -72,7 +72,7 @@ class Classify:
         top_k = _top_k(request.top_k, 5)
         _check_inputs(request, top_k)
         expected = expected_fingerprint(request)
-        model = await self.embedder.model(deadline.left())
+        model = await self.embedding.embedder.model(deadline.left())
         if expected is not None and expected.digest != model.fingerprint.digest:
             raise mismatch(model.fingerprint, expected, "the model that the request expects")
         outcomes = await self._read(request, model, deadline)
@@ -105,7 +105,7 @@ class Classify:
         if not 0 <= least <= 1:
             raise invalid("min_probability", f"{least:g}; expected 0 to 1")
         where = request.filter if request.HasField("filter") else None
-        model = await self.embedder.model(patience(deadline, self.longest_call_s))
+        model = await self.embedding.embedder.model(patience(deadline, self.longest_call_s))
         # By its name, so that a moved alias does not matter from here on.
         name = await self._of_model(collection_name(request.collection), model.fingerprint, deadline)
         counting = indexer_pb2.CountItemsRequest(collection=name, filter=where)
@@ -146,7 +146,7 @@ class Classify:
                     found[i] = error
         if images:
             inputs = [embedder_pb2.EmbedInput(image=request.inputs[i].image) for i in images]
-            embedded = await embed(self.embedder, inputs, deadline, model.limits)
+            embedded = await self.embedding(inputs, deadline, limits=model.limits, digest=model.fingerprint.digest)
             if embedded.fingerprint.digest != model.fingerprint.digest:
                 raise mismatch(embedded.fingerprint, model.fingerprint, "the model of the labels")
             for i, outcome in zip(images, embedded.outcomes, strict=True):

@@ -17,8 +17,9 @@ from chassis.deadline import Deadline
 from chassis.errors import LikenessError, in_request, invalid
 from chassis.vectors import Array, from_proto
 from gateway.backends import Embedder
-from gateway.embedding import embed
+from gateway.embedding import changed, embed
 from gateway.explain import cosines
+from gateway.metrics import Metrics
 
 MAX_LABELS, MAX_TEMPLATES, MAX_BYTES, MAX_SCALE = 1000, 100, 1024, 10_000.0
 DEFAULT_TEMPLATE = "a photo of a {}."
@@ -81,9 +82,10 @@ class Labelling:
 class LabelVectors:
     """The vectors of labels; those used lately are remembered, as many as ``size``."""
 
-    def __init__(self, embedder: Embedder, size: int) -> None:
+    def __init__(self, embedder: Embedder, size: int, metrics: Metrics) -> None:
         self._embedder = embedder
         self._size = size
+        self._metrics = metrics
         self._known: OrderedDict[tuple[str, str, tuple[str, ...]], Array] = OrderedDict()
 
     async def of(self, labelling: Labelling, model: embedder_pb2.GetModelResponse, deadline: Deadline) -> Array:
@@ -98,6 +100,8 @@ class LabelVectors:
         keys = [(digest, label, labelling.templates) for label in labelling.labels]
         found = [self._recall(key) for key in keys]
         missing = [i for i, vector in enumerate(found) if vector is None]
+        self._metrics.cache_hit("label", len(found) - len(missing))
+        self._metrics.cache_missed("label", len(missing))
         background = len(missing) * len(labelling.templates) > _INTERACTIVE_TEXTS
         step = max(1, model.limits.max_inputs // len(labelling.templates))
         for start in range(0, len(missing), step):
@@ -122,8 +126,7 @@ class LabelVectors:
         inputs = [embedder_pb2.EmbedInput(text=text) for i in run for text in labelling.texts(labelling.labels[i])]
         embedded = await embed(self._embedder, inputs, deadline, limits, background=background)
         if embedded.fingerprint.digest != digest:
-            message = "the embedders' model changed during the call; try again"
-            raise LikenessError(error_pb2.REASON_MODEL_MISMATCH, message, retry_after_s=1.0)
+            raise changed()
         vectors: list[Array] = []
         for place, outcome in enumerate(embedded.outcomes):
             if isinstance(outcome, LikenessError):
@@ -143,6 +146,7 @@ class LabelVectors:
         self._known.move_to_end(key)
         while len(self._known) > self._size:
             self._known.popitem(last=False)
+        self._metrics.cache_size("label", len(self._known))
 
 
 @dataclass(frozen=True)

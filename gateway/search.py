@@ -20,8 +20,8 @@ from chassis import vectors as vector_messages
 from chassis.deadline import Deadline
 from chassis.errors import LikenessError, from_status, in_request
 from gateway import facets, items, queries
-from gateway.backends import Embedder, Indexer
-from gateway.embedding import embed
+from gateway.backends import Indexer
+from gateway.embedding import Embedding
 from gateway.explain import cosines
 from gateway.requests import collection_name, duration, expected_fingerprint, mismatch
 
@@ -38,6 +38,7 @@ class _Search:
         collection: where it searches.
         fingerprint: the model that the collection must be of; None: any.
         vectors: of the embedded terms, and, to explain, of the stored ones; by place.
+        remembered: whether some of them were made before this call, maybe by a model that is no longer the embedder's.
         answer: what was found; in the end that, or ``error``, is set.
         counts: the facets, if asked for.
         error: why it failed.
@@ -47,6 +48,7 @@ class _Search:
     collection: str = ""
     fingerprint: ModelFingerprint | None = None
     vectors: dict[int, Vector] = field(default_factory=dict)
+    remembered: bool = False
     answer: tuple[indexer_pb2.QueryResult, ModelFingerprint] | None = None
     counts: indexer_pb2.GetFacetsResponse | None = None
     error: LikenessError | None = None
@@ -56,6 +58,11 @@ class _Search:
         queries.check(self.request)
         self.collection = collection_name(self.request.collection)
         self.fingerprint = expected_fingerprint(self.request)
+
+    def begin_again(self) -> None:
+        """Forgets what came of it."""
+        self.vectors, self.answer, self.counts, self.error = {}, None, None, None
+        self.plan()
 
     @property
     def needs_vectors(self) -> bool:
@@ -67,7 +74,7 @@ class _Search:
 class Search:
     """Answers searches from an embedder and an indexer."""
 
-    embedder: Embedder
+    embedding: Embedding
     indexer: Indexer
 
     async def __call__(self, request: gateway_pb2.SearchRequest, deadline: Deadline) -> gateway_pb2.SearchResponse:
@@ -104,6 +111,7 @@ class Search:
         await self._embed(_good(searches), deadline, timings, split=split)
         deadline.left()
         await self._look_up(_good(searches), deadline, timings)
+        await self._look_up_anew(searches, deadline, timings, split=split)
         explaining = time.perf_counter()
         if any(request.explain for request in requests):  # up to 10,000 vectors, which the event loop must not wait for
             outcomes = await asyncio.to_thread(lambda: [_outcome(search) for search in searches])
@@ -114,6 +122,18 @@ class Search:
         timings.total.CopyFrom(duration(finished - started))
         return outcomes, timings
 
+    async def _look_up_anew(
+        self, searches: Sequence[_Search], deadline: Deadline, timings: gateway_pb2.SearchTimings, *, split: bool
+    ) -> None:
+        """Searches again, with vectors made now, where those remembered turned out to be of another model."""
+        stale = [each for each in searches if each.remembered and _is_mismatch(each.error)]
+        if not stale:
+            return
+        for search in stale:
+            search.begin_again()
+        await self._embed(stale, deadline, timings, split=split, fresh=True)
+        await self._look_up(_good(stale), deadline, timings)
+
     async def _embed(
         self,
         searches: Sequence[_Search],
@@ -121,6 +141,7 @@ class Search:
         timings: gateway_pb2.SearchTimings,
         *,
         split: bool,
+        fresh: bool = False,
     ) -> None:
         """Gives the searches the vectors of their pictures and texts; a text that several have is embedded once."""
         inputs: list[embedder_pb2.EmbedInput] = []
@@ -137,8 +158,7 @@ class Search:
             return
         started = time.perf_counter()
         try:
-            limits = (await self.embedder.model(deadline.left())).limits if split and len(inputs) > 1 else None
-            embedded = await embed(self.embedder, inputs, deadline, limits)
+            embedded = await self.embedding(inputs, deadline, split=split, fresh=fresh)
         except LikenessError as error:
             for search, _, _ in terms:
                 search.error = in_request(error, lambda name: name.replace("inputs", "terms", 1))
@@ -150,6 +170,7 @@ class Search:
             else:
                 search.vectors[i] = outcome
         for search in {id(search): search for search, _, _ in terms}.values():
+            search.remembered = embedded.remembered
             expected = search.fingerprint
             if expected is not None and expected.digest != embedded.fingerprint.digest:
                 search.error = mismatch(embedded.fingerprint, expected, "the model that the request expects")
@@ -237,6 +258,10 @@ class Search:
         for missing in found.missing_ids:  # the query says so too, unless it was deleted just between the two
             message = f"terms[{stored[missing][0]}].id: there is no item {missing!r} in the collection"
             search.error = search.error or LikenessError(error_pb2.REASON_ITEM_NOT_FOUND, message)
+
+
+def _is_mismatch(error: LikenessError | None) -> bool:
+    return error is not None and error.reason == error_pb2.REASON_MODEL_MISMATCH
 
 
 def _good(searches: Sequence[_Search]) -> list[_Search]:

@@ -21,6 +21,8 @@ from gateway.classify import Classify
 from gateway.collections import Collections
 from gateway.deletion import Deletion
 from gateway.duplicates import FindDuplicates
+from gateway.embedding import Embedding
+from gateway.fetch import Fetch
 from gateway.http.app import application
 from gateway.http.server import HttpServer, Limits
 from gateway.ingest import Ingest
@@ -33,6 +35,7 @@ from gateway.search import Search
 from gateway.servicer import SearchServicer
 from gateway.settings import GatewaySettings
 from gateway.status import Status
+from gateway.vector_cache import VectorCache
 
 log = structlog.get_logger()
 
@@ -77,8 +80,11 @@ class GatewayService:
         self._embedder, self._indexer = Embedder(self._settings), Indexer(self._settings)
         settings, embedder, indexer, stopping = self._settings, self._embedder, self._indexer, self._stopping
         self._media = Media(settings.media_url)
-        search = Search(embedder, indexer)
-        vectors = LabelVectors(embedder, settings.label_cache)
+        self._fetch = Fetch(settings, self._metrics)
+        cache = VectorCache(settings.vector_cache, self._metrics)
+        embedding = Embedding(embedder, self._fetch, cache, settings.max_message_mb * 2**20)
+        search = Search(embedding, indexer)
+        vectors = LabelVectors(embedder, settings.label_cache, self._metrics)
         servicer = SearchServicer(  # type: ignore[abstract]  # IndexBatch and ReembedCollection are to come
             indexer=indexer,
             collections=Collections(embedder, indexer),
@@ -89,7 +95,7 @@ class GatewayService:
             ingest=Ingest(embedder, indexer, settings, stopping),
             labels=Labels(indexer),
             classify=Classify(
-                embedder,
+                embedding,
                 indexer,
                 vectors,
                 stopping,
@@ -122,6 +128,7 @@ class GatewayService:
         await self._http.stop()
         await self._embedder.close()
         await self._indexer.close()
+        await self._fetch.close()
         self._media.close()
 
     async def _listen_by_http(self) -> None:

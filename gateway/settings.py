@@ -139,6 +139,13 @@ class GatewaySettings(ServiceSettings):
         le=1_000_000,
         description="Most labels whose vectors Classify and SuggestLabels remember; 512 numbers take 2 KiB each.",
     )
+    vector_cache: int = Field(
+        10_000,
+        ge=0,
+        le=1_000_000,
+        description="Most texts, and as many pictures, whose vectors searches and Classify remember; 512 numbers take "
+        "about 2.5 KiB each.",
+    )
     duplicate_streams: int = Field(
         2,
         ge=1,

@@ -12,12 +12,17 @@ from likeness.common.v1 import error_pb2, types_pb2
 from likeness.common.v1.metadata_pb2 import Metadata, Value
 from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from likeness.indexer.v1 import indexer_pb2, indexer_pb2_grpc
+from prometheus_client import CollectorRegistry
 
 from chassis import metadata as plain_metadata
 from chassis.errors import LikenessError, invalid, to_item_error, to_status
 from chassis.vectors import Array, from_proto, to_proto
 from gateway.backends import Embedder, Indexer
+from gateway.embedding import Embedding
+from gateway.fetch import Fetch
+from gateway.metrics import Metrics
 from gateway.settings import GatewaySettings
+from gateway.vector_cache import VectorCache
 from indexer.messages import where
 from tests.unit.indexer.model import true_for
 
@@ -239,9 +244,9 @@ class Behind(embedder_pb2_grpc.EmbedderServiceServicer, indexer_pb2_grpc.Indexer
 
 
 @asynccontextmanager
-async def behind() -> AsyncIterator[tuple[Behind, Embedder, Indexer]]:
+async def behind(told: Behind | None = None) -> AsyncIterator[tuple[Behind, Embedder, Indexer]]:
     """Both services, and the gateway's connections to them."""
-    services = Behind()  # type: ignore[abstract]  # only what the gateway calls
+    services = told or Behind()  # type: ignore[abstract]  # only what the gateway calls
     server = grpc.aio.server()
     embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(services, server)
     indexer_pb2_grpc.add_IndexerServiceServicer_to_server(services, server)
@@ -253,6 +258,18 @@ async def behind() -> AsyncIterator[tuple[Behind, Embedder, Indexer]]:
     await embedder.close()
     await indexer.close()
     await server.stop(0)
+
+
+def embedding(
+    embedder: Embedder,
+    size: int = 0,
+    fetch: Fetch | None = None,
+    metrics: Metrics | None = None,
+    max_bytes: int = 64 * 2**20,
+) -> Embedding:
+    """Gives vectors, and remembers so many."""
+    metrics = metrics or Metrics(CollectorRegistry())
+    return Embedding(embedder, fetch or Fetch(GatewaySettings(), metrics), VectorCache(size, metrics), max_bytes)
 
 
 def ids(items: Sequence[Any]) -> list[str]:

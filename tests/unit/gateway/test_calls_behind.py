@@ -18,6 +18,7 @@ from chassis.vectors import to_proto
 from gateway.backends import Embedder, Indexer
 from gateway.search import Search
 from gateway.settings import GatewaySettings
+from tests.unit.gateway.behind import embedding
 
 MODEL = types_pb2.ModelFingerprint(model="m", digest="aa", dimension=2)
 
@@ -56,7 +57,7 @@ async def gateway() -> AsyncIterator[tuple[Services, Embedder, Search]]:
     await server.start()
     settings = GatewaySettings(embedder_address=address, indexer_address=address)
     embedder, indexer = Embedder(settings), Indexer(settings)
-    yield services, embedder, Search(embedder, indexer)
+    yield services, embedder, Search(embedding(embedder), indexer)
     await embedder.close()
     await indexer.close()
     await server.stop(0)

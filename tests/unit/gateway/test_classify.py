@@ -14,6 +14,7 @@ from likeness.gateway.v1.gateway_pb2 import (
     SuggestLabelsRequest,
     SuggestLabelsResponse,
 )
+from prometheus_client import CollectorRegistry
 
 from chassis.deadline import Deadline
 from chassis.errors import LikenessError, from_status
@@ -21,12 +22,13 @@ from chassis.vectors import Array
 from gateway.backends import Embedder, Indexer
 from gateway.classify import Classify
 from gateway.labelling import LabelVectors, softmax
-from tests.unit.gateway.behind import OTHER, Behind, behind, direction_of, ids, vector
+from gateway.metrics import Metrics
+from tests.unit.gateway.behind import OTHER, Behind, behind, direction_of, embedding, ids, vector
 
 
 def classifier(embedder: Embedder, indexer: Indexer, size: int = 100, stalled_s: float = 300) -> Classify:
-    vectors = LabelVectors(embedder, size)
-    return Classify(embedder, indexer, vectors, asyncio.Event(), 20, asyncio.Semaphore(1), stalled_s)
+    vectors = LabelVectors(embedder, size, Metrics(CollectorRegistry()))
+    return Classify(embedding(embedder), indexer, vectors, asyncio.Event(), 20, asyncio.Semaphore(1), stalled_s)
 
 
 def image(content: bytes) -> ClassifyInput:

@@ -12,7 +12,7 @@ from chassis.vectors import to_proto
 from gateway import batch as batches
 from gateway.batch import BatchSearch
 from gateway.search import Search
-from tests.unit.gateway.behind import MODEL, OTHER, Behind, behind, vector
+from tests.unit.gateway.behind import MODEL, OTHER, Behind, behind, embedding, vector
 
 CATS = Filter(comparison=Comparison(key="labels", op=OPERATOR_CONTAINS, values=[Value(string_value="cat")]))
 
@@ -42,7 +42,7 @@ async def test_each_hit_tells_how_alike_it_is_to_each_term_before_weights() -> N
     async with behind() as (services, embedder, indexer):
         stock(services)
         terms = [Term(text="red", weight=-3), Term(id="car"), Term(vector=to_proto(vector(1) * 7))]
-        answer = await Search(embedder, indexer)(SearchRequest(terms=terms, explain=True), Deadline(20))
+        answer = await Search(embedding(embedder), indexer)(SearchRequest(terms=terms, explain=True), Deadline(20))
 
     alike = {hit.item.id: list(hit.term_similarities) for hit in answer.hits}
     assert alike["cat"] == pytest.approx([0, 0, 1])
@@ -54,7 +54,7 @@ async def test_each_hit_tells_how_alike_it_is_to_each_term_before_weights() -> N
 async def test_without_being_asked_nothing_is_explained_and_no_vector_is_read() -> None:
     async with behind() as (services, embedder, indexer):
         stock(services)
-        answer = await Search(embedder, indexer)(SearchRequest(terms=[Term(id="cat")]), Deadline(20))
+        answer = await Search(embedding(embedder), indexer)(SearchRequest(terms=[Term(id="cat")]), Deadline(20))
 
     assert not any(hit.term_similarities for hit in answer.hits)
     assert [name for name, _ in services.calls] == ["Query"]
@@ -67,7 +67,7 @@ async def test_facets_count_what_the_filter_leaves_and_not_the_hits() -> None:
         request = SearchRequest(
             terms=[Term(text="cat")], filter=CATS, top_k=1, facets=[FacetRequest(key="labels"), FacetRequest(key="uri")]
         )
-        answer = await Search(embedder, indexer)(request, Deadline(20))
+        answer = await Search(embedding(embedder), indexer)(request, Deadline(20))
 
     assert len(answer.hits) == 1
     assert answer.count == 2
@@ -82,7 +82,7 @@ async def test_paging_rescoring_and_exactness_are_passed_on() -> None:
         stock(services)
         rescore = Rescore(metric=types_pb2.METRIC_L1, candidates=500)
         request = SearchRequest(terms=[Term(text="cat")], top_k=1, offset=1, exact=True, rescore=rescore)
-        answer = await Search(embedder, indexer)(request, Deadline(20))
+        answer = await Search(embedding(embedder), indexer)(request, Deadline(20))
 
     query = services.asked("Query")[0].queries[0]
     assert (query.offset, query.exact, query.rescore.metric) == (1, True, types_pb2.METRIC_L1)
@@ -94,7 +94,9 @@ async def test_paging_rescoring_and_exactness_are_passed_on() -> None:
 async def test_the_embedders_own_timings_are_told() -> None:
     async with behind() as (services, embedder, indexer):
         stock(services)
-        timings = (await Search(embedder, indexer)(SearchRequest(terms=[Term(text="cat")]), Deadline(20))).timings
+        timings = (
+            await Search(embedding(embedder), indexer)(SearchRequest(terms=[Term(text="cat")]), Deadline(20))
+        ).timings
 
     told = [timings.embed_queue, timings.embed_decode, timings.embed_inference]
     assert [each.ToMilliseconds() for each in told] == [1, 2, 3]
@@ -107,7 +109,7 @@ async def test_a_failed_count_fails_the_search_by_its_reason() -> None:
         services.fail["GetFacets"] = LikenessError(error_pb2.REASON_FILTER_INVALID, "too many to count")
         request = SearchRequest(terms=[Term(text="cat")], facets=[FacetRequest(key="labels")])
         with pytest.raises(LikenessError) as caught:
-            await Search(embedder, indexer)(request, Deadline(20))
+            await Search(embedding(embedder), indexer)(request, Deadline(20))
 
     assert caught.value.reason == error_pb2.REASON_FILTER_INVALID
 
@@ -116,7 +118,7 @@ async def test_a_batch_is_one_embed_call_and_one_query_call_and_repeated_texts_a
     async with behind() as (services, embedder, indexer):
         stock(services)
         searches = [SearchRequest(terms=[Term(text=text)], top_k=1) for text in ("cat", "car", "cat", "red")]
-        answer = await batch((services, Search(embedder, indexer)), *searches)
+        answer = await batch((services, Search(embedding(embedder), indexer)), *searches)
 
     assert [found(result) for result in answer.results] == [["cat"], ["car"], ["cat"], ["red cat"]]
     assert [each.text for each in services.asked("Embed")[0].inputs] == ["cat", "car", "red"]
@@ -130,7 +132,7 @@ async def test_a_batch_is_split_by_the_embedders_limits() -> None:
         stock(services)
         services.max_inputs = 2
         searches = [SearchRequest(terms=[Term(text=text)], top_k=1) for text in ("cat", "car", "red")]
-        answer = await batch((services, Search(embedder, indexer)), *searches)
+        answer = await batch((services, Search(embedding(embedder), indexer)), *searches)
 
     assert [len(call.inputs) for call in services.asked("Embed")] == [2, 1]
     assert [found(result) for result in answer.results] == [["cat"], ["car"], ["red cat"]]
@@ -141,7 +143,7 @@ async def test_a_bad_search_fails_alone_and_names_its_own_fields() -> None:
     async with behind() as (services, embedder, indexer):
         stock(services)
         answer = await batch(
-            (services, Search(embedder, indexer)),
+            (services, Search(embedding(embedder), indexer)),
             SearchRequest(terms=[Term(id="cat"), Term(text="bad")]),
             SearchRequest(terms=[Term(text="cat")], top_k=1),
             SearchRequest(),
@@ -164,7 +166,7 @@ async def test_a_collection_of_another_model_fails_only_what_was_embedded() -> N
         stock(services)
         services.collections["other"] = OTHER
         answer = await batch(
-            (services, Search(embedder, indexer)),
+            (services, Search(embedding(embedder), indexer)),
             SearchRequest(collection="other", terms=[Term(text="cat")]),
             SearchRequest(collection="other", terms=[Term(id="cat")], top_k=1),
             SearchRequest(terms=[Term(text="cat")], expected_fingerprint=OTHER),
@@ -183,7 +185,7 @@ async def test_without_an_embedder_searches_by_stored_items_go_on() -> None:
         stock(services)
         services.fail["Embed"] = LikenessError(error_pb2.REASON_OVERLOADED, "busy", retry_after_s=1)
         answer = await batch(
-            (services, Search(embedder, indexer)),
+            (services, Search(embedding(embedder), indexer)),
             SearchRequest(terms=[Term(text="cat")]),
             SearchRequest(terms=[Term(id="cat")], top_k=1),
         )
@@ -196,7 +198,7 @@ async def test_in_a_batch_only_who_asked_for_vectors_gets_them() -> None:
     async with behind() as (services, embedder, indexer):
         stock(services)
         answer = await batch(
-            (services, Search(embedder, indexer)),
+            (services, Search(embedding(embedder), indexer)),
             SearchRequest(terms=[Term(id="cat")], fields=types_pb2.ItemFields(vector=True)),
             SearchRequest(terms=[Term(id="cat")]),
         )
@@ -217,7 +219,7 @@ async def test_answers_that_are_too_large_together_fail_behind_the_limit(monkeyp
         stock(services)
         services.put("large", vector(1), text="x" * 1000)
         search = SearchRequest(terms=[Term(id="cat")], top_k=1)
-        answer = await batch((services, Search(embedder, indexer)), search, search, search)
+        answer = await batch((services, Search(embedding(embedder), indexer)), search, search, search)
 
     assert [found(result) for result in answer.results[:2]] == [["large"], ["large"]]
     assert failure(answer.results[2]).reason_name == "BATCH_TOO_LARGE"
@@ -236,7 +238,7 @@ async def test_answers_that_are_too_large_together_fail_behind_the_limit(monkeyp
 async def test_a_batch_that_asks_for_too_much_is_refused_whole(searches: list[SearchRequest], says: str) -> None:
     async with behind() as (services, embedder, indexer):
         with pytest.raises(LikenessError) as caught:
-            await batch((services, Search(embedder, indexer)), *searches)
+            await batch((services, Search(embedding(embedder), indexer)), *searches)
 
     assert caught.value.reason_name == "BATCH_TOO_LARGE"
     assert says in caught.value.message
