@@ -109,7 +109,14 @@ class GatewayService:
         )
         gateway_pb2_grpc.add_SearchServiceServicer_to_server(servicer, server)
         self._http = HttpServer(
-            application(settings, servicer, self._calls, self._metrics),
+            application(
+                settings,
+                servicer=servicer,
+                calls=self._calls,
+                metrics=self._metrics,
+                indexer=indexer,
+                media=self._media,
+            ),
             Limits(settings.http_connections, settings.http_headers_s, settings.drain_s),
             None if settings.tls is None else settings.tls.context(),
             self._metrics.http_connections,

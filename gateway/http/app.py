@@ -20,10 +20,13 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from chassis.calls import DEADLINE_APPLIED, Calls
 from chassis.errors import LikenessError
+from gateway.backends import Indexer
 from gateway.http import errors
 from gateway.http.bodies import Bodies
 from gateway.http.connect import ConnectService
 from gateway.http.origins import Origins
+from gateway.http.thumbnails import Thumbnails
+from gateway.media import Media
 from gateway.metrics import Metrics
 from gateway.settings import GatewaySettings
 
@@ -70,7 +73,9 @@ class _Pages:
         return Response(self.openapi, media_type="application/json")
 
 
-def application(settings: GatewaySettings, servicer: Any, calls: Calls, metrics: Metrics) -> Starlette:
+def application(
+    settings: GatewaySettings, *, servicer: Any, calls: Calls, metrics: Metrics, indexer: Indexer, media: Media
+) -> Starlette:
     """The ASGI application.
 
     Args:
@@ -78,6 +83,8 @@ def application(settings: GatewaySettings, servicer: Any, calls: Calls, metrics:
         servicer: what answers the rpcs.
         calls: what is done around each.
         metrics: what is shown, and told how much is held.
+        indexer: knows the items whose thumbnails are asked for.
+        media: holds the thumbnails.
     """
     disable_created_metrics()  # type: ignore[no-untyped-call]  # as many series again, of no use in this format
     most_bytes = settings.max_message_mb * 2**20
@@ -98,6 +105,7 @@ def application(settings: GatewaySettings, servicer: Any, calls: Calls, metrics:
     return Starlette(
         routes=[
             Mount(f"/{SERVICE.full_name}", ConnectService(SERVICE, servicer, calls, bodies)),
+            *Thumbnails(calls, indexer, media, elsewhere=bool(allowed)).routes(),
             *_Pages(calls, metrics, openapi).routes(),
         ],
         middleware=middleware,

@@ -7,7 +7,7 @@ from typing import Any
 from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
-from gateway.http.errors import connect_error
+from gateway.http.errors import CallError
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -54,14 +54,16 @@ class Bodies:
 class Body:
     """One of them: an ASGI ``receive`` that raises, as Connect's library takes it, where a limit is passed."""
 
-    def __init__(self, bodies: Bodies, receive: Receive, seconds: float | None) -> None:
+    def __init__(self, bodies: Bodies, receive: Receive, seconds: float | None, announced: int = 0) -> None:
         """Nothing has come yet.
 
         Args:
             bodies: where it is counted.
             receive: what brings it.
             seconds: to the call's deadline; None: it has none.
+            announced: bytes that it will have, as far as its sender says.
         """
+        self._announced = announced
         self._bodies = bodies
         self._receive = receive
         self._seconds = bodies.seconds if seconds is None else min(seconds, bodies.seconds)
@@ -74,6 +76,8 @@ class Body:
         """The next part, or the news that the client has gone."""
         if self._whole:
             return await self._next()
+        if self._announced > self._bodies.most_bytes:
+            raise CallError(too_large(self._bodies.most_bytes))
         try:
             async with asyncio.timeout_at(self._until) as limit:
                 message = await self._next()
@@ -81,7 +85,7 @@ class Body:
             if not limit.expired():
                 raise
             late = f"the request's body was not whole within {self._seconds:g} s"
-            raise connect_error(LikenessError(error_pb2.REASON_DEADLINE_EXCEEDED, late)) from None
+            raise CallError(LikenessError(error_pb2.REASON_DEADLINE_EXCEEDED, late)) from None
         self._whole = message["type"] != "http.request" or not message.get("more_body", False)
         size = len(message.get("body", b""))
         self._size += size
@@ -90,7 +94,7 @@ class Body:
                 raise too_large(self._bodies.most_bytes)
             self.hold(size)
         except LikenessError as error:
-            raise connect_error(error) from None
+            raise CallError(error) from None
         return message
 
     def hold(self, size: int) -> None:

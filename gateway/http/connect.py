@@ -7,7 +7,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from chassis.calls import DEADLINE_APPLIED, Call, Calls
 from chassis.errors import LikenessError, incident, invalid
 from gateway.http import messages
 from gateway.http.bodies import Bodies, Body
-from gateway.http.errors import connect_error, headers, refusal
+from gateway.http.errors import CallError, refusal
 from gateway.http.messages import Codec, Gzip, Received
 
 Context = RequestContext[Received, bytes]
@@ -102,18 +102,20 @@ class _Admission:
         try:
             exchange.call = self._calls.admit(method, exchange.headers, "http")
         except LikenessError as error:
-            raise _told(error, ctx) from None
+            raise _told(CallError(error), ctx) from None
         return exchange
 
     async def on_end(self, token: _Exchange, ctx: Context, error: Exception | None) -> None:
         """Gives its place back. What Connect's library refuses by itself gets the details that all errors have."""
         assert token.call is not None
         token.call.end()
-        if error is None or (isinstance(error, ConnectError) and (error.details or error.code is Code.CANCELED)):
-            return
-        if isinstance(error, ConnectError):
-            raise _told(invalid("request", error.message), ctx) from error
-        raise _told(incident(f"unexpected error in {token.call.method}", error), ctx) from error
+        match error:
+            case CallError():
+                _told(error, ctx)
+            case ConnectError() if error.code is not Code.CANCELED:
+                raise CallError(invalid("request", error.message)) from error
+            case Exception() if not isinstance(error, ConnectError):
+                raise CallError(incident(f"unexpected error in {token.call.method}", error)) from error
 
 
 class ConnectService:
@@ -167,17 +169,17 @@ class ConnectService:
             )
             await answer(scope, receive, send)
         else:
-            await self._call(scope, receive, send, sent, by_name.get("connect-timeout-ms"))
+            await self._call(scope, receive, send, sent)
 
-    async def _call(
-        self, scope: Scope, receive: Receive, send: Send, sent: list[tuple[str, str]], timeout_ms: str | None
-    ) -> None:
+    async def _call(self, scope: Scope, receive: Receive, send: Send, sent: list[tuple[str, str]]) -> None:
+        by_name = dict(sent)
+        timeout_ms = by_name.get("connect-timeout-ms")
         if timeout_ms is not None and not (timeout_ms.isascii() and timeout_ms.isdigit() and len(timeout_ms) <= 10):
             message = "Connect-Timeout-Ms must be milliseconds in at most 10 digits"
             await refusal(HTTPStatus.BAD_REQUEST, Code.INVALID_ARGUMENT, message)(scope, receive, send)
             return
         left = None if timeout_ms is None else int(timeout_ms) / 1000
-        body = Body(self._bodies, receive, left)
+        body = Body(self._bodies, receive, left, int(by_name.get("content-length", 0)))
         token = _exchange.set(_Exchange(sent, body, None if left is None else time.monotonic() + left))
         passed_on = [(name, value) for name, value in scope["headers"] if name in _PASSED_ON]
         try:
@@ -206,7 +208,7 @@ class ConnectService:
                     answered = await answer(request, _CallContext(exchange, asyncio.Queue(1), received.as_json))
                     return await messages.written(answered, received.as_json)
             except LikenessError as error:
-                raise _told(error, ctx) from None
+                raise CallError(error) from None
 
         async def streamed(received: Received, ctx: Context) -> AsyncIterator[bytes]:
             exchange, outbox = _exchange.get(), asyncio.Queue[bytes](1)
@@ -221,7 +223,7 @@ class ConnectService:
                 async for message in _until_done(outbox, running):
                     yield message
             except LikenessError as error:
-                raise _told(error, ctx) from None
+                raise CallError(error) from None
 
         return Endpoint.server_stream(info, streamed) if stream else Endpoint.unary(info, unary)
 
@@ -271,8 +273,7 @@ async def _until_done(outbox: asyncio.Queue[bytes], running: asyncio.Task[None])
         await asyncio.wait({running})
 
 
-def _told(error: LikenessError, ctx: Context) -> ConnectError:
-    more: Mapping[str, str] = headers(error)
-    for name, value in more.items():
+def _told(error: CallError, ctx: Context) -> CallError:
+    for name, value in error.headers.items():
         ctx.response_headers[name] = value
-    return connect_error(error)
+    return error

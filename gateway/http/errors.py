@@ -47,10 +47,17 @@ class _Detail(ErrorDetail):
         return Struct.from_json(json.dumps(self.shown))
 
 
-def connect_error(error: LikenessError) -> ConnectError:
-    """The failure as Connect's library sends it."""
-    status = to_status(error)
-    return ConnectError(Code[error.code.name], status.message, [_Detail(detail) for detail in status.details])
+class CallError(ConnectError):
+    """A failure of ours as Connect's library sends it.
+
+    Attributes:
+        headers: those that say more about it.
+    """
+
+    def __init__(self, error: LikenessError) -> None:
+        status = to_status(error)
+        super().__init__(Code[error.code.name], status.message, [_Detail(detail) for detail in status.details])
+        self.headers = headers(error)
 
 
 def headers(error: LikenessError) -> Mapping[str, str]:
@@ -75,7 +82,7 @@ def refusal(status: HTTPStatus, code: Code, message: str, **more: str) -> Respon
 
 
 def _response(status: HTTPStatus, code: Code, error: LikenessError, more: Mapping[str, str]) -> Response:
-    told = connect_error(error)
+    told = CallError(error)
     details = [
         {"type": each.type_name, "value": b64encode(each.message_bytes).decode().rstrip("="), "debug": each.shown}
         for each in told.details

@@ -1,5 +1,6 @@
 """A whole gateway in this process, by gRPC and by HTTP, before the services of ``behind``."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from chassis.interceptor import CallInterceptor
 from chassis.readiness import Readiness
 from gateway.backends import EMBEDDER, INDEXER
+from gateway.media import Media
 from gateway.service import GatewayService
 from gateway.settings import GatewaySettings
 from tests.unit.gateway.behind import Behind
@@ -35,6 +37,7 @@ class Gateway:
         port: of HTTP.
         readiness: what it says of itself.
         registry: its figures.
+        media: its thumbnails.
     """
 
     http: httpx.AsyncClient
@@ -42,6 +45,18 @@ class Gateway:
     port: int
     readiness: Readiness
     registry: CollectorRegistry
+    media: Media
+
+    async def raw(self, sent: bytes) -> bytes:
+        """Sends bytes; returns everything that comes back until the gateway closes the connection."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(sent)
+            return await asyncio.wait_for(reader.read(), 60)
+        except ConnectionError:  # it was closed while something was under way to it
+            return b""
+        finally:
+            writer.close()
 
     async def call(self, rpc: str, request: Any, **headers: str) -> httpx.Response:
         """Calls an rpc with JSON."""
@@ -63,9 +78,8 @@ async def serving(services: Behind, **told: Any) -> AsyncIterator[Gateway]:
     behind = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
 
-    settings = GatewaySettings(
-        **{"embedder_address": behind, "indexer_address": behind, "http_port": 0, "drain_s": 1.0, **told}
-    )
+    mine = {"http_port": 0, "drain_s": 1.0, "media_url": "memory://media"}
+    settings = GatewaySettings(**{"embedder_address": behind, "indexer_address": behind, **mine, **told})
     readiness, registry = Readiness(GatewayService.name), CollectorRegistry()
     gateway = GatewayService(settings, registry)
     front = grpc.aio.server(interceptors=[CallInterceptor(gateway.calls(readiness))])
@@ -80,7 +94,7 @@ async def serving(services: Behind, **told: Any) -> AsyncIterator[Gateway]:
             grpc.aio.insecure_channel(address) as channel,
         ):
             stub: Any = gateway_pb2_grpc.SearchServiceStub(channel)
-            yield Gateway(http, stub, gateway.http_port, readiness, registry)
+            yield Gateway(http, stub, gateway.http_port, readiness, registry, Media(settings.media_url))
     finally:
         await readiness.stop()
         await front.stop(0)

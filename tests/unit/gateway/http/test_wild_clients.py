@@ -1,0 +1,233 @@
+"""Clients that are slow, many, or no HTTP clients at all: each gets what it deserves, and the next one its answer."""
+
+import asyncio
+import ssl
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+
+from gateway.http import server
+from tests.certificates import Authority
+from tests.unit.gateway.behind import Behind, vector
+from tests.unit.gateway.http.serving import SERVICE, Gateway, serving
+
+COUNT = f"POST {SERVICE}/CountItems HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+def library() -> Behind:
+    services = Behind()  # type: ignore[abstract]  # only what the gateway calls
+    services.put("a", vector(1))
+    return services
+
+
+async def answers(gateway: Gateway) -> None:
+    """A usual call is answered."""
+    assert (await gateway.call("CountItems", {})).json() == {"count": "1"}
+
+
+async def until(registry: CollectorRegistry, name: str, value: float) -> None:
+    """Waits until a figure is this."""
+    async with asyncio.timeout(60):
+        while registry.get_sample_value(f"likeness_gateway_{name}") != value:  # noqa: ASYNC110  (no event tells)
+            await asyncio.sleep(0.01)
+
+
+async def test_headers_that_do_not_come_to_their_end_close_the_connection() -> None:
+    async with serving(library(), http_headers_s=0.3) as gateway:
+        begun = COUNT.encode()
+        whole = begun + b"Content-Length: 2\r\n\r\n{}"
+        silent, cut, after_a_whole_one = await asyncio.gather(
+            gateway.raw(b""), gateway.raw(begun), gateway.raw(whole + begun)
+        )
+        await answers(gateway)
+
+    assert silent == cut == b""
+    assert after_a_whole_one.startswith(b"HTTP/1.1 200")
+
+
+async def test_headers_that_drip_close_the_connection_too() -> None:
+    async with serving(library(), http_headers_s=0.3) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+
+        async def drip() -> None:
+            while True:
+                writer.write(b"X")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+
+        writer.write(COUNT.encode())
+        dripping = asyncio.create_task(drip())
+        assert await asyncio.wait_for(_to_the_end(reader), 60) == b""
+        dripping.cancel()
+        await asyncio.wait({dripping})
+        await answers(gateway)
+
+
+async def test_a_body_that_does_not_come_to_its_end_is_answered_with_deadline_exceeded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "LINGER_S", 0.1)
+    async with serving(library(), http_body_s=0.3) as gateway:
+        answer = await gateway.raw(f"{COUNT}Content-Length: 100\r\n\r\n{{".encode())
+        await answers(gateway)
+
+    assert answer.startswith(b"HTTP/1.1 504")
+    assert b"deadline_exceeded" in answer
+    assert b"DEADLINE_EXCEEDED" in answer
+
+
+async def test_a_body_above_the_limit_is_refused_before_it_is_read_or_as_soon_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "LINGER_S", 0.1)
+    most = 2**20
+    async with serving(library(), max_message_mb=1) as gateway:
+        announced = await gateway.raw(f"{COUNT}Content-Length: {most + 1}\r\n\r\n".encode())
+        chunk = b"%x\r\n%b\r\n" % (most + 1, b" " * (most + 1))
+        chunked = await gateway.raw(f"{COUNT}Transfer-Encoding: chunked\r\n\r\n".encode() + chunk)
+        nearly = await gateway.call("CountItems", b"{}" + b" " * (most - 2))
+        await until(gateway.registry, "http_request_bytes", 0)
+        await answers(gateway)
+
+    for answer in (announced, chunked):
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert b"BATCH_TOO_LARGE" in answer
+    assert nearly.status_code == 200
+
+
+async def test_a_client_that_goes_on_sending_after_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "LINGER_S", 0.2)
+    async with serving(library()) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(COUNT.replace("application/json", "text/plain").encode() + b"Transfer-Encoding: chunked\r\n\r\n")
+        assert (await asyncio.wait_for(reader.readline(), 60)).startswith(b"HTTP/1.1 415")
+        with pytest.raises(ConnectionError):
+            async with asyncio.timeout(60):
+                while True:
+                    writer.write(b"1\r\nx\r\n")
+                    await writer.drain()
+                    await asyncio.sleep(0.01)
+        await until(gateway.registry, "http_connections", 0)
+
+
+async def test_bytes_in_flight_are_bounded_and_free_again_when_their_sender_goes() -> None:
+    begun = COUNT.encode() + b"Content-Length: 1000000\r\n\r\n" + b" " * 900_000
+    async with serving(library(), max_message_mb=1, http_in_flight_mb=1) as gateway:
+        _, held = await asyncio.open_connection("127.0.0.1", gateway.port)
+        held.write(begun)
+        await until(gateway.registry, "http_request_bytes", 900_000)
+        refused = await gateway.call("CountItems", b"{}" + b" " * 200_000)
+        await answers(gateway)
+        held.close()
+        await until(gateway.registry, "http_request_bytes", 0)
+        taken = await gateway.call("CountItems", b"{}" + b" " * 200_000)
+
+    assert refused.status_code == 429
+    assert refused.headers["retry-after"] == "1"
+    assert refused.json()["details"][0]["debug"]["reason"] == "OVERLOADED"
+    assert taken.status_code == 200
+
+
+async def test_connections_above_the_most_are_closed_and_leave_the_others_alone() -> None:
+    async with serving(library(), http_connections=3) as gateway:
+        opened = [await asyncio.open_connection("127.0.0.1", gateway.port) for _ in range(3)]
+        await until(gateway.registry, "http_connections", 3)
+        fourth = await gateway.raw(b"")
+        refused = gateway.registry.get_sample_value("likeness_gateway_http_connections_refused_total")
+        opened[0][1].write(COUNT.encode() + b"Content-Length: 2\r\n\r\n{}")
+        first = await asyncio.wait_for(opened[0][0].readline(), 60)
+        for _, writer in opened:
+            writer.close()
+        await until(gateway.registry, "http_connections", 0)
+        await answers(gateway)
+
+    assert fourth == b""
+    assert refused == 1
+    assert first.startswith(b"HTTP/1.1 200")
+
+
+async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "UNREAD_S", 0.2)
+    services = library()
+    for number in range(1000):
+        services.put(f"{number:04}", vector(1), **{f"key{i}": "x" * 4000 for i in range(4)})
+    async with serving(services) as gateway:
+        _, writer = await asyncio.open_connection("127.0.0.1", gateway.port, limit=1024)
+        asked = b'{"pageSize": 1000, "fields": {"metadata": true}}'
+        head = COUNT.replace("CountItems", "ListItems")
+        writer.write(f"{head}Content-Length: {len(asked)}\r\n\r\n".encode() + asked)
+        await until(gateway.registry, "http_connections", 1)
+        await until(gateway.registry, "http_connections", 0)
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9),
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64) + b"\r\n\r\n",
+        b"\x00" * 5000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 100_000,
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\r\n" + b"Y: b\r\n" * 10_000,
+        b"GET /readyz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nX: a\x00b\r\n\r\n",
+        COUNT.encode() + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+        COUNT.encode() + b"Content-Length: -1\r\n\r\n{}",
+        COUNT.encode() + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}",
+        COUNT.encode() + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_is_refused_and_the_connection_closed(sent: bytes) -> None:
+    async with serving(library(), http_headers_s=1) as gateway:
+        answer = await gateway.raw(sent)
+        await answers(gateway)
+
+    assert answer == b"" or answer.split(b"\r\n")[0].split()[1] in (b"400", b"403", b"501")
+
+
+async def test_tls_takes_https_and_nothing_else(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    tls = authority.listener()
+    told: dict[str, Any] = {"tls_cert": tls.certificate, "tls_key": tls.key, "http_headers_s": 0.5}
+    async with serving(library(), **told) as gateway:
+        url = f"https://127.0.0.1:{gateway.port}/healthz"
+        async with httpx.AsyncClient(verify=authority.channel().context(), trust_env=False) as client:
+            answer = await client.get(url)
+        plain = await gateway.raw(COUNT.encode() + b"Content-Length: 2\r\n\r\n{}")
+        silent = await gateway.raw(b"")
+        stranger = ssl.create_default_context()
+        async with httpx.AsyncClient(verify=stranger, trust_env=False) as client:
+            with pytest.raises(httpx.ConnectError):
+                await client.get(url)
+        async with httpx.AsyncClient(verify=authority.channel().context(), trust_env=False) as client:
+            again = await client.get(url)
+
+    assert answer.status_code == again.status_code == 200
+    assert b"HTTP/1.1" not in plain
+    assert silent == b""
+
+
+async def test_mutual_tls_wants_a_certificate_of_the_authority(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    tls = authority.listener(mutual=True)
+    told: dict[str, Any] = {"tls_cert": tls.certificate, "tls_key": tls.key, "tls_client_ca": tls.client_ca}
+    async with serving(library(), **told) as gateway:
+        url = f"https://127.0.0.1:{gateway.port}/healthz"
+        shown = authority.channel(authority.sign("client")).context()
+        async with httpx.AsyncClient(verify=shown, trust_env=False) as client:
+            answer = await client.get(url)
+        async with httpx.AsyncClient(verify=authority.channel().context(), trust_env=False) as client:
+            with pytest.raises(httpx.TransportError):
+                await client.get(url)
+
+    assert answer.status_code == 200
+
+
+async def _to_the_end(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.read()
+    except ConnectionError:  # it was closed while something was under way to it
+        return b""
