@@ -6,6 +6,7 @@ thread.
 
 from typing import Literal
 
+from likeness.gateway.v1.gateway_pb2 import SearchTimings
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.registry import REGISTRY
 
@@ -41,7 +42,7 @@ class Metrics:
         self._calls = self._counter("calls", "Calls by how they ended.", "method", "transport", "code")
         seconds = self._histogram("call_seconds", "Calls and streams from beginning to end.", "method", "transport")
         self._call_seconds = seconds
-        search = self._histogram("search_seconds", "Searching, by stage.", "stage")
+        search = self._histogram("search_seconds", "Searches and batches of them, by stage.", "stage")
         self._search = {stage: search.labels(stage) for stage in STAGES}
         refused = self._counter("refused", "Calls turned away before anything was done for them.", "reason")
         self._refused = {reason: refused.labels(reason) for reason in REFUSALS}
@@ -73,9 +74,11 @@ class Metrics:
         elif outcome.reason in self._refused:
             self._refused[outcome.reason].inc()
 
-    def searched(self, stage: Stage, seconds: float) -> None:
-        """A stage of a search has taken so long."""
-        self._search[stage].observe(seconds)
+    def searched(self, timings: SearchTimings) -> None:
+        """A search, or a batch of them, has taken so long. A stage that it did without does not count."""
+        for stage in STAGES:
+            if timings.HasField(stage):
+                self._search[stage].observe(getattr(timings, stage).ToNanoseconds() / 1e9)
 
     def ingested(self, outcome: IngestOutcome, items: int = 1) -> None:
         """So many items came to this end."""

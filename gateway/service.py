@@ -106,6 +106,7 @@ class GatewayService:
                 indexer, stopping, settings.default_deadline_s, asyncio.Semaphore(settings.duplicate_streams)
             ),
             status=Status(embedder, indexer, _limits(settings)),
+            metrics=self._metrics,
         )
         gateway_pb2_grpc.add_SearchServiceServicer_to_server(servicer, server)
         self._http = HttpServer(

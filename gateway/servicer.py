@@ -15,6 +15,7 @@ from gateway.duplicates import FindDuplicates
 from gateway.ingest import Ingest
 from gateway.item_servicer import ItemRpcs
 from gateway.labels import Labels
+from gateway.metrics import Metrics
 from gateway.search import Search
 from gateway.status import Status
 
@@ -30,12 +31,15 @@ class SearchServicer(ItemRpcs, CollectionRpcs, gateway_pb2_grpc.SearchServiceSer
     classify: Classify
     find_duplicates: FindDuplicates
     status: Status
+    metrics: Metrics
 
     async def Search(  # noqa: N802
         self, request: gateway_pb2.SearchRequest, context: CallContext
     ) -> gateway_pb2.SearchResponse:
         """See ``gateway.search``."""
-        return await self.search(request, Deadline.of(context, self.default_deadline_s))
+        response = await self.search(request, Deadline.of(context, self.default_deadline_s))
+        self.metrics.searched(response.timings)
+        return response
 
     async def IndexImages(  # type: ignore[override]  # noqa: N802  (a coroutine that writes: see the interceptor)
         self, requests: AsyncIterator[gateway_pb2.IndexImagesRequest], context: CallContext
@@ -47,7 +51,9 @@ class SearchServicer(ItemRpcs, CollectionRpcs, gateway_pb2_grpc.SearchServiceSer
         self, request: gateway_pb2.BatchSearchRequest, context: CallContext
     ) -> gateway_pb2.BatchSearchResponse:
         """See ``gateway.batch``."""
-        return await self.batch_search(request, Deadline.of(context, self.default_deadline_s))
+        response = await self.batch_search(request, Deadline.of(context, self.default_deadline_s))
+        self.metrics.searched(response.timings)
+        return response
 
     async def UpdateLabels(  # noqa: N802
         self, request: gateway_pb2.UpdateLabelsRequest, context: CallContext

@@ -1,10 +1,12 @@
 """The gateway's figures, as Prometheus reads them."""
 
 import grpc
+import pytest
+from likeness.gateway.v1.gateway_pb2 import SearchTimings
 from prometheus_client import CollectorRegistry
 
 from chassis.calls import Outcome, Transport
-from gateway.metrics import Metrics
+from gateway.metrics import STAGES, Metrics
 
 
 def outcome(transport: Transport, code: grpc.StatusCode, reason: str | None = None, admitted: bool = True) -> Outcome:
@@ -37,6 +39,19 @@ def test_a_call_that_was_turned_away_is_counted_by_its_reason() -> None:
     assert value("likeness_gateway_refused_total", {"reason": "OVERLOADED"}) == 0
     took = {"method": "Search", "transport": "http"}
     assert value("likeness_gateway_call_seconds_count", took) == 1
+
+
+def test_a_search_is_measured_by_the_stages_that_it_had() -> None:
+    metrics = Metrics(CollectorRegistry())
+    timings = SearchTimings()
+    timings.query.FromMilliseconds(20)
+    timings.total.FromMilliseconds(30)
+
+    metrics.searched(timings)
+
+    value = metrics.registry.get_sample_value
+    measured = {stage: value("likeness_gateway_search_seconds_sum", {"stage": stage}) for stage in STAGES}
+    assert measured == {"embed": 0, "query": pytest.approx(0.02), "total": pytest.approx(0.03)}
 
 
 def test_what_has_not_happened_yet_is_shown_as_0() -> None:
