@@ -1,5 +1,6 @@
 """Requests of every kind, mostly sensible and now and then wild, made from their protobuf descriptors."""
 
+import json
 import struct
 from functools import cache
 from typing import Any
@@ -306,3 +307,41 @@ def _varint(number: int) -> bytes:
         out.append(number & 127 | 128)
         number >>= 7
     return bytes([*out, number])
+
+
+@st.composite
+def bodies(draw: DrawFn, sensible: SearchStrategy[bytes]) -> bytes:
+    """What may stand for a JSON body: any bytes, JSON of another form, JSON that is cut or changed, or has no end."""
+    match draw(st.integers(0, 3)):
+        case 0:
+            return draw(st.binary(max_size=200))
+        case 1:
+            return json.dumps(draw(_JSON)).encode()
+        case 2:
+            whole = draw(sensible)
+            return whole[: draw(st.integers(0, len(whole)))]
+        case _:
+            return _ENDLESS[draw(st.integers(0, len(_ENDLESS) - 1))]
+
+
+_JSON_VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), _TEXTS)
+_JSON_KEYS = (
+    st.sampled_from(["collection", "ids", "terms", "text", "filter", "topK", "page_size", "image", "encoded"]) | _TEXTS
+)
+_JSON: SearchStrategy[Any] = st.recursive(
+    st.dictionaries(_JSON_KEYS, _JSON_VALUES, max_size=4),
+    lambda inner: st.dictionaries(_JSON_KEYS, inner | st.lists(inner | _JSON_VALUES, max_size=4), max_size=4),
+    max_leaves=8,
+)
+_ENDLESS = [
+    b'{"filter":{"noneOf":{"filters":[' * 3_000,
+    b"[" * 100_000,
+    b'{"filter":' * 200 + b"{}" + b"}" * 200,
+    b'{"collection":"fuzzed","topK":' + b"9" * 5_000 + b"}",
+    b'{"collection":"fuzzed","topK":1e400}',
+    b'{"terms":[{"text":"\\ud800"}]}',
+    b'{"terms":[{"image":{"encoded":"%%%"}}]}',
+    b'{"collection":"fuzzed","collection":"fuzzed"}',
+    b"\xff\xfe{}",
+    b'\xef\xbb\xbf{"collection":"fuzzed"}',
+]

@@ -1,4 +1,4 @@
-"""The recipes of docs/operate.md: its marked blocks, and a shell that runs them as they stand, but for ports."""
+"""The recipes of the documentation: marked blocks, and a shell that runs them as they stand, but for ports."""
 
 import os
 import re
@@ -19,10 +19,10 @@ _DONE = "== the block has come to its end"
 BLOCK_S = 110.0
 
 
-def blocks() -> dict[str, str]:
+def blocks(document: Path = DOCUMENT) -> dict[str, str]:
     """The text of each marked block, by its name."""
-    found = {m["name"]: textwrap.dedent(m["text"]) for m in _BLOCK.finditer(DOCUMENT.read_text(encoding="utf-8"))}
-    assert found, f"no recipes in {DOCUMENT}"
+    found = {m["name"]: textwrap.dedent(m["text"]) for m in _BLOCK.finditer(document.read_text(encoding="utf-8"))}
+    assert found, f"no recipes in {document}"
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, given, settings
@@ -19,12 +20,13 @@ from likeness.common.v1 import error_pb2
 from likeness.gateway.v1 import gateway_pb2
 from likeness.gateway.v1.gateway_pb2_grpc import SearchServiceServicer
 
-from chassis.errors import from_status
+from chassis.errors import LikenessError, from_status
 from deploy.local import Services
 from gateway.servicer import SearchServicer
 from tests import wild
 from tests.integration.conftest import Stub, connect, index, item, read
 from tests.pictures import noise
+from tests.transports import ByHttp
 
 SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["SearchService"]
 BUILT = [m for m in SERVICE.methods if getattr(SearchServicer, m.name) is not getattr(SearchServiceServicer, m.name)]
@@ -69,9 +71,8 @@ def collections(stub: Stub) -> Sequence[gateway_pb2.Collection]:
     return stub.ListCollections(gateway_pb2.ListCollectionsRequest(page_size=1_000), timeout=CALL_S).collections
 
 
-def check(error: grpc.RpcError) -> None:
-    """The error is typed, and the caller's."""
-    told = read(error)
+def check(told: LikenessError) -> None:
+    """The failure is the caller's, and says what it is."""
     assert told.code in THEIRS, told
     assert told.message
 
@@ -92,6 +93,19 @@ def call(channel: grpc.Channel, method: MethodDescriptor, request: bytes) -> Non
         for message in answer if method.server_streaming else [answer]:
             check_items(message)
     except grpc.RpcError as error:
+        check(read(error))
+
+
+def post(gateway: ByHttp, method: MethodDescriptor, body: bytes) -> None:
+    """The same by HTTP, with JSON or whatever else as the body."""
+    try:
+        if method.server_streaming:
+            answers = gateway.stream_with(method.name, body)
+        else:
+            answers = [gateway.call_with(method.name, body)]
+        for message in answers:
+            check_items(message)
+    except LikenessError as error:
         check(error)
 
 
@@ -137,5 +151,31 @@ def test_no_wild_ingest_stream_is_answered_with_a_fault(
         for answer in Stub(channel).IndexImages(iter(requests), timeout=CALL_S):
             check_items(answer)
     except grpc.RpcError as error:
-        check(error)
+        check(read(error))
+    alive(channel)
+
+
+@pytest.fixture(scope="module")
+def gateway(services: Services) -> Iterator[ByHttp]:
+    """The gateway by HTTP."""
+    assert services.http is not None
+    by_http = ByHttp(services.http)
+    yield by_http
+    by_http.close()
+
+
+def as_json(method: MethodDescriptor) -> st.SearchStrategy[bytes]:
+    """A wild message as JSON."""
+    return wild.messages(method.input_type).map(lambda message: MessageToJson(message, indent=None).encode())
+
+
+BODIES = st.sampled_from(UNARY).flatmap(lambda m: st.tuples(st.just(m), st.one_of(as_json(m), wild.bodies(as_json(m)))))
+
+
+@settings(CHOSEN, max_examples=5 * CHOSEN.max_examples)
+@given(BODIES)
+def test_no_wild_body_is_answered_with_a_fault(
+    channel: grpc.Channel, gateway: ByHttp, sent: tuple[MethodDescriptor, bytes]
+) -> None:
+    post(gateway, *sent)
     alive(channel)
