@@ -10,8 +10,9 @@ from deploy.local import Services
 from tests.integration import recipes
 from tests.integration.conftest import Stub, connect, index, item
 from tests.pictures import samples
+from tests.processes import ROOT
 
-DOCUMENT = recipes.ROOT / "docs" / "retrieval.md"
+DOCUMENT = ROOT / "docs" / "retrieval.md"
 KINDS = {
     "animals": ("cat",),
     "places": ("grass", "rocket-launch"),
