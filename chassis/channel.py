@@ -18,13 +18,13 @@ _RETRIES = {
         "backoffMultiplier": 3,
         "retryableStatusCodes": ["UNAVAILABLE"],
     },
-    # Bulk work also comes back after an overload, when the server's pushback says so.
+    # Not after an overload: those who bring bulk work have to hear of it, and send less.
     "bulk": {
         "maxAttempts": 5,
         "initialBackoff": "0.5s",
         "maxBackoff": "8s",
         "backoffMultiplier": 3,
-        "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+        "retryableStatusCodes": ["UNAVAILABLE"],
     },
 }
 

@@ -121,6 +121,9 @@ def _picture(image: types_pb2.Image, field: str) -> Input:
             return EncodedPicture(image.encoded, field)
         case "rgb":
             return RgbPicture(image.rgb.width, image.rgb.height, image.rgb.pixels, field)
+        case "uri":
+            description = "the embedder fetches nothing; send the picture's bytes, or the uri to the gateway"
+            raise invalid(f"{field}.uri", description, error_pb2.REASON_FETCH_DISABLED)
         case _:
             raise invalid(field, "nothing is set; expected encoded or rgb")
 

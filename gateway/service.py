@@ -26,6 +26,8 @@ from gateway.fetch import Fetch
 from gateway.http.app import application
 from gateway.http.server import HttpServer, Limits
 from gateway.ingest import Ingest
+from gateway.ingest_batch import IngestBatch
+from gateway.ingest_target import Services
 from gateway.labelling import LabelVectors
 from gateway.labels import Labels
 from gateway.media import Media
@@ -81,18 +83,21 @@ class GatewayService:
         settings, embedder, indexer, stopping = self._settings, self._embedder, self._indexer, self._stopping
         self._media = Media(settings.media_url)
         self._fetch = Fetch(settings, self._metrics)
+        services = Services(embedder, indexer, self._media, settings, self._metrics, self._fetch)
+        ingest = Ingest(services, stopping)
         cache = VectorCache(settings.vector_cache, self._metrics)
         embedding = Embedding(embedder, self._fetch, cache, settings.max_message_mb * 2**20)
         search = Search(embedding, indexer)
         vectors = LabelVectors(embedder, settings.label_cache, self._metrics)
-        servicer = SearchServicer(  # type: ignore[abstract]  # IndexBatch and ReembedCollection are to come
+        servicer = SearchServicer(  # type: ignore[abstract]  # ReembedCollection is to come
             indexer=indexer,
             collections=Collections(embedder, indexer),
             default_deadline_s=settings.default_deadline_s,
             deletion=Deletion(indexer, self._media),
             search=search,
             batch_search=BatchSearch(search),
-            ingest=Ingest(embedder, indexer, settings, stopping),
+            ingest=ingest,
+            ingest_batch=IngestBatch(ingest),
             labels=Labels(indexer),
             classify=Classify(
                 embedding,

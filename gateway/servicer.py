@@ -13,6 +13,7 @@ from gateway.classify import Classify
 from gateway.collection_servicer import CollectionRpcs
 from gateway.duplicates import FindDuplicates
 from gateway.ingest import Ingest
+from gateway.ingest_batch import IngestBatch
 from gateway.item_servicer import ItemRpcs
 from gateway.labels import Labels
 from gateway.metrics import Metrics
@@ -27,6 +28,7 @@ class SearchServicer(ItemRpcs, CollectionRpcs, gateway_pb2_grpc.SearchServiceSer
     search: Search
     batch_search: BatchSearch
     ingest: Ingest
+    ingest_batch: IngestBatch
     labels: Labels
     classify: Classify
     find_duplicates: FindDuplicates
@@ -46,6 +48,12 @@ class SearchServicer(ItemRpcs, CollectionRpcs, gateway_pb2_grpc.SearchServiceSer
     ) -> None:
         """See ``gateway.ingest``."""
         await self.ingest(requests, context.write)
+
+    async def IndexBatch(  # noqa: N802
+        self, request: gateway_pb2.IndexBatchRequest, context: CallContext
+    ) -> gateway_pb2.IndexBatchResponse:
+        """See ``gateway.ingest_batch``."""
+        return await self.ingest_batch(request, Deadline.of(context, self.default_deadline_s))
 
     async def BatchSearch(  # noqa: N802
         self, request: gateway_pb2.BatchSearchRequest, context: CallContext

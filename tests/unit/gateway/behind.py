@@ -47,14 +47,17 @@ def direction_of(text: str | bytes) -> Array:
 class Behind(embedder_pb2_grpc.EmbedderServiceServicer, indexer_pb2_grpc.IndexerServiceServicer):
     """Both services, what they were asked, and what they hold.
 
-    A picture or text is embedded as ``meaning`` says, or somehow; one that begins with "bad" is refused.
+    A picture (its bytes as Latin-1) or text is embedded as ``meaning`` says, or somehow; one that begins with "bad", or
+    is in ``damaged``, is refused.
     """
 
     def __init__(self) -> None:
         self.model = MODEL
         self.max_inputs = 256
         self.max_message_bytes = 64 * 2**20
+        self.max_encoded_bytes = self.max_pixels = 0
         self.meaning: dict[str, Array] = {}
+        self.damaged: set[str] = set()
         self.collections: dict[str, types_pb2.ModelFingerprint] = {"images": MODEL}
         self.vectors: dict[str, Array] = {}
         self.items: dict[str, dict[str, plain_metadata.Plain]] = {}
@@ -78,7 +81,12 @@ class Behind(embedder_pb2_grpc.EmbedderServiceServicer, indexer_pb2_grpc.Indexer
             await self._another_call.wait()
 
     async def GetModel(self, request: Any, context: Any) -> embedder_pb2.GetModelResponse:  # noqa: N802
-        limits = types_pb2.EmbedLimits(max_inputs=self.max_inputs, max_message_bytes=self.max_message_bytes)
+        limits = types_pb2.EmbedLimits(
+            max_inputs=self.max_inputs,
+            max_message_bytes=self.max_message_bytes,
+            max_encoded_bytes=self.max_encoded_bytes,
+            max_pixels=self.max_pixels,
+        )
         return embedder_pb2.GetModelResponse(fingerprint=self.model, limits=limits)
 
     async def Embed(self, request: embedder_pb2.EmbedRequest, context: Any) -> embedder_pb2.EmbedResponse:  # noqa: N802
@@ -88,8 +96,8 @@ class Behind(embedder_pb2_grpc.EmbedderServiceServicer, indexer_pb2_grpc.Indexer
         answer.timings.decode.FromMilliseconds(2)
         answer.timings.inference.FromMilliseconds(3)
         for i, each in enumerate(request.inputs):
-            content = each.text or each.image.encoded.decode()
-            if content.startswith("bad"):
+            content = each.text or each.image.encoded.decode("latin-1")
+            if content.startswith("bad") or content in self.damaged:
                 error = invalid(f"inputs[{i}].text", "is bad")
                 answer.results.add(error=to_item_error(error))
             else:

@@ -1,0 +1,321 @@
+"""One row of pictures into a collection: that of IndexImages, or that of an IndexBatch.
+
+1. a reader takes items as long as the window has room, one at a time of each id, and none during a back-off
+2. workers take what waits, up to a batch: facts → what is there already → one Embed → thumbnails → one UpsertItems
+3. results are handed over; each gives its room in the window back
+
+Where equal pictures are skipped, an item waits for an earlier one of the same picture that is under way.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from likeness.common.v1.types_pb2 import Vector
+from likeness.embedder.v1 import embedder_pb2
+from likeness.gateway.v1 import gateway_pb2
+from likeness.indexer.v1 import indexer_pb2
+
+from chassis.errors import LikenessError, from_status, in_request, to_item_error
+from chassis.pictures import PictureLimits
+from chassis.quota import Allowance
+from gateway.backoff import Backoff
+from gateway.duplicate_policy import DuplicatePolicy, Skip
+from gateway.ingest_item import Item, arrive, describe
+from gateway.ingest_target import Answers, Services, Target
+from gateway.media import PictureMedia
+from gateway.metrics import BackoffCause
+from gateway.requests import shutting_down
+from gateway.window import Window
+
+SEND_AGAIN = "everything read was answered: send the rest again in a new stream"
+
+# What a batch's message holds besides the pictures.
+_ENVELOPE_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class _Answered:
+    item: Item
+    result: gateway_pb2.IndexResult
+
+
+@dataclass(frozen=True)
+class _Pause:
+    seconds: float
+
+
+class Stream:
+    """One open stream."""
+
+    def __init__(
+        self, services: Services, target: Target, stopping: asyncio.Event, allowance: Allowance | None = None
+    ) -> None:
+        """Holds nothing yet.
+
+        Args:
+            services: what it needs.
+            target: where items go.
+            stopping: set when no more is to be read.
+            allowance: of which each item takes one as it is read; None: that is done already.
+        """
+        settings, limits = services.settings, target.limits
+        self._services = services
+        self._target = target
+        self._stopping = stopping
+        self._allowance = allowance
+        self._limits = PictureLimits(limits.max_encoded_bytes, limits.max_pixels)
+        self._batch_items = min(settings.ingest_batch_items, limits.max_inputs)
+        largest_message = min(settings.max_message_mb * 2**20, limits.max_message_bytes) - _ENVELOPE_BYTES
+        self._batch_bytes = min(settings.ingest_batch_mb * 2**20, largest_message)
+        # Near duplicates of each other are seen only one batch after another.
+        self._workers = settings.ingest_batches if target.options.near is None else 1
+        # Twice what the workers hold, so that the next batches fill while these are under way.
+        self._window = Window(2 * self._workers * self._batch_items, settings.ingest_window_mb * 2**20)
+        self._waiting: asyncio.Queue[Item | None] = asyncio.Queue()  # bounded by the window; None: no more is read
+        self._outgoing: asyncio.Queue[_Answered | _Pause | None] = asyncio.Queue()  # likewise
+        self._under_way: dict[str, Item] = {}
+        self._pictures: dict[str, Item] = {}  # by SHA-256, where equal pictures are skipped
+        self._half_closed = False
+        self._failure: LikenessError | None = None
+        self._failed = asyncio.Event()
+        self._backoff = Backoff(settings.ingest_call_s, stopping, self._hold_back)
+        self._rate = Backoff(settings.ingest_call_s, stopping, self._hold_back)  # holds back the reader alone
+        self._policy = DuplicatePolicy(
+            services.indexer, target.collection, target.metric, target.options, settings.ingest_call_s, self._backoff
+        )
+
+    async def run(self, messages: AsyncIterator[gateway_pb2.IndexItem], answers: Answers, place: int = 0) -> None:
+        """Serves the stream; every item that was stored is answered before a failure is raised.
+
+        Args:
+            messages: the items; raises LikenessError for what ends the stream.
+            answers: where results go; raises LikenessError if nobody takes them.
+            place: of the first item.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._read(messages, place))
+                tasks.create_task(self._work())
+                await self._hand_over(answers)
+        except ExceptionGroup as group:
+            ours = group.subgroup(LikenessError)
+            if ours is None:
+                raise
+            raise next(_each(ours)) from None
+        if answers.due_in() is not None:
+            await answers.checkpoint()
+        if self._failure is not None:
+            raise self._failure
+        if not self._half_closed:
+            raise shutting_down(SEND_AGAIN)
+
+    async def _hand_over(self, answers: Answers) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(answers.due_in()):
+                    outgoing = await self._outgoing.get()
+            except TimeoutError:
+                await answers.checkpoint()
+                continue
+            match outgoing:
+                case None:
+                    return
+                case _Pause(seconds):
+                    await answers.backoff(seconds)
+                case _Answered(item, result):
+                    await answers.result(item.place, result)
+                    await self._window.give_back(item.size)
+
+    async def _read(self, messages: AsyncIterator[gateway_pb2.IndexItem], place: int) -> None:
+        """Takes items until the client ends the stream, the gateway stops, or a worker has failed."""
+        ends = [asyncio.ensure_future(event.wait()) for event in (self._stopping, self._failed)]
+        reading: asyncio.Future[bool] | None = None
+        try:
+            while not any(end.done() for end in ends):
+                reading = asyncio.ensure_future(self._admit_next(messages, place))
+                await asyncio.wait({reading, *ends}, return_when=asyncio.FIRST_COMPLETED)
+                if reading.done() and not reading.result():
+                    self._half_closed = True
+                    return
+                place += 1
+        except LikenessError as error:  # a message out of order; what came before it is still seen through
+            self._failure = self._failure or error
+        finally:
+            for future in (reading, *ends):
+                if future is not None:
+                    future.cancel()
+            self._waiting.put_nowait(None)
+
+    async def _admit_next(self, messages: AsyncIterator[gateway_pb2.IndexItem], place: int) -> bool:
+        """Hands the next item to the workers; False at the stream's end."""
+        await self._backoff.calm()
+        await self._rate.clear()
+        try:
+            message = await anext(messages)
+        except StopAsyncIteration:
+            return False
+        if self._allowance is not None and (wait_s := self._allowance.reserve(1)) > 0:
+            self._rate.pause(wait_s, "rate")
+        item = await arrive(message, place, self._fetch)
+        while (earlier := self._under_way.get(item.id)) is not None:
+            await earlier.done.wait()  # items of one id take effect in the order sent
+        await self._window.take(item.size)
+        if item.refused is None:
+            self._under_way[item.id] = item
+            if self._target.options.skip_exact:
+                first = self._pictures.setdefault(item.sha256, item)
+                if first is not item:
+                    first.twins.append(item)
+                    return True
+        self._waiting.put_nowait(item)
+        return True
+
+    async def _work(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(self._workers):
+                tasks.create_task(self._batches())
+        self._outgoing.put_nowait(None)
+
+    async def _batches(self) -> None:
+        """One worker: takes what waits, up to a batch, and sees it through, until no more comes or one has failed."""
+        held: Item | None = None  # taken, but too large for the batch before
+        while not self._failed.is_set():
+            first = held or await self._waiting.get()
+            held = None
+            if first is None:
+                self._waiting.put_nowait(None)  # for the others, behind items that were let go after the end
+                if self._waiting.qsize() == 1:
+                    return
+                continue
+            batch, size = [first], first.size
+            while len(batch) < self._batch_items and not self._waiting.empty():
+                following = self._waiting.get_nowait()
+                if following is None:
+                    self._waiting.put_nowait(None)
+                    break
+                if size + following.size > self._batch_bytes:
+                    held = following
+                    break
+                batch.append(following)
+                size += following.size
+            try:
+                await self._store(batch)
+            except LikenessError as error:
+                self._failure = self._failure or error
+                self._failed.set()
+
+    async def _store(self, batch: Sequence[Item]) -> None:
+        """Sees one batch through; answers every item of it, unless a whole call fails."""
+        fit = await self._described(batch)
+        if fit:
+            fit = self._left(fit, await self._policy.before_embedding(fit))
+        if not fit:
+            return
+        embedded = await self._embedded(fit)
+        vectors: dict[str, Vector] = {}
+        for item, result in zip(fit, embedded.results, strict=True):
+            if result.HasField("error"):
+                self._refuse(item, in_request(from_status(result.error.status), _item_field))
+            else:
+                vectors[item.id] = result.vector
+        fit = self._left([item for item in fit if item.id in vectors], await self._policy.after_embedding(vectors))
+        upsert = indexer_pb2.UpsertItemsRequest(
+            collection=self._target.collection, expected_fingerprint=embedded.fingerprint
+        )
+        for item in fit:
+            upsert.items.add(id=item.id, vector=vectors[item.id], metadata=item.stored_metadata)
+        if fit:
+            await self._upserted(fit, upsert)
+        for item in fit:
+            self._answer(item, gateway_pb2.IndexResult(stored=gateway_pb2.IndexStored()))
+
+    async def _described(self, batch: Sequence[Item]) -> list[Item]:
+        """Reads what the pictures say of themselves; answers those that are refused, and returns the others."""
+        fit: list[Item] = []
+        errors = await asyncio.to_thread(lambda: [self._describe(item) for item in batch])
+        for item, error in zip(batch, errors, strict=True):
+            if error is None:
+                fit.append(item)
+            else:
+                self._refuse(item, error)
+        return fit
+
+    def _describe(self, item: Item) -> LikenessError | None:
+        try:
+            item.stored_metadata = describe(item, self._limits)
+        except LikenessError as error:
+            return error
+        return None
+
+    async def _embedded(self, batch: Sequence[Item]) -> embedder_pb2.EmbedResponse:
+        inputs = [embedder_pb2.EmbedInput(image=item.message.image) for item in batch]
+        embedder, timeout_s = self._services.embedder, self._services.settings.ingest_call_s
+        return await self._backoff.call("embedder", lambda: embedder.embed(inputs, timeout_s, bulk=True))
+
+    async def _upserted(self, batch: Sequence[Item], upsert: indexer_pb2.UpsertItemsRequest) -> None:
+        options, indexer = self._target.options, self._services.indexer
+        pictures = [PictureMedia(item.id, item.sha256, item.message.image) for item in batch]
+        async with self._services.media.replacing(
+            self._target.uid, pictures, thumbnails=options.thumbnails, originals=options.keep_originals
+        ):
+            timeout_s = self._services.settings.ingest_call_s
+            await self._backoff.call("indexer", lambda: indexer.upsert(upsert, timeout_s))
+
+    def _left(self, batch: Sequence[Item], skipped: Mapping[str, Skip]) -> list[Item]:
+        """Answers what is skipped, and returns the rest."""
+        for item in batch:
+            if (skip := skipped.get(item.id)) is not None:
+                told = gateway_pb2.IndexSkipped(reason=skip.reason, existing_id=skip.existing_id, score=skip.score)
+                self._answer(item, gateway_pb2.IndexResult(skipped=told))
+        return [item for item in batch if item.id not in skipped]
+
+    def _refuse(self, item: Item, error: LikenessError) -> None:
+        self._answer(item, gateway_pb2.IndexResult(error=to_item_error(error)))
+
+    def _answer(self, item: Item, result: gateway_pb2.IndexResult) -> None:
+        result.sequence, result.id = item.message.sequence, item.id
+        outcome = result.WhichOneof("outcome")
+        assert outcome is not None
+        self._services.metrics.ingested("failed" if outcome == "error" else outcome)
+        if self._under_way.get(item.id) is item:
+            del self._under_way[item.id]
+        item.done.set()
+        self._outgoing.put_nowait(_Answered(item, result))
+        if self._pictures.get(item.sha256) is item:
+            del self._pictures[item.sha256]
+            self._settle(item, stored=outcome == "stored")
+
+    def _settle(self, first: Item, *, stored: bool) -> None:
+        """What becomes of the items that waited for one of the same picture: if it is stored, they are skipped."""
+        twins, first.twins = first.twins, []
+        if stored:
+            told = gateway_pb2.IndexSkipped(reason=gateway_pb2.SKIP_REASON_EXACT_DUPLICATE, existing_id=first.id)
+            for twin in twins:
+                self._answer(twin, gateway_pb2.IndexResult(skipped=told))
+        elif twins:
+            heir = twins[0]
+            heir.twins = twins[1:]
+            self._pictures[heir.sha256] = heir
+            self._waiting.put_nowait(heir)
+
+    async def _fetch(self, uri: str) -> bytes:
+        longest_s, most = self._services.settings.ingest_call_s, self._limits.max_encoded_bytes
+        return await self._services.fetch(uri, "item.image.uri", longest_s, most)
+
+    def _hold_back(self, seconds: float, cause: BackoffCause) -> None:
+        self._services.metrics.backed_off(cause)
+        self._outgoing.put_nowait(_Pause(seconds))
+
+
+def _each(group: ExceptionGroup[LikenessError]) -> Iterator[LikenessError]:
+    for error in group.exceptions:
+        if isinstance(error, ExceptionGroup):
+            yield from _each(error)
+        else:
+            yield error
+
+
+def _item_field(name: str) -> str:
+    """The name, in an IndexItem, of a field of the EmbedRequest made from it."""
+    return f"item.{name.partition('.')[2]}" if name.startswith("inputs[") else name

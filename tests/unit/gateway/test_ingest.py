@@ -1,0 +1,247 @@
+"""An ingest stream: checkpoints, resuming, back-off, patience, media; over in-process services."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from likeness.common.v1 import error_pb2
+from likeness.gateway.v1 import gateway_pb2
+
+from chassis.errors import LikenessError
+from gateway import checkpoints
+from gateway.checkpoints import Checkpoint
+from gateway.ingest import Patience
+from gateway.ingest_stream import Stream
+from tests.pictures import noise
+from tests.unit.gateway.ingesting import UID, Desk, ingesting, item, sha256
+
+BUSY = LikenessError(error_pb2.REASON_OVERLOADED, "busy", retry_after_s=0.3)
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with ingesting(tmp_path) as made:
+        yield made
+
+
+def reason(error: LikenessError | None) -> str:
+    return "" if error is None else error.reason_name
+
+
+async def test_every_item_is_answered_and_a_last_checkpoint_counts_them_all(desk: Desk) -> None:
+    told = await desk.index(item(n, f"item-{n}") for n in range(10))
+
+    assert told.error is None
+    assert {n: r.WhichOneof("outcome") for n, r in told.results.items()} == dict.fromkeys(range(10), "stored")
+    assert Checkpoint.read(told.checkpoints[-1].resume_token, "") == Checkpoint(UID, 10)
+    assert told.checkpoints[-1].items_done == 10
+    assert told.answers[-1].HasField("checkpoint")
+
+
+async def test_a_checkpoint_comes_every_256_items_and_while_the_client_waits(desk: Desk) -> None:
+    stream = desk.open().start().send(*(item(n % 3, f"item-{n}", noise(n % 3)) for n in range(300)))
+    found = stream.told
+    await found.until(lambda told: told.checkpoints and told.checkpoints[-1].items_done == 300)
+
+    assert found.checkpoints[0].items_done <= 256
+    done = [c.items_done for c in found.checkpoints]
+    assert done == sorted(set(done))
+
+
+async def test_a_checkpoint_does_not_pass_an_item_that_has_no_result(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "EVERY_S", 0.01)
+    gate, entered = asyncio.Event(), asyncio.Event()
+    upsert = desk.ingest.services.indexer.upsert
+
+    async def held(request: object, timeout_s: float) -> None:
+        if any(each.id == "slow" for each in request.items):  # type: ignore[attr-defined]
+            entered.set()
+            await gate.wait()
+        await upsert(request, timeout_s)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(desk.ingest.services.indexer, "upsert", held)
+    stream = desk.open().start().send(item(0, "fast"))
+    await stream.told.until(lambda told: told.checkpoints)
+    stream.send(item(1, "slow"))
+    await asyncio.wait_for(entered.wait(), 30)
+    stream.send(item(2, "later"), item(3, "latest"))
+    await stream.told.until(lambda told: {2, 3} <= told.results.keys())
+    assert [c.items_done for c in stream.told.checkpoints] == [1]
+
+    gate.set()
+    stream.half_close()
+
+    assert (await stream.ended()).checkpoints[-1].items_done == 4
+
+
+async def test_a_stream_goes_on_where_another_was(desk: Desk) -> None:
+    first = await desk.index([item(0, "a"), item(1, "b")])
+    second = await desk.index([item(2, "c")], token=first.checkpoints[-1].resume_token)
+
+    assert (first.started.items_done, second.started.items_done) == (0, 2)
+    assert second.checkpoints[-1].items_done == 3
+
+
+async def test_a_token_of_another_collection_or_one_made_anew_is_stale(desk: Desk) -> None:
+    desk.services.collections["other"] = desk.services.model
+    token = (await desk.index([item(0)])).checkpoints[-1].resume_token
+
+    other = await desk.open().start("other", token).ended()
+    gone = await desk.open().start("missing", token).ended()
+    nonsense = await desk.open().start(token="nonsense").ended()
+
+    assert [reason(told.error) for told in (other, gone, nonsense)] == [
+        "RESUME_TOKEN_STALE",
+        "RESUME_TOKEN_STALE",
+        "FIELD_INVALID",
+    ]
+
+
+async def test_while_the_embedder_is_busy_the_client_is_told_and_nothing_more_is_read(desk: Desk) -> None:
+    desk.services.fail["Embed"] = BUSY
+    stream = desk.open().start().send(item(0, "first"))
+    await stream.told.until(lambda told: told.backoffs)
+    taken = stream.taken
+    stream.send(*(item(n, f"item-{n}") for n in range(1, 50)))
+    await stream.told.until(lambda told: len(told.backoffs) >= 2)
+
+    assert stream.taken - taken <= 1  # one that was being waited for when the first back-off began
+    assert stream.told.backoffs[0] == pytest.approx(0.3)
+    assert stream.told.results == {}
+
+    del desk.services.fail["Embed"]
+    told = await stream.half_close().ended()
+    assert told.error is None
+    assert len(told.results) == 50
+
+
+async def test_a_service_that_stays_busy_ends_the_stream(tmp_path: Path) -> None:
+    async with ingesting(tmp_path, ingest_call_s=0.5) as desk:
+        desk.services.fail["UpsertItems"] = BUSY
+        told = await desk.index([item(0, "a")])
+
+    assert reason(told.error) == "OVERLOADED"
+    assert told.results == {}
+    assert told.checkpoints == []
+    assert told.backoffs
+
+
+async def test_a_stop_ends_a_back_off_and_what_was_read_is_answered(desk: Desk) -> None:
+    desk.services.fail["Embed"] = LikenessError(error_pb2.REASON_OVERLOADED, "busy", retry_after_s=100)
+    stream = desk.open().start().send(item(0, "first"))
+    await stream.told.until(lambda told: told.backoffs)
+
+    del desk.services.fail["Embed"]
+    desk.stopping.set()
+
+    told = await stream.ended()
+    assert reason(told.error) == "SHUTTING_DOWN"
+    assert told.results[0].HasField("stored")
+    assert told.checkpoints[-1].items_done == 1
+
+
+async def test_a_stream_without_a_start_in_time_is_ended(tmp_path: Path) -> None:
+    async with ingesting(tmp_path, Patience(start_s=0.05)) as desk:
+        told = await desk.open().ended()
+
+    assert reason(told.error) == "DEADLINE_EXCEEDED"
+
+
+async def test_a_stream_without_an_item_for_too_long_is_ended_and_says_how_far_it_is(tmp_path: Path) -> None:
+    async with ingesting(tmp_path, Patience(idle_s=0.5)) as desk:
+        told = await desk.open().start().send(item(0)).ended()
+
+    assert reason(told.error) == "DEADLINE_EXCEEDED"
+    assert told.checkpoints[-1].items_done == 1
+
+
+async def test_a_stream_whose_results_nobody_takes_is_ended(tmp_path: Path) -> None:
+    async with ingesting(tmp_path, Patience(unread_s=0.05)) as desk:
+        stuck = asyncio.Event()
+
+        async def requests() -> AsyncIterator[gateway_pb2.IndexImagesRequest]:
+            yield gateway_pb2.IndexImagesRequest(start=gateway_pb2.IndexStart())
+            yield gateway_pb2.IndexImagesRequest(item=item(0))
+            await asyncio.Event().wait()
+
+        async def write(answer: gateway_pb2.IndexImagesResponse) -> None:
+            if answer.HasField("result"):
+                await stuck.wait()
+
+        with pytest.raises(LikenessError) as caught:
+            await asyncio.wait_for(desk.ingest(requests(), write), 30)
+
+    assert caught.value.reason_name == "DEADLINE_EXCEEDED"
+
+
+async def test_an_alias_that_is_moved_meanwhile_changes_nothing_for_the_stream(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = desk.ingest.services.indexer.collection
+
+    async def through_alias(name: str, timeout_s: float) -> object:
+        return await collection("images" if name == "current" else name, timeout_s)
+
+    monkeypatch.setattr(desk.ingest.services.indexer, "collection", through_alias)
+    told = await desk.open().start("current").send(item(0, "a")).half_close().ended()
+
+    assert told.started.collection == "images"
+    assert [request.collection for request in desk.services.asked("UpsertItems")] == ["images"]
+
+
+async def test_stored_items_have_thumbnails_and_refused_ones_have_none(desk: Desk) -> None:
+    desk.services.damaged.add(noise(1).decode("latin-1"))
+    told = await desk.index([item(0, "good"), item(1, "bad")], keep_originals=True)
+
+    assert told.results[1].HasField("error")
+    assert await desk.media.thumbnail(UID, "good", sha256(noise(0))) is not None
+    assert await desk.media.original(UID, "good", sha256(noise(0))) == noise(0)
+    assert await desk.media.thumbnail(UID, "bad", sha256(noise(1))) is None
+
+
+async def test_no_thumbnail_is_made_for_who_wants_none(desk: Desk) -> None:
+    await desk.index([item(0, "a")], no_thumbnails=True)
+
+    assert "a" in desk.services.items
+    assert await desk.media.thumbnail(UID, "a", sha256(noise(0))) is None
+
+
+async def test_media_that_cannot_be_written_end_the_stream_and_nothing_is_stored(tmp_path: Path) -> None:
+    where = tmp_path / "media"
+    where.write_bytes(b"no folder")
+    async with ingesting(where) as desk:
+        told = await desk.index([item(0, "a")])
+        items = dict(desk.services.items)
+
+    assert reason(told.error) == "MEDIA_UNAVAILABLE"
+    assert told.error is not None
+    assert told.error.retry_after_s
+    assert (told.results, items) == ({}, {})
+
+
+async def test_a_uri_is_refused_alone_where_nothing_is_fetched(desk: Desk) -> None:
+    told = await desk.index([item(0, uri="http://192.0.2.1/a.jpg"), item(1, "good")])
+
+    error = told.results[0].error
+    assert error.reason == error_pb2.REASON_FETCH_DISABLED
+    assert told.results[1].HasField("stored")
+
+
+async def test_a_picture_given_by_a_uri_is_hashed_and_kept_as_it_was_fetched(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fetched(_self: Stream, uri: str) -> bytes:
+        if "bad" in uri:
+            raise LikenessError(error_pb2.REASON_FETCH_FAILED, "item.image.uri: 404")
+        return noise(5)
+
+    monkeypatch.setattr(Stream, "_fetch", fetched)
+    told = await desk.index([item(0, uri="http://example.com/a.jpg"), item(1, uri="http://example.com/bad")])
+
+    assert told.results[0].id == sha256(noise(5))
+    assert desk.services.items[sha256(noise(5))]["uri"] == "http://example.com/a.jpg"
+    assert told.results[1].error.reason == error_pb2.REASON_FETCH_FAILED
+    assert told.checkpoints[-1].items_done == 2
