@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PYTHON ?= python3
+# Files of tests that run at once. The slow ones come first, so that no worker ends with one alone.
+WORKERS ?= 2
 BIN := $(CURDIR)/.venv/bin
 SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 PROTOS := $(wildcard protos/likeness/*/v1/*.proto)
@@ -62,8 +64,8 @@ down: setup ## stop what `make up` started
 
 # --- habits ----------------------------------------------------------------------------------------------------------
 .PHONY: test
-test: setup ## every test but the container one (ARGS="-k name" for some)
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup ## every test but the container one, two files at once (ARGS="-k name" for some; WORKERS=0: one after another)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: lint
 lint: setup build/protos.binpb ## ruff, mypy --strict, buf lint, buf breaking against the main branch

@@ -25,7 +25,8 @@ STOP_S = 40.0
 def free_port() -> int:
     """A port on loopback that nobody listens on just now, of those that no system hands out by itself meanwhile."""
     while True:
-        port = random.randrange(10_000, 32_768)
+        # Not the seeded generator: hypothesis sets it, in every process of a parallel run alike.
+        port = random.SystemRandom().randrange(10_000, 32_768)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
