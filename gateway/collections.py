@@ -11,6 +11,7 @@ from likeness.indexer.v1 import indexer_pb2
 from chassis.deadline import Deadline
 from chassis.errors import LikenessError, invalid
 from gateway.backends import Embedder, Indexer
+from gateway.media import Media
 from gateway.requests import collection_name, expected_fingerprint, mismatch, of_collection
 
 
@@ -20,6 +21,7 @@ class Collections:
 
     embedder: Embedder
     indexer: Indexer
+    media: Media
 
     async def create(self, request: gateway_pb2.CreateCollectionRequest, deadline: Deadline) -> gateway_pb2.Collection:
         """Makes a collection for the embedder's model.
@@ -60,10 +62,23 @@ class Collections:
         return shown(await self.indexer.update_collection(change, deadline.left()))
 
     async def delete(self, request: gateway_pb2.DeleteCollectionRequest, deadline: Deadline) -> None:
-        """Deletes one with everything in it. There is no default: nobody deletes "images" by leaving out a name."""
+        """Deletes one with everything in it. There is no default: nobody deletes "images" by leaving out a name.
+
+        Raises:
+            LikenessError: MEDIA_UNAVAILABLE: it is deleted, but not its thumbnails and originals.
+        """
         if not request.name:
             raise invalid("name", "is empty; expected the name of the collection to delete")
-        await self.indexer.delete_collection(collection_name(request.name, "name"), deadline.left())
+        name = collection_name(request.name, "name")
+        uid = ""
+        try:
+            uid = (await self.indexer.collection(name, deadline.left())).uid
+        except LikenessError as error:
+            if error.reason != error_pb2.REASON_SCHEMA_UNSUPPORTED:  # of a newer release: it can be deleted, no more
+                raise
+        await self.indexer.delete_collection(name, deadline.left())
+        if uid:
+            await self.media.forget_collection(uid)
 
     async def set_alias(self, request: gateway_pb2.SetAliasRequest, deadline: Deadline) -> gateway_pb2.SetAliasResponse:
         """Makes or moves an alias."""

@@ -32,6 +32,7 @@ from gateway.labelling import LabelVectors
 from gateway.labels import Labels
 from gateway.media import Media
 from gateway.metrics import Metrics
+from gateway.reembed import Reembed
 from gateway.scopes import RPCS
 from gateway.search import Search
 from gateway.servicer import SearchServicer
@@ -89,9 +90,10 @@ class GatewayService:
         embedding = Embedding(embedder, self._fetch, cache, settings.max_message_mb * 2**20)
         search = Search(embedding, indexer)
         vectors = LabelVectors(embedder, settings.label_cache, self._metrics)
-        servicer = SearchServicer(  # type: ignore[abstract]  # ReembedCollection is to come
+        servicer = SearchServicer(
             indexer=indexer,
-            collections=Collections(embedder, indexer),
+            collections=Collections(embedder, indexer, self._media),
+            reembed=Reembed(embedder, indexer, self._media, self._fetch, settings, stopping),
             default_deadline_s=settings.default_deadline_s,
             deletion=Deletion(indexer, self._media),
             search=search,

@@ -17,6 +17,7 @@ from gateway.ingest_batch import IngestBatch
 from gateway.item_servicer import ItemRpcs
 from gateway.labels import Labels
 from gateway.metrics import Metrics
+from gateway.reembed import Reembed
 from gateway.search import Search
 from gateway.status import Status
 
@@ -32,6 +33,7 @@ class SearchServicer(ItemRpcs, CollectionRpcs, gateway_pb2_grpc.SearchServiceSer
     labels: Labels
     classify: Classify
     find_duplicates: FindDuplicates
+    reembed: Reembed
     status: Status
     metrics: Metrics
 
@@ -86,6 +88,12 @@ class SearchServicer(ItemRpcs, CollectionRpcs, gateway_pb2_grpc.SearchServiceSer
     ) -> None:
         """See ``gateway.duplicates``."""
         await self.find_duplicates(request, context.write, Deadline.of(context, math.inf))
+
+    async def ReembedCollection(  # type: ignore[override]  # noqa: N802  (as IndexImages)
+        self, request: gateway_pb2.ReembedCollectionRequest, context: CallContext
+    ) -> None:
+        """See ``gateway.reembed``."""
+        await self.reembed(request, context.write, Deadline.of(context, math.inf))
 
     async def GetStatus(  # noqa: N802
         self, _request: gateway_pb2.GetStatusRequest, context: CallContext

@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 from likeness.common.v1 import error_pb2, types_pb2
-from likeness.embedder.v1 import embedder_pb2_grpc
+from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from likeness.indexer.v1 import indexer_pb2 as pb
 from likeness.indexer.v1 import indexer_pb2_grpc
 
@@ -25,6 +25,8 @@ class Shelves(Behind):
         found: collections by name.
         shelves: their items by id.
         aliases: what each stands for.
+        lose_answers_of: methods whose next call is done, but answered with UNAVAILABLE.
+        answers_with: the model that makes vectors, if that is not the one that GetModel names.
     """
 
     def __init__(self) -> None:
@@ -32,6 +34,8 @@ class Shelves(Behind):
         self.found: dict[str, pb.Collection] = {}
         self.shelves: dict[str, dict[str, pb.Item]] = {}
         self.aliases: dict[str, str] = {}
+        self.lose_answers_of: set[str] = set()
+        self.answers_with: types_pb2.ModelFingerprint | None = None
 
     def make(self, name: str, model: types_pb2.ModelFingerprint = MODEL, metric: int = types_pb2.METRIC_COSINE) -> None:
         """Makes a collection."""
@@ -44,6 +48,11 @@ class Shelves(Behind):
         self.shelves[collection][item_id] = pb.Item(
             id=item_id, vector=to_proto(vector), metadata=metadata.to_proto(plain)
         )
+
+    async def Embed(self, request: Any, context: Any) -> embedder_pb2.EmbedResponse:  # noqa: N802
+        answer = await super().Embed(request, context)
+        answer.fingerprint.CopyFrom(self.answers_with or self.model)
+        return answer
 
     async def CreateCollection(self, request: Any, context: Any) -> pb.CreateCollectionResponse:  # noqa: N802
         await self._begin("CreateCollection", request, context)
@@ -85,6 +94,9 @@ class Shelves(Behind):
         if request.HasField("expected_collection") and request.expected_collection != present:
             await self._abort(context, LikenessError(error_pb2.REASON_ALIAS_MOVED, f"it stands for {present!r}"))
         self.aliases[request.alias] = request.collection
+        if "SetAlias" in self.lose_answers_of:
+            self.lose_answers_of.remove("SetAlias")
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "connection lost")
         return pb.SetAliasResponse(previous_collection=present)
 
     async def DeleteAlias(self, request: Any, context: Any) -> pb.DeleteAliasResponse:  # noqa: N802
