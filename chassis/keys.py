@@ -181,7 +181,7 @@ def parse_file(text: bytes) -> list[Caller]:
     """
     try:
         content = tomllib.loads(text.decode())
-    except ValueError as error:  # no UTF-8, or no TOML
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, or a million brackets
         raise KeysError("the file is no TOML in UTF-8") from error
     tables = content.pop("key", [])
     if content:

@@ -1,12 +1,21 @@
 """Structured logs on standard error: JSON for machines, one coloured line an event on a terminal."""
 
 import logging
+import re
 import sys
 
 import structlog
 
 # Without the frames' variables: they hold pictures and keys.
 _tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def _on_one_line(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """The words of a library may hold what a client sent; values are escaped by the renderer, words are not."""
+    words = str(event.get("event", ""))
+    return {**event, "event": _CONTROL.sub(lambda found: repr(found[0])[1:-1], words)}
 
 
 def configure(level: str, style: str, service: str) -> None:
@@ -31,7 +40,7 @@ def configure(level: str, style: str, service: str) -> None:
         structlog.stdlib.ExtraAdder(),
     ]
     renderer: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        [_on_one_line, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if console
         else [structlog.processors.ExceptionRenderer(_tracebacks), structlog.processors.JSONRenderer()]
     )

@@ -36,3 +36,24 @@ def test_a_logged_fault_shows_its_cause_but_neither_keys_nor_pictures(style: str
         line = json.loads(done.stderr.splitlines()[-1])
         assert (line["event"], line["service"], line["level"]) == ("failed", "test", "error")
         assert all("locals" not in frame for frame in line["exception"][0]["frames"])
+
+
+FORGING = """
+import logging, sys
+import structlog
+from chassis import logs
+
+logs.configure("INFO", sys.argv[1], "test")
+structlog.get_logger().info("call", id="a\\r\\nforged=1 \\x1b[2J")
+logging.getLogger("library").warning("no route to %s", "b\\nforged=2\\x1b[2J")
+"""
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_what_a_client_sends_begins_no_line_and_commands_no_terminal(style: str) -> None:
+    done = subprocess.run([sys.executable, "-c", FORGING, style], capture_output=True, text=True, check=True)
+
+    assert len(done.stderr.splitlines()) == 2
+    assert "\x1b[2J" not in done.stderr
+    assert "forged=1" in done.stderr
+    assert "forged=2" in done.stderr
