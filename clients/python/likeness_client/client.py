@@ -9,9 +9,9 @@ from likeness.gateway.v1 import gateway_pb2
 from likeness_client import wire
 from likeness_client.channel import MAX_MESSAGE_BYTES
 from likeness_client.errors import LikenessError
-from likeness_client.ingest import Ingest, IngestLimits, OnReconnect
+from likeness_client.ingest import Ingest, IngestLimits, OnBackoff, OnReconnect
 from likeness_client.item_calls import ItemCalls
-from likeness_client.items import Fingerprint, IndexOutcome, Picture
+from likeness_client.items import Fingerprint, IndexOutcome, IngestOptions, Picture
 from likeness_client.label_calls import LabelCalls
 from likeness_client.rpc_errors import from_rpc_error
 from likeness_client.search_calls import SearchCalls
@@ -32,23 +32,28 @@ class Client(SearchCalls, ItemCalls, LabelCalls):
         collection: str = "",
         create_collection: bool = True,
         expected_fingerprint: Fingerprint | None = None,
+        options: IngestOptions | None = None,
         limits: IngestLimits | None = None,
         on_reconnect: OnReconnect | None = None,
+        on_backoff: OnBackoff | None = None,
     ) -> Iterator[IndexOutcome]:
         """Takes pictures in, and yields what became of each, in any order, while it goes on.
 
         Memory stays flat however many there are: files are read as the stream takes them, and few pictures wait for an
         answer at a time. Both the iterable and the files are read in the thread that reads the outcomes. A stream that
-        breaks for a reason that may pass is opened again, and what has no answer is sent again.
+        breaks for a reason that may pass is opened again, and what has no answer is sent again. Nothing is sent while
+        the gateway asks for a pause.
 
         Args:
             pictures: what to take in.
             collection: its name; empty: the gateway's default, ``images``.
             create_collection: whether to make it if there is none of that name.
             expected_fingerprint: the model that should embed the pictures; None: not checked.
+            options: what is left out, and what is kept; None: nothing is left out, thumbnails are made.
             limits: the bounds of a stream. The embedder's own limits on a picture's size hold in any case.
             on_reconnect: called before a stream is opened again, with what broke it, the number of pictures without an
                 answer, and the seconds until then.
+            on_backoff: called with the seconds for which the gateway asks for a pause.
 
         Raises:
             IndexInterruptedError: the stream broke for good; it names the pictures without an outcome.
@@ -66,6 +71,7 @@ class Client(SearchCalls, ItemCalls, LabelCalls):
             collection=collection,
             create_collection=create_collection,
             expected_fingerprint=wire.fingerprint_to_proto(expected_fingerprint),
+            options=wire.options_to_proto(options or IngestOptions()),
         )
 
         def explain(error: grpc.RpcError) -> LikenessError:
@@ -78,6 +84,7 @@ class Client(SearchCalls, ItemCalls, LabelCalls):
             limits=bounds,
             explain=explain,
             on_reconnect=on_reconnect,
+            on_backoff=on_backoff,
         ).run()
 
     def status(self) -> Status:

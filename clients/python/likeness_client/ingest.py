@@ -2,12 +2,16 @@
 
 1. take a picture from the caller's iterable, read its file, and hand it to the stream, while few enough are unanswered
 2. otherwise wait for an answer, and yield it
-3. when the stream breaks for a reason that may pass, wait, open another, and send first what has no answer
+3. when the stream breaks for a reason that may pass, wait, open another with the last resume token, so that it goes to
+   the same collection, and send first what has no answer
+
+While the gateway asks for a pause nothing is sent, nor read from the caller's iterable.
 """
 
 import queue
 import stat
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +35,7 @@ from likeness_client.items import IndexOutcome, Picture
 from likeness_client.rpc_errors import from_item_error
 
 OnReconnect = Callable[[LikenessError, int, float], None]
+OnBackoff = Callable[[float], None]
 
 _LOOK_S = 1.0
 
@@ -70,6 +75,7 @@ class Ingest:
         limits: IngestLimits,
         explain: Callable[[grpc.RpcError], LikenessError],
         on_reconnect: OnReconnect | None,
+        on_backoff: OnBackoff | None = None,
     ) -> None:
         self._stub = stub
         self._start = start
@@ -77,6 +83,7 @@ class Ingest:
         self._limits = limits
         self._explain = explain
         self._on_reconnect = on_reconnect
+        self._on_backoff = on_backoff
         self._again: deque[Picture] = deque()  # taken from the iterable, unanswered by a stream that broke
         self._sequence = 0
         self._started = False
@@ -116,15 +123,16 @@ class Ingest:
     def _one_stream(self) -> Iterator[IndexOutcome]:
         requests: queue.SimpleQueue[gateway_pb2.IndexImagesRequest | None] = queue.SimpleQueue()
         answers: queue.SimpleQueue[gateway_pb2.IndexImagesResponse | _Ended] = queue.SimpleQueue()
+        pause = _Pause()
         requests.put(gateway_pb2.IndexImagesRequest(start=self._start))
-        call = self._stub.IndexImages(iter(requests.get, None))
+        call = self._stub.IndexImages(_paced(requests, pause))
         threading.Thread(target=self._receive, args=(call, answers), daemon=True).start()
         unanswered: dict[int, tuple[Picture, int]] = {}
         unanswered_bytes = 0
         more, ended = True, False
         try:
             while not ended:
-                if more and self._has_room(len(unanswered), unanswered_bytes):
+                if more and not pause.left() and self._has_room(len(unanswered), unanswered_bytes):
                     picture = self._take()
                     if picture is None:
                         more = False
@@ -139,23 +147,37 @@ class Ingest:
                             unanswered_bytes += size
                             requests.put(request)
                         del request
-                wait = not more or not self._has_room(len(unanswered), unanswered_bytes)
-                for answer in _waiting(answers, wait):
+                held = pause.left()
+                wait = not more or held > 0 or not self._has_room(len(unanswered), unanswered_bytes)
+                for answer in _waiting(answers, wait, min(_LOOK_S, held or _LOOK_S)):
                     if isinstance(answer, _Ended):
                         ended = True
                         if answer.error is not None or unanswered or more:
                             error = answer.error or _ended_early()
                             raise _StreamBrokeError(error, [picture for picture, _ in unanswered.values()])
-                    elif answer.WhichOneof("message") == "started":
-                        self._started = True
+                    elif not answer.HasField("result"):
+                        self._heed(answer, pause)
                     elif answer.result.sequence in unanswered:
                         picture, size = unanswered.pop(answer.result.sequence)
                         unanswered_bytes -= size
                         self._broken_in_a_row = 0
                         yield _outcome(picture, size, answer.result)
         finally:
+            pause.end()
             requests.put(None)
             call.cancel()
+
+    def _heed(self, answer: gateway_pb2.IndexImagesResponse, pause: "_Pause") -> None:
+        match answer.WhichOneof("message"):
+            case "started":
+                self._started = True
+            case "checkpoint":
+                self._start.resume_token = answer.checkpoint.resume_token
+            case "backoff":
+                seconds = answer.backoff.delay.ToMilliseconds() / 1000
+                pause.begin(seconds)
+                if self._on_backoff:
+                    self._on_backoff(seconds)
 
     def _receive(
         self,
@@ -205,6 +227,40 @@ class Ingest:
         return path.read_bytes()
 
 
+class _Pause:
+    """Until when the gateway wants nothing. Shared by the thread that reads answers and gRPC's, which sends."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+        self._ended = threading.Event()
+
+    def begin(self, seconds: float) -> None:
+        """From now on nothing for so long."""
+        self._until = max(self._until, time.monotonic() + seconds)
+
+    def left(self) -> float:
+        """How many seconds of it are left."""
+        return max(0.0, self._until - time.monotonic())
+
+    def wait(self) -> None:
+        """Returns when it is over, or the stream is."""
+        while (left := self.left()) > 0 and not self._ended.wait(left):
+            pass
+
+    def end(self) -> None:
+        """The stream is over."""
+        self._ended.set()
+
+
+def _paced(
+    requests: "queue.SimpleQueue[gateway_pb2.IndexImagesRequest | None]", pause: _Pause
+) -> Iterator[gateway_pb2.IndexImagesRequest]:
+    """The requests as they are put, none while the pause lasts."""
+    while (request := requests.get()) is not None:
+        pause.wait()
+        yield request
+
+
 @dataclass(frozen=True)
 class _Ended:
     error: LikenessError | None
@@ -217,12 +273,12 @@ class _StreamBrokeError(Exception):
 
 
 def _waiting(
-    answers: "queue.SimpleQueue[gateway_pb2.IndexImagesResponse | _Ended]", wait: bool
+    answers: "queue.SimpleQueue[gateway_pb2.IndexImagesResponse | _Ended]", wait: bool, longest_s: float
 ) -> Iterator[gateway_pb2.IndexImagesResponse | _Ended]:
     """The answers that have come; if ``wait`` and there are none, those that come soon."""
     try:
         # Not for ever: an interrupt that comes just before the thread sleeps does not wake it.
-        yield answers.get(block=wait, timeout=_LOOK_S)
+        yield answers.get(block=wait, timeout=longest_s)
         while True:
             yield answers.get_nowait()
     except queue.Empty:
@@ -233,6 +289,8 @@ def _outcome(picture: Picture, size: int, result: gateway_pb2.IndexResult) -> In
     match result.WhichOneof("outcome"):
         case "stored":
             return IndexOutcome(picture, result.id, None, size)
+        case "skipped":
+            return IndexOutcome(picture, result.id, None, size, wire.skipped_from_proto(result.skipped))
         case "error":
             return IndexOutcome(picture, result.id, from_item_error(result.error), size)
         case _:

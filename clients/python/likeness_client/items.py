@@ -199,22 +199,58 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class IngestOptions:
+    """How pictures are taken in.
+
+    Attributes:
+        skip_existing: leave out a picture whose id is there already; otherwise it replaces what is there.
+        skip_exact_duplicates: leave out one that is there already, byte for byte, under another id.
+        skip_near_duplicates: leave out one to which another item has at least this score, such as 0.97; None: none.
+        keep_originals: have the gateway keep the bytes too, from which it can embed them anew.
+        thumbnails: have it make thumbnails.
+    """
+
+    skip_existing: bool = False
+    skip_exact_duplicates: bool = False
+    skip_near_duplicates: float | None = None
+    keep_originals: bool = False
+    thumbnails: bool = True
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Why a picture was left out, as the options ask.
+
+    Attributes:
+        reason: ``"EXISTS"``, ``"EXACT_DUPLICATE"`` or ``"NEAR_DUPLICATE"``.
+        existing_id: of the item that is there.
+        score: how alike it is, of a near duplicate.
+    """
+
+    reason: str
+    existing_id: str
+    score: float = 0.0
+
+
+@dataclass(frozen=True)
 class IndexOutcome:
     """What became of one picture.
 
     Attributes:
         picture: as the caller gave it.
         id: its id, also where that was left to the server; empty if it never reached one.
-        error: None if it is stored, on disk, and visible to every later search; otherwise why not.
+        error: why it was refused; None if it was not.
         size: bytes of the encoded picture; 0 if it was not read.
+        skipped: why it was left out; None if it was not.
     """
 
     picture: Picture
     id: str
     error: LikenessError | None
     size: int
+    skipped: Skipped | None = None
 
     @property
     def stored(self) -> bool:
-        """True if it is stored."""
-        return self.error is None
+        """True if it is stored, on disk, and visible to every later search."""
+        return self.error is None and self.skipped is None

@@ -13,9 +13,11 @@ from likeness_client.filters import AllOf, AnyOf, Comparison, Filter, NoneOf, Op
 from likeness_client.items import (
     Fingerprint,
     GetResult,
+    IngestOptions,
     Item,
     MetadataValue,
     Picture,
+    Skipped,
     Term,
     TermKind,
 )
@@ -84,6 +86,24 @@ def picture_to_proto(picture: Picture, encoded: bytes, sequence: int) -> gateway
     for key, value in picture.metadata.items():
         item.metadata.fields[key].CopyFrom(value_to_proto(value))
     return item
+
+
+def options_to_proto(options: IngestOptions) -> gateway_pb2.IngestOptions:
+    """How pictures are taken in."""
+    return gateway_pb2.IngestOptions(
+        existing=gateway_pb2.EXISTING_POLICY_SKIP if options.skip_existing else gateway_pb2.EXISTING_POLICY_REPLACE,
+        skip_exact_duplicates=options.skip_exact_duplicates,
+        skip_near_duplicates=options.skip_near_duplicates,
+        keep_originals=options.keep_originals,
+        no_thumbnails=not options.thumbnails,
+    )
+
+
+def skipped_from_proto(message: gateway_pb2.IndexSkipped) -> Skipped:
+    """Why a picture was left out."""
+    known = message.reason in gateway_pb2.SkipReason.values()
+    name = gateway_pb2.SkipReason.Name(message.reason) if known else str(message.reason)
+    return Skipped(name.removeprefix("SKIP_REASON_"), message.existing_id, message.score)
 
 
 def fingerprint_to_proto(fingerprint: Fingerprint | None) -> types_pb2.ModelFingerprint | None:

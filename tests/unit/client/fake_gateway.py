@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +50,9 @@ class FakeGateway(FakeProduct):
         self.breaks: deque[Break] = deque()
         self.answer_after = 1
         self.silent = False
+        self.backoff: tuple[int, float] | None = None
+        self.arrived_at: list[float] = []
+        self.backed_off_at = 0.0
         self.item_arrived = threading.Event()
 
     def Search(self, request: pb.SearchRequest, context: grpc.ServicerContext) -> pb.SearchResponse:  # noqa: N802
@@ -87,7 +91,13 @@ class FakeGateway(FakeProduct):
             abort(context, end.status)
         answers: list[pb.IndexImagesResponse] = []
         for count, request in enumerate(request_iterator, start=1):
+            self.arrived_at.append(time.monotonic())
             answer = self._store(request.item)
+            if self.backoff is not None and count == self.backoff[0]:
+                told = pb.IndexBackoff()
+                told.delay.FromMilliseconds(round(self.backoff[1] * 1000))
+                self.backed_off_at = time.monotonic()
+                yield pb.IndexImagesResponse(backoff=told)
             self.item_arrived.set()
             if self.silent:
                 continue
@@ -98,6 +108,8 @@ class FakeGateway(FakeProduct):
                 answers.clear()
             if end is not None and count == end.after:
                 yield from answers
+                token = f"token-{len(self.starts)}"
+                yield pb.IndexImagesResponse(checkpoint=pb.IndexCheckpoint(items_done=1, resume_token=token))
                 abort(context, end.status)
         if self.silent:  # not the end of the stream either, which would be opened again
             wait_for_the_end(context)
@@ -110,7 +122,9 @@ class FakeGateway(FakeProduct):
     def _store(self, item: pb.IndexItem) -> pb.IndexImagesResponse:
         item_id = item.id or hashlib.sha256(item.image.encoded).hexdigest()
         result = pb.IndexResult(sequence=item.sequence, id=item_id)
-        if item.image.encoded == BAD:
+        if item_id in self.stored and self.starts and self.starts[-1].options.existing == pb.EXISTING_POLICY_SKIP:
+            result.skipped.CopyFrom(pb.IndexSkipped(reason=pb.SKIP_REASON_EXISTS, existing_id=item_id))
+        elif item.image.encoded == BAD:
             refused = status(grpc.StatusCode.INVALID_ARGUMENT, "IMAGE_DAMAGED", "image: cannot be read")
             result.error.CopyFrom(error_pb2.ItemError(status=refused, reason=error_pb2.REASON_IMAGE_DAMAGED))
         else:

@@ -1,6 +1,7 @@
 """``likeness index``: what it sends, what it tells, and what becomes of it when streams break or Ctrl-C is pressed."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -112,11 +113,46 @@ def test_index_as_json_lists_everything_refused_and_nothing_else_on_stdout(addre
                 "message": "image: cannot be read",
             }
         ],
+        "already_there": [],
         "unanswered": [],
         "skipped": 1,
         "error": None,
         "interrupted": False,
     }
+
+
+def test_index_sends_what_is_to_be_left_out_and_kept(address: str, gateway: FakeGateway, photos: Path) -> None:
+    likeness("index", photos / "cats", server=address)
+    arguments = ["--existing", "skip", "--skip-duplicates", "exact", "--skip-duplicates", "near=0.9"]
+    likeness("index", photos / "cats", *arguments, "--keep-originals", "--no-thumbnails", server=address)
+
+    plain, told = (start.options for start in gateway.starts)
+    assert (plain.existing, plain.skip_exact_duplicates, plain.HasField("skip_near_duplicates")) == (1, False, False)
+    assert (plain.keep_originals, plain.no_thumbnails) == (False, False)
+    assert (told.existing, told.skip_exact_duplicates) == (2, True)
+    assert told.skip_near_duplicates == pytest.approx(0.9)
+    assert (told.keep_originals, told.no_thumbnails) == (True, True)
+
+
+@pytest.mark.parametrize("value", ["all", "near=close", "exact=1"])
+def test_index_refuses_a_way_to_find_duplicates_that_there_is_not(address: str, photos: Path, value: str) -> None:
+    result = likeness("index", photos, "--skip-duplicates", value, server=address)
+    assert result.exit_code == 2
+    assert "--skip-duplicates" in result.stderr
+
+
+def test_index_counts_what_the_collection_has_already(address: str, photos: Path) -> None:
+    likeness("index", photos / "cats", server=address)
+    again = likeness("index", photos, "--existing", "skip", server=address)
+    assert "Stored 1 picture in collection" in again.stdout
+    assert "Left out 2 that the collection has already: 2 EXISTS." in again.stdout
+
+    told = json.loads(likeness("index", photos / "cats", "--existing", "skip", "--format=json", server=address).stdout)
+    assert (told["stored"], told["refused"]) == (0, [])
+    assert [(entry["path"], entry["reason"]) for entry in told["already_there"]] == [
+        (str(photos / "cats" / "1.jpg"), "EXISTS"),
+        (str(photos / "cats" / "2.PNG"), "EXISTS"),
+    ]
 
 
 def test_index_refuses_by_name_what_is_larger_than_the_limit(address: str, gateway: FakeGateway, photos: Path) -> None:
@@ -180,6 +216,7 @@ def test_an_interrupted_index_says_what_is_stored(address: str, gateway: FakeGat
             process.kill()
     assert process.returncode == 130
     assert out.startswith("Interrupted. Stored 0 pictures in collection images.")
+    assert re.search(r"[1-4] pictures? had no answer and may or may not be stored\.", out)
     assert "Traceback" not in err
 
 

@@ -16,10 +16,12 @@ from likeness_client import (
     IndexInterruptedError,
     IndexOutcome,
     IngestLimits,
+    IngestOptions,
     LikenessError,
     NoneOf,
     Operator,
     Picture,
+    Skipped,
     Term,
     Violation,
     WhereError,
@@ -288,6 +290,39 @@ def test_a_stream_that_breaks_midway_loses_and_repeats_no_outcome(client: Client
     assert len(gateway.starts) == 4
     assert [reason for reason, _ in told] == ["SHUTTING_DOWN"] * 3
     assert all(0 < unanswered <= 256 for _, unanswered in told)
+
+
+def test_a_new_stream_goes_on_with_the_last_token(client: Client, gateway: FakeGateway) -> None:
+    gateway.breaks.extend([Break(30, shutting_down()), Break(0, shutting_down()), Break(7, shutting_down())])
+
+    list(client.index(pictures(100), limits=QUICK))
+
+    assert [start.resume_token for start in gateway.starts] == ["", "token-1", "token-1", "token-3"]
+
+
+def test_nothing_is_sent_while_the_gateway_asks_for_a_pause(client: Client, gateway: FakeGateway) -> None:
+    gateway.backoff = (50, 1.0)
+    told: list[float] = []
+
+    outcomes = list(client.index(pictures(300), limits=IngestLimits(max_unanswered=20), on_backoff=told.append))
+
+    assert (told, len(outcomes)) == ([1.0], 300)
+    began = gateway.backed_off_at
+    # Up to the window may have been on its way before the client had heard; then nothing until the pause is over.
+    late = [at - began for at in gateway.arrived_at if at > began]
+    gaps = [later - earlier for earlier, later in zip([0.0, *late], late, strict=False)]
+    before = gaps.index(max(gaps))
+    assert before <= 20
+    assert late[before] >= 1.0
+
+
+def test_what_is_there_already_is_no_error_and_not_stored(client: Client) -> None:
+    options = IngestOptions(skip_existing=True)
+    first = list(client.index(pictures(2), options=options))
+    again = list(client.index(pictures(2), options=options))
+
+    assert [(o.stored, o.skipped) for o in first] == [(True, None)] * 2
+    assert [(o.stored, o.error, o.skipped) for o in again] == [(False, None, Skipped("EXISTS", o.id)) for o in again]
 
 
 def test_a_stream_that_never_recovers_names_what_has_no_answer(client: Client, gateway: FakeGateway) -> None:

@@ -3,9 +3,11 @@
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +25,7 @@ from likeness_client.commands.options import (
     tell,
 )
 from likeness_client.errors import FILE_UNREADABLE, IndexInterruptedError, LikenessError
-from likeness_client.items import IndexOutcome, Picture
+from likeness_client.items import IndexOutcome, IngestOptions, Picture, Skipped
 from likeness_client.progress import IngestProgress, readable_bytes
 from likeness_client.render import Format, out, plain, short_path, show_json
 from likeness_client.walk import Walk
@@ -32,6 +34,16 @@ if TYPE_CHECKING:
     from likeness_client.client import Client
 
 SHOWN_OF_A_REASON = 10
+# Shorter pauses are not worth a line.
+PAUSE_TOLD_S = 1.0
+NEAR = 0.97
+
+
+class Existing(StrEnum):
+    """What becomes of a picture whose id is there already."""
+
+    SKIP = "skip"
+    REPLACE = "replace"
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,14 @@ class Refusal:
     path: Path
     reason: str
     message: str
+
+
+@dataclass(frozen=True)
+class Present:
+    """A file that was left out, since the collection has it, or the same, already."""
+
+    path: Path
+    skipped: Skipped
 
 
 @dataclass
@@ -53,22 +73,25 @@ class Summary:
     skipped: int = 0
     seconds: float = 0.0
     refused: list[Refusal] = field(default_factory=list)
+    present: list[Present] = field(default_factory=list)
     unanswered: list[Path] = field(default_factory=list)
     error: LikenessError | None = None
     interrupted: bool = False
 
     def add(self, outcome: IndexOutcome) -> None:
         """Counts one picture."""
-        if outcome.error is None:
+        path = outcome.picture.path or Path()
+        if outcome.skipped is not None:
+            self.present.append(Present(path, outcome.skipped))
+        elif outcome.error is None:
             self.stored += 1
             self.stored_bytes += outcome.size
         else:
-            path = outcome.picture.path or Path()
             self.refused.append(Refusal(path, outcome.error.reason or outcome.error.code, outcome.error.message))
 
     @property
     def exit_code(self) -> int:
-        """0 if everything is stored."""
+        """0 if everything is stored, or there already."""
         if self.interrupted:
             return INTERRUPTED
         return 1 if self.refused or self.error else 0
@@ -92,6 +115,21 @@ def index(
     all_files: Annotated[
         bool, typer.Option("--all-files", help="From directories, send also what is not named like a picture.")
     ] = False,
+    existing: Annotated[
+        Existing, typer.Option("--existing", help="What becomes of a picture whose id is there already.")
+    ] = Existing.REPLACE,
+    skip_duplicates: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--skip-duplicates",
+            metavar="exact|near=SCORE",
+            help="Leave out what is there under another id: the same file, or one that looks like it (near=0.97).",
+        ),
+    ] = None,
+    keep_originals: Annotated[
+        bool, typer.Option("--keep-originals", help="Have the gateway keep the files too, to embed them anew later.")
+    ] = False,
+    no_thumbnails: Annotated[bool, typer.Option("--no-thumbnails", help="Have it make no thumbnails.")] = False,
     output_format: OutputFormat = Format.TABLE,
     server: Server = None,
     timeout: Timeout = None,
@@ -104,11 +142,12 @@ def index(
 
     Exit code 1 if anything was refused or failed.
     """
+    options = _options(existing, skip_duplicates or [], keep_originals=keep_originals, thumbnails=not no_thumbnails)
     summary = Summary(collection)
     total = sum(1 for _ in Walk(paths, all_files))
     walk = Walk(paths, all_files)
     labels = tuple(label or ())
-    pictures = (Picture(path, labels=_labels(path, labels, label_from_parent)) for path in walk)
+    pictures = _Pending(Picture(path, labels=_labels(path, labels, label_from_parent)) for path in walk)
     began = time.monotonic()
     with (
         connected(context, server, timeout) as client,
@@ -121,6 +160,7 @@ def index(
                 pictures=pictures,
                 collection=collection,
                 create=not no_create,
+                options=options,
                 progress=progress,
                 summary=summary,
             )
@@ -128,7 +168,7 @@ def index(
             summary.interrupted = True
         except IndexInterruptedError as error:
             summary.error = error
-            summary.unanswered = [picture.path for picture in error.unanswered if picture.path]
+    summary.unanswered = pictures.unanswered
     summary.seconds = time.monotonic() - began
     summary.skipped = walk.skipped
     summary.refused += [Refusal(path, FILE_UNREADABLE, f"directory: {why}") for path, why in walk.unreadable]
@@ -144,9 +184,10 @@ def index(
 def _run(
     client: "Client",
     *,
-    pictures: Iterator[Picture],
+    pictures: "_Pending",
     collection: str,
     create: bool,
+    options: IngestOptions,
     progress: IngestProgress,
     summary: Summary,
 ) -> None:
@@ -160,11 +201,65 @@ def _run(
             f"{error}\nConnecting again in {wait_s:g} s; {unanswered} pictures without an answer follow again."
         )
 
-    outcomes = client.index(pictures, collection=collection, create_collection=create, on_reconnect=say)
+    def say_pause(seconds: float) -> None:
+        if seconds >= PAUSE_TOLD_S:
+            progress.say(f"The gateway has too much to do and asks for a pause of {seconds:.1f} s.")
+
+    outcomes = client.index(
+        pictures,
+        collection=collection,
+        create_collection=create,
+        options=options,
+        on_reconnect=say,
+        on_backoff=say_pause,
+    )
     for outcome in outcomes:
+        pictures.answered(outcome.picture)
         summary.add(outcome)
         progress.advance(outcome.size)
         stop_if_interrupted()
+
+
+class _Pending:
+    """Pictures on their way: taken by the client, and not answered yet."""
+
+    def __init__(self, pictures: Iterator[Picture]) -> None:
+        self._pictures = pictures
+        self._taken: dict[int, Picture] = {}
+
+    def __iter__(self) -> Iterator[Picture]:
+        for picture in self._pictures:
+            self._taken[id(picture)] = picture
+            yield picture
+
+    def answered(self, picture: Picture) -> None:
+        """It has its outcome."""
+        self._taken.pop(id(picture), None)
+
+    @property
+    def unanswered(self) -> list[Path]:
+        """The files that have none, in the order in which they were taken."""
+        return [picture.path for picture in self._taken.values() if picture.path]
+
+
+def _options(existing: Existing, skip: list[str], *, keep_originals: bool, thumbnails: bool) -> IngestOptions:
+    near: float | None = None
+    for each in skip:
+        kind, _, score = each.partition("=")
+        if each != "exact" and kind != "near":
+            raise typer.BadParameter(f"{each!r}; expected exact, near or near=SCORE", param_hint="--skip-duplicates")
+        if kind == "near":
+            try:
+                near = float(score) if score else NEAR
+            except ValueError:
+                raise typer.BadParameter(f"{score!r} is no number", param_hint="--skip-duplicates") from None
+    return IngestOptions(
+        skip_existing=existing is Existing.SKIP,
+        skip_exact_duplicates="exact" in skip,
+        skip_near_duplicates=near,
+        keep_originals=keep_originals,
+        thumbnails=thumbnails,
+    )
 
 
 @contextmanager
@@ -208,6 +303,10 @@ def _show(summary: Summary) -> None:
             f"Skipped {summary.skipped:,} not named like a picture (--all-files sends them too).",
             soft_wrap=True,
         )
+    if summary.present:
+        reasons = Counter(present.skipped.reason for present in summary.present)
+        told = ", ".join(f"{count:,} {plain(reason)}" for reason, count in sorted(reasons.items()))
+        console.print(f"Left out {len(summary.present):,} that the collection has already: {told}.", soft_wrap=True)
     if summary.unanswered:
         count = len(summary.unanswered)
         console.print(f"{count:,} {_pictures(count)} had no answer and may or may not be stored.", soft_wrap=True)
@@ -233,6 +332,7 @@ def _as_json(summary: Summary) -> dict[str, Any]:
             {"path": _text(refusal.path), "reason": refusal.reason, "message": refusal.message}
             for refusal in summary.refused
         ],
+        "already_there": [{"path": _text(present.path), **asdict(present.skipped)} for present in summary.present],
         "unanswered": [_text(path) for path in summary.unanswered],
         "skipped": summary.skipped,
         "seconds": round(summary.seconds, 3),
