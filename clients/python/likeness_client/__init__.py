@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Term,
     )
     from likeness_client.labelling import Classification, ClassifyResult, LabelScore, LabelSuggestion, LabelsUpdated
+    from likeness_client.reembedding import Reembedded, ReembedFailure
     from likeness_client.searches import Rescore, RescoreMetric, Search, SearchOutcome
     from likeness_client.security import Security
     from likeness_client.status import CollectionStatus, Limits, ModelStatus, ServiceStatus, Status
@@ -60,6 +61,7 @@ _HOMES = {
     "facets": ["Facet", "FacetValue", "Facets"],
     "labelling": ["Classification", "ClassifyResult", "LabelScore", "LabelSuggestion", "LabelsUpdated"],
     "security": ["Security"],
+    "reembedding": ["ReembedFailure", "Reembedded"],
     "searches": ["Rescore", "RescoreMetric", "Search", "SearchOutcome"],
     "status": ["CollectionStatus", "Limits", "ModelStatus", "ServiceStatus", "Status"],
     "where": ["WhereError", "parse_where"],
@@ -99,6 +101,8 @@ __all__ = [
     "NoneOf",
     "Operator",
     "Picture",
+    "ReembedFailure",
+    "Reembedded",
     "Rescore",
     "RescoreMetric",
     "Search",

@@ -15,6 +15,7 @@ from likeness_client.commands.items import delete, get
 from likeness_client.commands.keys import keys_app
 from likeness_client.commands.labels import label_app
 from likeness_client.commands.options import Connection, Trust
+from likeness_client.commands.reembed import reembed
 from likeness_client.commands.search import search
 from likeness_client.commands.status import status
 from likeness_client.commands.transfer import export, import_items
@@ -97,7 +98,7 @@ def _add(panel: str, *commands: Callable[..., None], name: str | None = None) ->
         app.command(name, rich_help_panel=panel)(command)
 
 
-_add(PICTURES, index, search, get, delete, classify, duplicates, status)
+_add(PICTURES, index, search, get, delete, classify, duplicates, reembed, status)
 app.add_typer(label_app, name="label", rich_help_panel=PICTURES)
 app.add_typer(keys_app, name="keys", rich_help_panel=PICTURES)
 app.add_typer(collections_app, name="collections", rich_help_panel=COLLECTIONS)

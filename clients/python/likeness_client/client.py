@@ -8,6 +8,7 @@ from likeness.gateway.v1 import gateway_pb2
 
 from likeness_client import wire
 from likeness_client.channel import MAX_MESSAGE_BYTES
+from likeness_client.collection_calls import CollectionCalls
 from likeness_client.errors import LikenessError
 from likeness_client.ingest import Ingest, IngestLimits, OnBackoff, OnReconnect
 from likeness_client.item_calls import ItemCalls
@@ -18,7 +19,7 @@ from likeness_client.search_calls import SearchCalls
 from likeness_client.status import Status
 
 
-class Client(SearchCalls, ItemCalls, LabelCalls):
+class Client(SearchCalls, ItemCalls, LabelCalls, CollectionCalls):
     """A gateway's client. Threads may share one. Connects on first use; close it, or use it as a context manager.
 
     Every method raises ``LikenessError`` for what the gateway refuses, and for a gateway that cannot be reached; and

@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
+from google.protobuf import descriptor_pb2
 from likeness.gateway.v1 import gateway_pb2
 from likeness.gateway.v1.gateway_pb2_grpc import SearchServiceStub
 
@@ -33,8 +34,8 @@ class Connection:
 
         Args:
             address: ``host:port``, or a full gRPC target such as ``unix:/run/likeness.sock``.
-            timeout: seconds that one call may take; None: any time. Streams (ingest, suggested labels, duplicates) may
-                take any time.
+            timeout: seconds that one call may take; None: any time. Streams (ingest, suggested labels, duplicates,
+                embedding anew) may take any time.
             security: API key and TLS; None: the key in LIKENESS_API_KEY if there is one, and no TLS.
 
         Raises:
@@ -43,8 +44,9 @@ class Connection:
         self.address = address
         self.timeout = timeout
         service = gateway_pb2.DESCRIPTOR.services_by_name["SearchService"]
-        # A call that answers with a stream is sent again only as long as nothing of its answer has come.
-        repeatable = [method.name for method in service.methods if not method.client_streaming]
+        # Those that the contract says may be. One that answers with a stream only is as long as nothing of it has come.
+        known = descriptor_pb2.MethodOptions.IDEMPOTENCY_UNKNOWN
+        repeatable = [each.name for each in service.methods if each.GetOptions().idempotency_level != known]
         self._channel = (security or Security.of_environment()).channel(
             channel.target(address), channel.options(service, repeatable)
         )

@@ -1,6 +1,6 @@
 """What a fake gateway keeps of collections: names, models, aliases; and how it embeds one anew."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 from google.protobuf.message import Message
@@ -18,6 +18,7 @@ class FakeCollections(gateway_pb2_grpc.SearchServiceServicer):
         requests: what these calls were asked.
         collections: those that there are.
         aliases: what each stands for.
+        on_create: answers instead, when a collection is to be made.
         reembedding: what a re-embedding answers with.
         reembedding_breaks: what the next re-embeddings end with, after their first message.
     """
@@ -26,12 +27,17 @@ class FakeCollections(gateway_pb2_grpc.SearchServiceServicer):
         self.requests: list[Message] = []
         self.collections: dict[str, pb.Collection] = {}
         self.aliases: dict[str, str] = {}
+        self.on_create: (
+            Callable[[pb.CreateCollectionRequest, grpc.ServicerContext], pb.CreateCollectionResponse] | None
+        ) = None
         self.reembedding: list[pb.ReembedCollectionResponse] = []
         self.reembedding_breaks: list[status_pb2.Status] = []
 
     def CreateCollection(  # noqa: N802
         self, request: pb.CreateCollectionRequest, context: grpc.ServicerContext
     ) -> pb.CreateCollectionResponse:
+        if self.on_create is not None:
+            return self.on_create(request, context)
         self.requests.append(request)
         made = pb.Collection(name=request.name or "images", uid="u", metric=request.metric or types_pb2.METRIC_COSINE)
         made.fingerprint.model = "starter"

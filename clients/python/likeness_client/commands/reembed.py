@@ -1,0 +1,91 @@
+"""``likeness reembed``."""
+
+from typing import Annotated
+
+import typer
+
+from likeness_client import render
+from likeness_client.commands.options import INTERRUPTED, OutputFormat, Server, Timeout, connected
+from likeness_client.progress import WorkProgress
+from likeness_client.reembedding import Reembedded
+from likeness_client.render import Format, plain
+
+
+def reembed(
+    context: typer.Context,
+    *,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The collection, or an alias of it.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="The collection to fill; made if there is none.")],
+    alias: Annotated[str, typer.Option("--alias", metavar="NAME", help="Move this alias to TARGET at the end.")] = "",
+    switch_despite_failures: Annotated[
+        bool, typer.Option("--switch-despite-failures", help="Move it although some pictures could not be embedded.")
+    ] = False,
+    keep_originals: Annotated[
+        bool, typer.Option("--keep-originals", help="Keep the originals for TARGET too.")
+    ] = False,
+    keep_extra_items: Annotated[
+        bool, typer.Option("--keep-extra-items", help="Leave what TARGET has and SOURCE has not.")
+    ] = False,
+    fetch_uris: Annotated[
+        bool, typer.Option("--fetch-uris", help="Fetch pictures whose original was not kept from their address.")
+    ] = False,
+    output_format: OutputFormat = Format.TABLE,
+    server: Server = None,
+    timeout: Timeout = None,
+) -> None:
+    """Embed a collection's pictures with the gateway's present model, into another collection.
+
+    Ids, labels and metadata stay. What TARGET has already is not embedded
+    again: the same command goes on after an interruption. Exit code 1 if some
+    pictures could not be embedded; then --alias is not moved unless
+    --switch-despite-failures says so.
+    """
+    with connected(context, server, timeout) as client, WorkProgress("embedding") as bar:
+        try:
+            done = client.reembed(
+                source,
+                target,
+                alias=alias,
+                switch_despite_failures=switch_despite_failures,
+                keep_originals=keep_originals,
+                keep_extra_items=keep_extra_items,
+                fetch_uris=fetch_uris,
+                on_progress=lambda done, total: bar.update("embedding", done, total),
+            )
+        except KeyboardInterrupt:
+            bar.say("Interrupted. The same command again does the rest.")
+            raise typer.Exit(INTERRUPTED) from None
+    if output_format is Format.JSON:
+        render.show_json(_as_json(done))
+    else:
+        _show(done, plain(target), plain(alias))
+    if done.failed:
+        raise typer.Exit(1)
+
+
+def _as_json(done: Reembedded) -> dict[str, object]:
+    return {
+        "total": done.total,
+        "embedded": done.embedded,
+        "unchanged": done.unchanged,
+        "failed": done.failed,
+        "removed": done.removed,
+        "switched": done.switched,
+        "failures": [
+            {"id": each.id, "reason": each.error.reason, "message": each.error.message} for each in done.failures
+        ],
+    }
+
+
+def _show(done: Reembedded, target: str, alias: str) -> None:
+    for each in done.failures:
+        render.err().print(f"{plain(each.id)}: {plain(str(each.error))}")
+    counts = [f"embedded {render.counted(done.embedded, 'picture')}", f"{done.unchanged:,} were there already"]
+    if done.failed:
+        counts.append(f"{done.failed:,} could not be embedded")
+    if done.removed:
+        counts.append(f"{done.removed:,} that the source lacks are deleted")
+    text = f"Collection {target}: {'; '.join(counts)}."
+    if alias:
+        text += f" {alias} stands for it now." if done.switched else f" {alias} was not moved."
+    render.out().print(text, soft_wrap=True)

@@ -1,0 +1,178 @@
+"""Collections and aliases through the gateway, and embedding a collection anew: what is sent, told and tried again."""
+
+import json
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from likeness.common.v1 import error_pb2
+from likeness.gateway.v1 import gateway_pb2 as pb
+
+from likeness_client import Client, LikenessError, collection_calls
+from likeness_client.indexer.types import Alias, Metric
+from tests.unit.client.command import likeness
+from tests.unit.client.fake_collections import failure
+from tests.unit.client.fake_gateway import FakeGateway, shutting_down, status
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[Client]:
+    with Client(address) as client:
+        yield client
+
+
+def test_a_collection_is_made_described_changed_and_deleted(client: Client, gateway: FakeGateway) -> None:
+    made = client.create_collection("photos", metric=Metric.L2, description="holidays")
+    assert (made.name, made.metric, made.description, made.fingerprint.model) == (
+        "photos",
+        Metric.L2,
+        "holidays",
+        "starter",
+    )
+    assert client.update_collection("photos", description="").description == ""
+    assert client.collection("photos").uid == made.uid
+    client.delete_collection("photos")
+    assert not gateway.collections
+
+
+def test_every_page_of_collections_is_read(client: Client, gateway: FakeGateway) -> None:
+    for name in ("aaa", "bbb", "ccc"):
+        client.create_collection(name)
+    assert [found.name for found in client.collections()] == ["aaa", "bbb", "ccc"]
+
+
+def test_an_alias_is_set_listed_and_deleted(client: Client, gateway: FakeGateway) -> None:
+    assert client.set_alias("now", "one", expected="") == ""
+    assert client.set_alias("now", "two") == "one"
+    first, second = [request for request in gateway.requests if isinstance(request, pb.SetAliasRequest)]
+    assert (first.HasField("expected_collection"), second.HasField("expected_collection")) == (True, False)
+    assert client.aliases() == [Alias("now", "two")]
+    assert client.delete_alias("now") == "two"
+
+
+def told(gateway: FakeGateway) -> None:
+    lost = failure("b", error_pb2.REASON_ORIGINAL_MISSING, "there is no picture")
+    gateway.reembedding = [
+        pb.ReembedCollectionResponse(done=2, total=4, embedded=1, failed=1, failures=[lost], next_page_token="b"),
+        pb.ReembedCollectionResponse(done=4, total=4, embedded=2, unchanged=1, failed=1),
+        pb.ReembedCollectionResponse(
+            done=4, total=4, embedded=2, unchanged=1, failed=1, removed=3, switched=True, finished=True
+        ),
+    ]
+
+
+def test_a_collection_is_embedded_anew_and_the_end_is_told(client: Client, gateway: FakeGateway) -> None:
+    told(gateway)
+    seen: list[tuple[int, int]] = []
+    done = client.reembed(
+        "now",
+        "new",
+        alias="now",
+        switch_despite_failures=True,
+        keep_originals=True,
+        keep_extra_items=True,
+        fetch_uris=True,
+        on_progress=lambda some, total: seen.append((some, total)),
+    )
+    assert (done.total, done.embedded, done.unchanged, done.failed, done.removed, done.switched) == (
+        4,
+        2,
+        1,
+        1,
+        3,
+        True,
+    )
+    assert [(each.id, each.error.message) for each in done.failures] == [("b", "there is no picture")]
+    assert seen == [(2, 4), (4, 4), (4, 4)]
+    (request,) = gateway.requests
+    assert request == pb.ReembedCollectionRequest(
+        collection="now",
+        target="new",
+        alias="now",
+        switch_despite_failures=True,
+        keep_originals=True,
+        keep_extra_items=True,
+        fetch_uris=True,
+    )
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collection_calls, "FIRST_BACKOFF_S", 0.001)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_broken_stream_goes_on_behind_the_last_page(client: Client, gateway: FakeGateway) -> None:
+    told(gateway)
+    gateway.reembedding_breaks = [shutting_down()]
+    done = client.reembed("photos", "new")
+    first, second = gateway.requests
+    assert isinstance(first, pb.ReembedCollectionRequest)
+    assert isinstance(second, pb.ReembedCollectionRequest)
+    assert (first.page_token, second.page_token) == ("", "b")
+    assert (done.embedded, done.failed, len(done.failures)) == (3, 1, 1)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_what_will_not_pass_is_raised_and_so_is_what_does_not_pass(client: Client, gateway: FakeGateway) -> None:
+    gateway.reembedding = [pb.ReembedCollectionResponse(total=4)]
+    gateway.reembedding_breaks = [status(grpc.StatusCode.FAILED_PRECONDITION, "MODEL_MISMATCH", "two models")]
+    with pytest.raises(LikenessError, match="two models"):
+        client.reembed("photos", "new")
+    assert len(gateway.requests) == 1
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_stream_that_broke_while_the_alias_was_moved_counts_as_done(client: Client, gateway: FakeGateway) -> None:
+    moved = status(grpc.StatusCode.FAILED_PRECONDITION, "ALIAS_MOVED", "it stands for new")
+    gateway.reembedding = [pb.ReembedCollectionResponse(done=4, total=4, embedded=4)]
+    gateway.reembedding_breaks = [shutting_down(), moved]
+    gateway.aliases["now"] = "new"
+    assert client.reembed("photos", "new", alias="now").switched
+    gateway.reembedding_breaks = [moved]
+    with pytest.raises(LikenessError, match="ALIAS_MOVED"):
+        client.reembed("photos", "new", alias="now")
+
+
+def test_what_may_not_be_repeated_is_sent_once(client: Client, gateway: FakeGateway) -> None:
+    calls = 0
+
+    def refuse(request: pb.CreateCollectionRequest, context: grpc.ServicerContext) -> pb.CreateCollectionResponse:
+        nonlocal calls
+        calls += 1
+        context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+
+    gateway.on_create = refuse
+    with pytest.raises(LikenessError):
+        client.create_collection("photos")
+    assert calls == 1
+
+
+def test_the_command_tells_what_became_of_it(address: str, gateway: FakeGateway) -> None:
+    told(gateway)
+    result = likeness("reembed", "photos", "new", "--alias", "now", "--switch-despite-failures", server=address)
+    assert result.exit_code == 1
+    assert result.stdout == (
+        "Collection new: embedded 2 pictures; 1 were there already; 1 could not be embedded; "
+        "3 that the source lacks are deleted. now stands for it now.\n"
+    )
+    assert result.stderr == "b: ORIGINAL_MISSING: there is no picture\n"
+
+
+def test_the_command_as_json_has_the_promised_shape(address: str, gateway: FakeGateway) -> None:
+    gateway.reembedding = [pb.ReembedCollectionResponse(done=1, total=1, embedded=1, switched=True, finished=True)]
+    options = ["--keep-originals", "--keep-extra-items", "--fetch-uris", "--format", "json"]
+    result = likeness("reembed", "photos", "new", *options, server=address)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {
+        "total": 1,
+        "embedded": 1,
+        "unchanged": 0,
+        "failed": 0,
+        "removed": 0,
+        "switched": True,
+        "failures": [],
+    }
+    (request,) = gateway.requests
+    assert isinstance(request, pb.ReembedCollectionRequest)
+    assert (request.keep_originals, request.keep_extra_items, request.fetch_uris) == (True, True, True)
