@@ -167,6 +167,15 @@ def free_ports() -> dict[str, str]:
     return ports
 
 
+def with_http_port(environment: Mapping[str, str]) -> dict[str, str]:
+    """The same variables, with another HTTP port, which is printed, where none is set and the usual one is taken."""
+    if environment.get(HTTP_VARIABLE) or not _taken(f"{LOOPBACK}:{HTTP_PORT}"):
+        return dict(environment)
+    instead = free_ports()[HTTP_VARIABLE]
+    print(f"Port {HTTP_PORT} is taken: HTTP is at port {instead} this time; {HTTP_VARIABLE} sets another.")
+    return {**environment, HTTP_VARIABLE: instead}
+
+
 @contextlib.contextmanager
 def running(directory: Path, environment: Mapping[str, str] = os.environ) -> Iterator[Services]:
     """The three services on free ports over ``directory``, for as long as the context lasts."""
@@ -189,11 +198,7 @@ def up() -> int:
         print("Already up: `make down` stops it." if whole else "Half up: `make down` first.")
         return int(not whole)
     print("Starting embedder, indexer and gateway …", flush=True)
-    environment = dict(os.environ)
-    if not environment.get(HTTP_VARIABLE) and _taken(f"{LOOPBACK}:{HTTP_PORT}"):
-        environment[HTTP_VARIABLE] = free_ports()[HTTP_VARIABLE]
-        instead = environment[HTTP_VARIABLE]
-        print(f"Port {HTTP_PORT} is taken: HTTP is at port {instead} this time; {HTTP_VARIABLE} sets another.")
+    environment = with_http_port(os.environ)
     try:
         services = Services(environment, STATE / "logs")
         services.start()
