@@ -66,8 +66,8 @@ class Gateway:
 
 
 @asynccontextmanager
-async def serving(services: Behind, **told: Any) -> AsyncIterator[Gateway]:
-    """A gateway with these settings; it waits for nothing and ends with the context."""
+async def serving(services: Behind, *, started: bool = True, **told: Any) -> AsyncIterator[Gateway]:
+    """A gateway with these settings, ready unless it is not ``started``; it ends with the context."""
     server = grpc.aio.server()
     embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(services, server)
     indexer_pb2_grpc.add_IndexerServiceServicer_to_server(services, server)
@@ -87,7 +87,8 @@ async def serving(services: Behind, **told: Any) -> AsyncIterator[Gateway]:
     address = f"127.0.0.1:{front.add_insecure_port('127.0.0.1:0')}"
     await front.start()
     await gateway.start(readiness)
-    await readiness.set(True, "warmed up")
+    if started:
+        await readiness.set(True, "warmed up")
     try:
         async with (
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{gateway.http_port}", trust_env=False, timeout=30) as http,

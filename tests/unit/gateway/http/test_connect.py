@@ -6,7 +6,7 @@ import json
 from base64 import b64decode
 from typing import Any
 
-import grpc
+import pytest
 from google.protobuf.json_format import MessageToDict, Parse
 from google.rpc import error_details_pb2
 from likeness.common.v1 import error_pb2
@@ -249,14 +249,20 @@ async def test_a_call_that_is_not_answered_in_time_ends_with_deadline_exceeded()
 
 
 async def test_before_it_is_ready_probes_say_why_and_calls_are_told_to_come_again() -> None:
-    async with serving(library()) as gateway:
+    async with serving(library(), started=False) as gateway:
+        probes = [await gateway.http.get(path) for path in ("/healthz", "/readyz")]
+        early = await gateway.call("CountItems", {})
+        await gateway.readiness.set(True, "warmed up")
         ready = await gateway.http.get("/readyz")
         await gateway.readiness.set(False, "the embedder is away")
-        not_ready = await gateway.http.get("/readyz")
-        alive = await gateway.http.get("/healthz")
+        away = await gateway.http.get("/readyz")
 
-    assert (ready.status_code, not_ready.status_code, alive.status_code) == (200, 503, 200)
-    assert "the embedder is away" in not_ready.text
+    assert [each.status_code for each in (*probes, ready, away)] == [200, 503, 200, 503]
+    assert "starting" in probes[1].text
+    assert "the embedder is away" in away.text
+    assert early.status_code == 503
+    assert early.headers["retry-after"] == "1"
+    assert early.json()["details"][0]["debug"]["reason"] == "NOT_READY"
 
 
 async def test_calls_are_counted_by_transport() -> None:
@@ -271,24 +277,66 @@ async def test_calls_are_counted_by_transport() -> None:
     assert "_created" not in shown
 
 
-async def test_a_client_that_goes_away_has_its_call_cancelled() -> None:
-    begun, cancelled = asyncio.Event(), asyncio.Event()
+class Slow(Behind):
+    """Answers counts and facets when it is let, and knows whether somebody still waits."""
 
-    class Slow(Behind):
-        async def CountItems(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:  # noqa: N802
-            begun.set()
-            try:
-                await asyncio.Event().wait()
-            finally:
-                cancelled.set()
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.let, self.cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
+    async def _wait(self) -> None:
+        self.begun.set()
+        try:
+            await self.let.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    async def CountItems(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._wait()
+        return await super().CountItems(request, context)
+
+    async def GetFacets(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._wait()
+        return await super().GetFacets(request, context)
+
+
+@pytest.mark.parametrize(
+    ("rpc", "kind", "body"),
+    [("CountItems", "application/json", b"{}"), ("FindDuplicates", "application/connect+json", enveloped({}))],
+)
+async def test_a_client_that_goes_away_has_its_call_cancelled(rpc: str, kind: str, body: bytes) -> None:
     services = Slow()  # type: ignore[abstract]  # only what the gateway calls
     async with serving(services) as gateway:
         _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-        writer.write(
-            f"POST {SERVICE}/CountItems HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            "Content-Length: 2\r\n\r\n{}".encode()
-        )
-        await asyncio.wait_for(begun.wait(), 30)
+        head = f"POST {SERVICE}/{rpc} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        await asyncio.wait_for(services.begun.wait(), 30)
         writer.close()
-        await asyncio.wait_for(cancelled.wait(), 30)
+        await asyncio.wait_for(services.cancelled.wait(), 30)
+
+
+async def test_a_call_under_way_is_answered_while_the_gateway_stops_and_no_other_comes_in() -> None:
+    services = Slow()  # type: ignore[abstract]  # only what the gateway calls
+    services.put("a", vector(1))
+    async with serving(services, drain_s=30) as gateway:
+        under_way = asyncio.create_task(gateway.call("CountItems", {}))
+        await asyncio.wait_for(services.begun.wait(), 30)
+        await gateway.readiness.stop()
+        async with asyncio.timeout(30):
+            while await reachable(gateway.port):  # noqa: ASYNC110  (no event tells)
+                await asyncio.sleep(0.01)
+        services.let.set()
+        answer = await under_way
+
+    assert answer.json() == {"count": "1"}
+
+
+async def reachable(port: int) -> bool:
+    """Whether something listens there."""
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True

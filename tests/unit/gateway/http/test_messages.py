@@ -2,12 +2,15 @@
 
 import gzip
 import json
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from likeness.gateway.v1.gateway_pb2 import SearchRequest
 
 from chassis.errors import LikenessError
+from gateway.http import messages
 from gateway.http.messages import GZIP_RATIO, Received, read, written
 
 MAX_BYTES = 8 * 2**20
@@ -83,11 +86,23 @@ async def test_unpacking_is_bounded_and_asks_for_room_before_it_begins() -> None
     assert held == [len(small) * GZIP_RATIO, min(len(bomb) * GZIP_RATIO, MAX_BYTES)]
 
 
-async def test_a_large_message_is_read_and_written_as_a_small_one() -> None:
-    request = SearchRequest()
-    request.terms.add().image.encoded = bytes(range(256)) * 4096
+async def test_large_messages_are_read_and_written_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[bool] = []
 
-    sent = await written(request, as_json=True)
+    def noted(work: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*arguments: Any) -> Any:
+            threads.append(threading.current_thread() is threading.main_thread())
+            return work(*arguments)
 
-    assert await reading(sent) == request
-    assert SearchRequest.FromString(await written(request, as_json=False)) == request
+        return noting
+
+    monkeypatch.setattr(messages, "_read", noted(messages._read))
+    monkeypatch.setattr(messages, "_as_json", noted(messages._as_json))
+    small, large = SearchRequest(top_k=7), SearchRequest()
+    large.terms.add().image.encoded = bytes(range(256)) * 4096
+
+    for request in (small, large):
+        assert await reading(await written(request, as_json=True)) == request
+        assert SearchRequest.FromString(await written(request, as_json=False)) == request
+
+    assert threads == [True, True, False, False]
