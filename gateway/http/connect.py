@@ -27,10 +27,9 @@ from starlette.types import Receive, Scope, Send
 
 from chassis.calls import DEADLINE_APPLIED, Call, Calls
 from chassis.errors import LikenessError, incident, invalid
-from gateway.http import messages
 from gateway.http.bodies import Bodies, Body
 from gateway.http.errors import CallError, refusal
-from gateway.http.messages import Codec, Gzip, Received
+from gateway.http.messages import Codec, Gzip, Messages, Received
 
 Context = RequestContext[Received, bytes]
 
@@ -70,8 +69,9 @@ class _CallContext:
     """What a servicer's method needs of a call. ``write`` is for streams."""
 
     exchange: _Exchange
-    outbox: asyncio.Queue[bytes]
+    messages: Messages
     as_json: bool
+    outbox: asyncio.Queue[bytes]
 
     def time_remaining(self) -> float | None:
         """Seconds to the caller's deadline; None: it has none."""
@@ -79,7 +79,7 @@ class _CallContext:
 
     async def write(self, message: Message, /) -> None:
         """Sends a message; returns when there is room for the next."""
-        await self.outbox.put(await messages.written(message, self.as_json))
+        await self.outbox.put(await self.messages.written(message, self.as_json))
 
 
 class _Application(ConnectASGIApplication[object]):
@@ -131,6 +131,7 @@ class ConnectService:
             bodies: the limits on bodies.
         """
         self._bodies = bodies
+        self._messages = Messages(bodies.most_bytes)
         self._types: dict[str, tuple[str, str]] = {}
         endpoints: dict[str, Any] = {}
         for method in service.methods:
@@ -205,8 +206,8 @@ class ConnectService:
             try:
                 async with _under_way(exchange, ctx, stream=False):
                     request = await self._read(received, kind, exchange)
-                    answered = await answer(request, _CallContext(exchange, asyncio.Queue(1), received.as_json))
-                    return await messages.written(answered, received.as_json)
+                    answered = await answer(request, self._context(exchange, received, asyncio.Queue(1)))
+                    return await self._messages.written(answered, received.as_json)
             except LikenessError as error:
                 raise CallError(error) from None
 
@@ -216,7 +217,7 @@ class ConnectService:
             async def run() -> None:
                 async with _under_way(exchange, ctx, stream=True):
                     request = await self._read(received, kind, exchange)
-                    await answer(request, _CallContext(exchange, outbox, received.as_json))
+                    await answer(request, self._context(exchange, received, outbox))
 
             running = asyncio.create_task(run())
             try:
@@ -227,9 +228,12 @@ class ConnectService:
 
         return Endpoint.server_stream(info, streamed) if stream else Endpoint.unary(info, unary)
 
+    def _context(self, exchange: _Exchange, received: Received, outbox: asyncio.Queue[bytes]) -> _CallContext:
+        return _CallContext(exchange, self._messages, received.as_json, outbox)
+
     async def _read(self, received: Received, kind: type[Message], exchange: _Exchange) -> Message:
         assert exchange.call is not None
-        request = await messages.read(received, kind, self._bodies.most_bytes, exchange.body.hold)
+        request = await self._messages.read(received, kind, exchange.body.hold)
         exchange.call.charge(request)
         return request
 

@@ -1,5 +1,6 @@
 """Requests as HTTP brings them: what is refused before it becomes a message, and who is to blame."""
 
+import asyncio
 import gzip
 import json
 import threading
@@ -7,18 +8,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from likeness.gateway.v1.gateway_pb2 import SearchRequest
+from likeness.gateway.v1.gateway_pb2 import SearchRequest, Term
 
 from chassis.errors import LikenessError
 from gateway.http import messages
-from gateway.http.messages import GZIP_RATIO, Received, read, written
+from gateway.http.messages import GZIP_RATIO, Messages, Received
 
 MAX_BYTES = 8 * 2**20
 
 
 async def reading(body: bytes, *, gzipped: bool = False, held: list[int] | None = None) -> SearchRequest:
     hold = (lambda _size: None) if held is None else held.append
-    return await read(Received(body, gzipped, as_json=True), SearchRequest, MAX_BYTES, hold)
+    return await Messages(MAX_BYTES).read(Received(body, gzipped, as_json=True), SearchRequest, hold)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,7 @@ async def reading(body: bytes, *, gzipped: bool = False, held: list[int] | None 
         (b"{", "cannot be read"),
         (b"[]", "expected an object"),
         (b"\xff\xfe", "cannot be read"),
-        (b'{"terms": [' * 100_000, "nested too deeply"),
+        (b'{"terms": [' * 40_000, "nested too deeply"),
         (b'{"filter":' + b'{"allOf": {"filters": [' * 200 + b"]}}" * 200 + b"}", "cannot be read"),
         (b'{"topK": 1' + b"0" * 5000 + b"}", "cannot be read"),
         (b'{"topK": -1}', "cannot be read"),
@@ -43,7 +44,7 @@ async def reading(body: bytes, *, gzipped: bool = False, held: list[int] | None 
         (b'{"terms": [{"image": {"encoded": "data:image/png;base64,AAAA"}}]}', "terms[0].image.encoded"),
         (b'{"terms": [{"image": {"encoded": "AAAAA"}}]}', "cannot be read"),
         (b'{"terms": [{"vector": {"f32": "%%%%"}}]}', "terms[0].vector.f32"),
-        (b'{"terms": [' + b"{}," * 600_000 + b"{}]}", "JSON values"),
+        (b'{"terms": [' + b"{}," * 60_000 + b"{}]}", "JSON values"),
     ],
 )
 async def test_json_that_cannot_be_read_is_the_callers_fault(body: bytes, said: str) -> None:
@@ -86,23 +87,57 @@ async def test_unpacking_is_bounded_and_asks_for_room_before_it_begins() -> None
     assert held == [len(small) * GZIP_RATIO, min(len(bomb) * GZIP_RATIO, MAX_BYTES)]
 
 
-async def test_large_messages_are_read_and_written_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads: list[bool] = []
+async def test_what_takes_long_is_read_and_written_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_the_loop: list[bool] = []
 
     def noted(work: Callable[..., Any]) -> Callable[..., Any]:
         def noting(*arguments: Any) -> Any:
-            threads.append(threading.current_thread() is threading.main_thread())
+            on_the_loop.append(threading.current_thread() is threading.main_thread())
             return work(*arguments)
 
         return noting
 
     monkeypatch.setattr(messages, "_read", noted(messages._read))
     monkeypatch.setattr(messages, "_as_json", noted(messages._as_json))
-    small, large = SearchRequest(top_k=7), SearchRequest()
+    small, large, many = SearchRequest(top_k=7), SearchRequest(), SearchRequest()
     large.terms.add().image.encoded = bytes(range(256)) * 4096
+    many.terms.extend([Term()] * 400)
 
-    for request in (small, large):
-        assert await reading(await written(request, as_json=True)) == request
-        assert SearchRequest.FromString(await written(request, as_json=False)) == request
+    for request in (small, large, many):
+        sent = await Messages(MAX_BYTES).written(request, as_json=True)
+        assert await reading(sent) == request
+        assert SearchRequest.FromString(await Messages(MAX_BYTES).written(request, as_json=False)) == request
 
-    assert threads == [True, True, False, False]
+    assert on_the_loop == [True, True, False, False, True, False]  # written and read: many are soon written
+
+
+async def test_work_that_nobody_waits_for_any_more_keeps_its_place_until_it_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, go_on = threading.Semaphore(0), threading.Event()
+    read = messages._read
+
+    def slow(*arguments: Any) -> Any:
+        begun.release()
+        go_on.wait(60)
+        return read(*arguments)
+
+    monkeypatch.setattr(messages, "_read", slow)
+    reader, body = Messages(MAX_BYTES), Received(b" " * 10_000 + b"{}", gzipped=False, as_json=True)
+
+    def begin() -> asyncio.Task[SearchRequest]:
+        return asyncio.create_task(reader.read(body, SearchRequest, lambda _size: None))
+
+    given_up = [begin() for _ in range(messages.THREADS)]
+    for _ in given_up:
+        assert await asyncio.to_thread(begun.acquire, timeout=60)
+    for task in given_up:
+        task.cancel()
+    await asyncio.wait(given_up)
+    next_one = begin()
+    await asyncio.sleep(0)
+    waits = not begun.acquire(blocking=False)
+    go_on.set()
+
+    assert waits
+    assert await next_one == SearchRequest()
