@@ -7,6 +7,7 @@
 """
 
 import asyncio
+import resource
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ log = structlog.get_logger()
 # Calls above LIKENESS_MAX_CONCURRENT_CALLS that are told why they are refused, and health checks, at once; gRPC refuses
 # more by itself and gives no reason. 10,000 at once took 25 MB (tests/integration/test_safety.py).
 REFUSALS = 20_000
+# Open files and connections of a process.
+MOST_FILES = 65_536
 
 
 class Service(Protocol):
@@ -86,7 +89,16 @@ def run(settings: ServiceSettings, service: Service, role: Role = Role()) -> Non
     if role.replica is not None:
         name += f"-{role.replica}"
     logs.configure(settings.log_level, settings.log_style, name)
+    allow_many_connections()
     raise SystemExit(asyncio.run(_serve(settings, service, role)))
+
+
+def allow_many_connections() -> None:
+    """As many files and connections as this user may have: the 1,024 of many shells are a handful of idle clients."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = MOST_FILES if most == resource.RLIM_INFINITY else min(most, MOST_FILES)
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < enough:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (enough, most))
 
 
 async def _serve(settings: ServiceSettings, service: Service, role: Role) -> int:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import resource
 import socket
 import ssl
 import threading
@@ -28,6 +29,7 @@ from likeness.indexer.v1 import indexer_pb2_grpc
 
 from chassis.errors import from_rpc_error
 from chassis.health import wait_until_serving
+from chassis.server import allow_many_connections
 from chassis.tls import ListenerTls, of_this_host
 from gateway.backends import EMBEDDER, INDEXER
 from likeness_client import Client, LikenessError, Security, Term
@@ -134,7 +136,12 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
             "LIKENESS_HTTP_PORT": str(http_port),
             "LIKENESS_MEDIA_URL": str(folder / "media"),
         }
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (min(soft, 1024), hard)
+        )  # as in many shells; the gateway asks for more
         service = launch("gateway", environment, "LIKENESS_GATEWAY_PORT", folder)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         try:
             why = wait_until_serving(service.address, 60, of_this_host(environment))
             assert why is None, f"{why}; it wrote:\n{service.log}"
@@ -208,10 +215,11 @@ async def test_a_message_above_the_limit_is_refused_and_the_next_one_answered(ga
 
 def test_connections_that_say_nothing_or_half_a_thing_stop_nobody(gateway: Guarded) -> None:
     host, _, port = gateway.service.address.rpartition(":")
+    allow_many_connections()
     half = gateway.authority.channel().context()
     half.set_alpn_protocols(["h2"])
     with contextlib.ExitStack() as held:
-        for number in range(200):
+        for number in range(1500):
             connection = held.enter_context(socket.create_connection((host, int(port)), timeout=30))
             if number % 4 == 1:
                 connection.send(b"\x16\x03\x01")  # the beginning of a handshake

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -148,10 +147,13 @@ def test_a_new_key_fits_the_entry_that_comes_with_it() -> None:
     Security(api_key=made["key"])
 
 
-def test_what_is_printed_for_people_can_go_into_the_file_as_it_is_and_is_new_each_time() -> None:
-    first, second = (likeness("keys", "new", "web").stdout for _ in range(2))
-    assert first != second
-    assert tomllib.loads(first)["key"][0]["scopes"] == ["read"]
+def test_what_goes_to_standard_output_can_go_into_the_file_and_holds_no_key() -> None:
+    first, second = (likeness("keys", "new", name) for name in ("web", "other"))
+    callers = parse_file((first.stdout + second.stdout).encode())
+    assert [(caller.name, caller.scope) for caller in callers] == [("web", Scope.READ), ("other", Scope.READ)]
+    key = first.stderr.split()[-1]
+    assert callers[0].digest == hashlib.sha256(key.encode()).digest()
+    assert key not in first.stdout
 
 
 def test_a_name_that_the_gateway_would_not_take_is_wrong_usage() -> None:

@@ -42,8 +42,9 @@ def new(
 ) -> None:
     """Make a random key, and the entry for the gateway's file of keys, which holds no more than its hash.
 
-    Nothing is sent or kept: put the key where its client reads LIKENESS_API_KEY or --api-key-file, and the entry into
-    the file that LIKENESS_API_KEYS_FILE names at the gateway, which reads it again by itself.
+    The entry goes to standard output, as in `likeness keys new web >> keys.toml`, the key to standard error. Nothing is
+    sent or kept: put the key where its client reads LIKENESS_API_KEY or --api-key-file. The gateway reads the file that
+    LIKENESS_API_KEYS_FILE names again by itself.
     """
     if not _NAME.fullmatch(name):
         wrong_usage("A key's name has 1 to 64 letters, digits, dots, underscores and hyphens, a letter or digit first.")
@@ -53,4 +54,5 @@ def new(
     if output_format is Format.JSON:
         render.show_json({"name": name, "key": key, "sha256": digest, "scopes": [scope.value], "entry": entry})
         return
-    typer.echo(f"# The key, shown this once:\n# {key}\n\n{entry}")
+    typer.echo(f"The key, shown this once: {key}", err=True)
+    typer.echo(entry)
