@@ -2,8 +2,9 @@
 
 import json
 import struct
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -14,6 +15,8 @@ from likeness.common.v1 import metadata_pb2
 from likeness.common.v1.metadata_pb2 import Comparison, Filter, FilterList, Value
 
 from tests.pictures import noise
+
+T = TypeVar("T")
 
 COLLECTION, OTHER_COLLECTION, ALIAS = "fuzzed", "fuzzed-too", "fuzzed-alias"
 IDS = tuple(f"f{i}" for i in range(8))
@@ -28,14 +31,21 @@ _LEFT_OUT = 4
 
 _PICTURES = (*(noise(i) for i in range(4)), noise(5)[:400], b"\x89PNG\r\n\x1a\n" + bytes(64), b"GIF89a", b"<svg/>")
 _KEYS = ("labels", "uri", "width", "height", "sha256", "format", "number", "likeness.x", "no such")
+
+
+def _large(values: Sequence[T]) -> SearchStrategy[T]:
+    """One of them; named by its number where hypothesis says what it has drawn from."""
+    return st.integers(0, len(values) - 1).map(lambda i: values[i])
+
+
 _TEXTS = st.one_of(
     st.sampled_from(
         ["a cat", "x", "", " ", "\0", "\x1b[2J\r\n", "\u202eevil", "\u0301" * 40, "🂡" * 9, "../../etc/passwd", "%00%2e"]
     ),
     st.text(max_size=40),
-    st.sampled_from(["long " * 2_000, "é" * 5_000]),
+    _large(["long " * 2_000, "é" * 5_000]),
 )
-_BYTES = st.one_of(st.binary(max_size=64), st.just(b"\0" * 3_000))
+_BYTES = st.one_of(st.binary(max_size=64), _large([b"\0" * 3_000]))
 _INT_EDGES = (
     0,
     1,
@@ -69,7 +79,7 @@ def _vector(numbers: tuple[float, ...], length: int = DIMENSION) -> bytes:
     return struct.pack(f"<{length}f", *(numbers[i % len(numbers)] for i in range(length)))
 
 
-_VECTORS = st.sampled_from(
+_VECTORS = _large(
     [
         _vector((1.0, -0.5, 0.25)),
         _vector((0.0, 1.0)),
@@ -126,7 +136,7 @@ _SENSIBLE: dict[str, SearchStrategy[Any]] = {
     "remove": st.sampled_from(["noise", "bird"]),
     "templates": st.sampled_from(["a photo of a {}.", "{}", "no place"]),
     "text": st.sampled_from(["a cat", "a photo of a dog"]),
-    "encoded": st.sampled_from(_PICTURES),
+    "encoded": _large(_PICTURES),
     "f32": _VECTORS,
     "pixels": st.sampled_from([bytes(12), bytes(3 * 64), b""]),
     "width": st.sampled_from([1, 2, 8]),
@@ -321,7 +331,7 @@ def bodies(draw: DrawFn, sensible: SearchStrategy[bytes]) -> bytes:
             whole = draw(sensible)
             return whole[: draw(st.integers(0, len(whole)))]
         case _:
-            return _ENDLESS[draw(st.integers(0, len(_ENDLESS) - 1))]
+            return draw(_large(_ENDLESS))
 
 
 _JSON_VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), _TEXTS)

@@ -173,45 +173,65 @@ class _Searcher(_Worker):
 
 
 class _Ingester(_Worker):
-    """A stream after the other; what a broken one left unanswered is sent again in the next."""
+    """A stream after the other; one that broke is gone on with where its last checkpoint was."""
 
     longest_s = STREAM_S
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self._numbers = itertools.count()
-        self._unanswered: dict[int, str] = {}
+        self._sent: list[gateway_pb2.IndexItem] = []
+        self._unanswered: set[str] = set()
+        self._token, self._done = "", 0
 
     def step(self, stub: gateway_pb2_grpc.SearchServiceStub, load: Load, rng: np.random.Generator) -> str:
-        for number in itertools.islice(self._numbers, _STREAM_ITEMS - len(self._unanswered)):
-            self._unanswered[number] = load.new_id(self.number, number)
-        for answer in stub.IndexImages(self._messages(load), timeout=STREAM_S):
+        if not self._unanswered:
+            numbers = itertools.islice(self._numbers, _STREAM_ITEMS)
+            self._sent = [load.item(number, load.new_id(self.number, number)) for number in numbers]
+            self._unanswered = {item.id for item in self._sent}
+            self._token, self._done = "", 0
+        for answer in stub.IndexImages(self._messages(), timeout=STREAM_S):
             if answer.HasField("result"):
-                del self._unanswered[answer.result.sequence]
                 load.take(answer.result)
+                self._unanswered.discard(answer.result.id)
+            elif answer.HasField("checkpoint"):
+                self._token, self._done = answer.checkpoint.resume_token, answer.checkpoint.items_done
+                if early := self._unanswered & {item.id for item in self._sent[: self._done]}:
+                    load.violations.append(Violation(Kind.LOST, f"a checkpoint stands for unanswered items: {early}"))
         if self._unanswered:
             what = f"a stream ended well, with {len(self._unanswered)} items unanswered"
             load.violations.append(Violation(Kind.LOST, what))
         return "ingest"
 
-    def _messages(self, load: Load) -> Iterator[gateway_pb2.IndexImagesRequest]:
-        start = gateway_pb2.IndexStart(collection=COLLECTION, create_collection=True)
+    def _messages(self) -> Iterator[gateway_pb2.IndexImagesRequest]:
+        start = gateway_pb2.IndexStart(collection=COLLECTION, create_collection=True, resume_token=self._token)
         yield gateway_pb2.IndexImagesRequest(start=start)
-        for number, item_id in list(self._unanswered.items()):
-            yield gateway_pb2.IndexImagesRequest(item=load.item(number, item_id))
+        for item in self._sent[self._done :]:
+            yield gateway_pb2.IndexImagesRequest(item=item)
 
 
 class _Batcher(_Worker):
-    """Many searches in one call, zero-shot classification."""
+    """Many searches in one call, zero-shot classification, pictures without a stream."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self._numbers = itertools.count()
 
     def step(self, stub: gateway_pb2_grpc.SearchServiceStub, load: Load, rng: np.random.Generator) -> str:
-        if rng.random() < 0.3:
+        kind = rng.random()
+        if kind < 0.3:
+            numbers = itertools.islice(self._numbers, _BATCH)
+            items = [load.item(number, load.new_id(self.number, number)) for number in numbers]
+            request = gateway_pb2.IndexBatchRequest(collection=COLLECTION, items=items)
+            for result in stub.IndexBatch(request, timeout=CALL_S).results:
+                load.take(result)
+            return "index batch"
+        if kind < 0.6:
             image = types_pb2.Image(encoded=noise(int(rng.integers(1_000))))
             labelling = gateway_pb2.Labelling(labels=["noise", "a cat", "a dog"])
-            request = gateway_pb2.ClassifyRequest(
-                collection=COLLECTION, inputs=[gateway_pb2.ClassifyInput(image=image)], labelling=labelling
-            )
-            _judge_each(load, stub.Classify(request, timeout=CALL_S).results)
+            inputs = [gateway_pb2.ClassifyInput(image=image)]
+            classify = gateway_pb2.ClassifyRequest(collection=COLLECTION, inputs=inputs, labelling=labelling)
+            _judge_each(load, stub.Classify(classify, timeout=CALL_S).results)
             return "classify"
         searches = [_search(load, rng) for _ in range(_BATCH)]
         answer = stub.BatchSearch(gateway_pb2.BatchSearchRequest(searches=searches), timeout=CALL_S)
