@@ -83,9 +83,10 @@ class _Backend:
 
     async def _wait_until_serving(self, channel: grpc.aio.Channel, service: str) -> None:
         log.info("waiting for a service", name=self.name, address=self.address)
+        told: str | None = None
         while True:
             watch = health_pb2_grpc.HealthStub(channel).Watch(  # type: ignore[attr-defined]
-                health_pb2.HealthCheckRequest(service=service), wait_for_ready=True
+                health_pb2.HealthCheckRequest(service=service)
             )
             try:
                 async for answer in watch:
@@ -96,6 +97,9 @@ class _Backend:
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise self._misplaced(f"{error.code().name}: {error.details()}") from error
+                if error.details() != told:  # nobody listens yet; or a certificate is not believed, for ever
+                    told = error.details()
+                    log.info("a service is not there yet", name=self.name, address=self.address, why=told)
             finally:
                 watch.cancel()
             await asyncio.sleep(_WATCH_AGAIN_S)
