@@ -171,11 +171,11 @@ class Call:
                 yield
             self._code = grpc.StatusCode.OK
         except TimeoutError as error:
-            raise self._failed(self._overdue(error)) from error
+            raise self.failed(self._overdue(error)) from error
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            raise self._failed(error) from error
+            raise self.failed(error) from error
         finally:
             self._limit = None
             _current.reset(token)
@@ -190,6 +190,17 @@ class Call:
             items = self._calls.guard.items(self.method, request)
             if items > 1:
                 self.allowance.charge(items - 1)
+
+    def failed(self, error: Exception) -> LikenessError:
+        """Takes down what it failed with, also before it was under way; a fault of ours is logged whole.
+
+        Returns:
+            what its caller may see of it.
+        """
+        if not isinstance(error, LikenessError):
+            error = incident(f"unexpected error in {self.method}", error)
+        self._code, self._reason = error.code, error.reason_name
+        return error
 
     def end(self) -> None:
         """Nothing of it is left. May be called again."""
@@ -219,12 +230,6 @@ class Call:
             return error
         message = f"no answer within {self.deadline_ms / 1000:g} s, the default deadline or the longest one allowed"
         return LikenessError(error_pb2.REASON_DEADLINE_EXCEEDED, message)
-
-    def _failed(self, error: Exception) -> LikenessError:
-        if not isinstance(error, LikenessError):
-            error = incident(f"unexpected error in {self.method}", error)
-        self._code, self._reason = error.code, error.reason_name
-        return error
 
     def _outcome(self) -> Outcome:
         seconds = time.perf_counter() - self._started

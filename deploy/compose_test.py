@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import httpx
+
 from deploy.demo import LIKENESS, mirrored_crop, sample_pictures
 from deploy.local import ROOT, free_ports
 
@@ -45,6 +47,7 @@ class Project:
 
     def __init__(self, port: int, http_port: int) -> None:
         self._address = f"127.0.0.1:{port}"
+        self.http = f"http://127.0.0.1:{http_port}"
         self.name = f"likeness-test-{port}"
         # Nothing of the caller's own settings, be it from the shell or from a file deploy/.env.
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("LIKENESS_", "COMPOSE_"))}
@@ -96,6 +99,7 @@ class Steps:
             self.start,
             self.index,
             self.search,
+            self.http,
             self.ports,
             self.users,
             self.torch,
@@ -130,6 +134,11 @@ class Steps:
         _expect(self._project.search("--text", "a cat")[0], "cat.png")
         _expect(self._project.search("--text", "a rocket launch")[0], "rocket-launch.jpg")
         _expect(self._project.search("--image", str(crop))[0], "cat.png")
+
+    def http(self) -> None:
+        """The gateway answers by HTTP too."""
+        answer = httpx.get(f"{self._project.http}/readyz", timeout=SETTLE_S, trust_env=False)
+        _expect((answer.status_code, answer.text.split(":")[0]), (200, "ready"))
 
     def ports(self) -> None:
         """Only the gateway is published, and only on loopback."""

@@ -66,6 +66,11 @@ class GatewaySettings(ServiceSettings):
         description="Most bytes of HTTP requests held at once, in MiB (at least one message's); more are refused and "
         "told to come again.",
     )
+    http_hosts: Hosts = Field(
+        (),
+        description="Names (Host, without the port) to which the gateway answers by HTTP, separated by commas. Empty: "
+        "any, where there are API keys or LIKENESS_ANONYMOUS; else localhost, 127.0.0.1 and ::1.",
+    )
     cors_origins: Origins = Field(
         (),
         description="Origins, such as https://example.org, separated by commas, whose pages may call by HTTP. Empty: "

@@ -1,6 +1,6 @@
 """What is at the gateway's HTTP port: the service by Connect, and a few paths for probes, Prometheus and browsers."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib import resources
@@ -92,7 +92,9 @@ def application(
     bodies = Bodies(most_bytes, in_flight, settings.http_body_s, metrics.http_request_bytes)
     openapi = resources.files("likeness.gateway.v1").joinpath("openapi.json").read_bytes()
     allowed = settings.cors_origins
-    hosts = None if settings.keyed or settings.anonymous else {"localhost", "127.0.0.1", "::1", settings.listen_host}
+    hosts: Collection[str] | None = settings.http_hosts or None
+    if hosts is None and not (settings.keyed or settings.anonymous):
+        hosts = {"localhost", "127.0.0.1", "::1", settings.listen_host}
     middleware = [Middleware(Origins, allowed=allowed, hosts=hosts, keyed=settings.keyed)]
     if allowed:
         cross_origin: Mapping[str, Any] = {

@@ -26,7 +26,7 @@ from likeness.common.v1 import error_pb2
 from starlette.types import Receive, Scope, Send
 
 from chassis.calls import DEADLINE_APPLIED, Call, Calls
-from chassis.errors import LikenessError, incident, invalid
+from chassis.errors import LikenessError, invalid
 from gateway.http.bodies import Bodies, Body
 from gateway.http.errors import CallError, refusal
 from gateway.http.messages import Codec, Gzip, Messages, Received
@@ -107,15 +107,20 @@ class _Admission:
 
     async def on_end(self, token: _Exchange, ctx: Context, error: Exception | None) -> None:
         """Gives its place back. What Connect's library refuses by itself gets the details that all errors have."""
-        assert token.call is not None
-        token.call.end()
+        call = token.call
+        assert call is not None
+        told: CallError | None = None
         match error:
             case CallError():
-                _told(error, ctx)
+                told = _told(error, ctx)
+                call.failed(error.error)
             case ConnectError() if error.code is not Code.CANCELED:
-                raise CallError(invalid("request", error.message)) from error
+                told = CallError(call.failed(invalid("request", error.message)))
             case Exception() if not isinstance(error, ConnectError):
-                raise CallError(incident(f"unexpected error in {token.call.method}", error)) from error
+                told = CallError(call.failed(error))
+        call.end()
+        if told is not None and told is not error:
+            raise told from error
 
 
 class ConnectService:

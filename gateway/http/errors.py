@@ -51,10 +51,12 @@ class CallError(ConnectError):
     """A failure of ours as Connect's library sends it.
 
     Attributes:
+        error: the failure.
         headers: those that say more about it.
     """
 
     def __init__(self, error: LikenessError) -> None:
+        self.error = error
         status = to_status(error)
         super().__init__(Code[error.code.name], status.message, [_Detail(detail) for detail in status.details])
         self.headers = headers(error)

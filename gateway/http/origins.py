@@ -37,7 +37,7 @@ class Origins:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         if self._hosts is not None and _name(host) not in self._hosts:
-            message = "without API keys the gateway answers as localhost, 127.0.0.1 or [::1] only; see Host"
+            message = "the gateway does not answer to this name (Host); LIKENESS_HTTP_HOSTS lists its names"
             await refusal(HTTPStatus.FORBIDDEN, Code.PERMISSION_DENIED, message)(scope, receive, send)
             return
         if not self._keyed and origin is not None and not self._may_ask(origin, f"{scope['scheme']}://{host}"):

@@ -112,6 +112,16 @@ async def test_with_keys_or_where_anybody_may_come_any_name_is_answered() -> Non
             assert (await gateway.http.get("/healthz", headers={"host": "likeness.example.org"})).status_code == 200
 
 
+async def test_listed_names_are_the_only_ones_that_are_answered() -> None:
+    for told in ({"api_keys": KEYS}, {"anonymous": True}, {}):
+        async with serving(library(), http_hosts="search.example.org,localhost", **told) as gateway:
+            found = [
+                (await gateway.http.get("/healthz", headers={"host": host})).status_code
+                for host in ("Search.Example.org:443", "localhost", "127.0.0.1", "example.org")
+            ]
+        assert found == [200, 200, 403, 403]
+
+
 async def test_without_keys_pages_of_other_origins_are_refused_unless_listed() -> None:
     async with serving(library(), cors_origins="https://shop.example.org") as gateway:
         own = f"http://127.0.0.1:{gateway.port}"

@@ -73,10 +73,13 @@ async def test_a_body_that_does_not_come_to_its_end_is_answered_with_deadline_ex
     async with serving(library(), http_body_s=0.3) as gateway:
         answer = await gateway.raw(f"{COUNT}Content-Length: 100\r\n\r\n{{".encode())
         await answers(gateway)
+        ended = {"method": "CountItems", "transport": "http", "code": "DEADLINE_EXCEEDED"}
+        counted = gateway.registry.get_sample_value("likeness_gateway_calls_total", ended)
 
     assert answer.startswith(b"HTTP/1.1 504")
     assert b"deadline_exceeded" in answer
     assert b"DEADLINE_EXCEEDED" in answer
+    assert counted == 1
 
 
 async def test_a_body_above_the_limit_is_refused_before_it_is_read_or_as_soon_as_it_is(
