@@ -72,7 +72,7 @@ class Embedding:
         self._fetch = fetch
         self._cache = cache
         self._max_bytes = max_message_bytes - _ENVELOPE_BYTES
-        self._last_digest = ""
+        self._last = ModelFingerprint()
 
     async def __call__(
         self,
@@ -112,7 +112,7 @@ class Embedding:
                 asked = (await self.embedder.model(deadline.left())).limits
             return await self._ask(ready, contents, places, deadline, asked)
 
-        whole = await self._gather(contents, ask, deadline, "" if fresh else digest or self._last_digest, fresh)
+        whole = await self._gather(contents, ask, deadline, "" if fresh else digest or self._last.digest, fresh)
         outcomes: list[Vector | LikenessError] = [each for each in fetched if isinstance(each, LikenessError)]
         if outcomes:
             vectors = dict(zip(good, whole.outcomes, strict=True))
@@ -152,7 +152,7 @@ class Embedding:
         first = next(iter(found.values()), None)
         model = whole.fingerprint if whole is not None else None if first is None else first.fingerprint
         if model is not None:
-            kept = {i: made.vector for i, made in found.items() if made.fingerprint.digest == model.digest}
+            kept = {i: Vector(f32=made.f32) for i, made in found.items() if made.fingerprint.digest == model.digest}
             outcomes |= kept
         again = [i for i in range(len(contents)) if i not in outcomes]
         timings = embedder_pb2.EmbedTimings() if whole is None else whole.timings
@@ -178,10 +178,12 @@ class Embedding:
     ) -> Embedded:
         """Embeds the inputs at these places, and remembers what came of them."""
         embedded = await embed(self.embedder, [inputs[i] for i in places], deadline, limits)
-        self._last_digest = embedded.fingerprint.digest
+        if embedded.fingerprint.digest != self._last.digest:
+            self._last = ModelFingerprint()
+            self._last.CopyFrom(embedded.fingerprint)
         for i, outcome in zip(places, embedded.outcomes, strict=True):
             if not isinstance(outcome, LikenessError):
-                self._cache.remember(contents[i], Made(outcome, embedded.fingerprint))
+                self._cache.remember(contents[i], Made(outcome.f32, self._last))
         return embedded
 
     async def _with_bytes(

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from likeness.common.v1.types_pb2 import ModelFingerprint, Vector
+from likeness.common.v1.types_pb2 import ModelFingerprint
 
 from gateway.metrics import Metrics
 
@@ -33,9 +33,16 @@ class Content:
 
 @dataclass(frozen=True)
 class Made:
-    """A vector, and who made it."""
+    """A vector, and who made it.
 
-    vector: Vector
+    Bytes, since a part of a protobuf message keeps all of the message in memory.
+
+    Attributes:
+        f32: as ``Vector.f32``.
+        fingerprint: the model.
+    """
+
+    f32: bytes
     fingerprint: ModelFingerprint
 
 
