@@ -53,7 +53,7 @@ def configure(level: str, style: str, service: str) -> None:
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # These write a line for every request or file at INFO.
-    for chatty in ("grpc", "httpx", "httpcore", "urllib3", "PIL"):
+    for chatty in ("grpc", "httpx", "httpcore", "urllib3", "PIL", "uvicorn"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level)))
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

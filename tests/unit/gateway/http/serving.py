@@ -86,10 +86,10 @@ async def serving(services: Behind, *, started: bool = True, **told: Any) -> Asy
     gateway.register(front)
     address = f"127.0.0.1:{front.add_insecure_port('127.0.0.1:0')}"
     await front.start()
-    await gateway.start(readiness)
-    if started:
-        await readiness.set(True, "warmed up")
     try:
+        await gateway.start(readiness)
+        if started:
+            await readiness.set(True, "warmed up")
         async with (
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{gateway.http_port}", trust_env=False, timeout=30) as http,
             grpc.aio.insecure_channel(address) as channel,

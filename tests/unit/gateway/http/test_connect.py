@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import socket
 from base64 import b64decode
 from typing import Any
 
@@ -263,6 +264,21 @@ async def test_before_it_is_ready_probes_say_why_and_calls_are_told_to_come_agai
     assert early.status_code == 503
     assert early.headers["retry-after"] == "1"
     assert early.json()["details"][0]["debug"]["reason"] == "NOT_READY"
+
+
+async def test_a_port_that_is_taken_ends_the_start_and_names_its_setting() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        with pytest.raises(LikenessError, match=f"port {port}.*LIKENESS_HTTP_PORT"):
+            async with serving(library(), http_port=port):
+                pass
+
+
+async def test_the_status_tells_the_limits() -> None:
+    async with serving(library(), default_deadline_s=7, max_message_mb=4) as gateway:
+        status = (await gateway.call("GetStatus", {})).json()
+
+    assert status["limits"] == {"defaultDeadline": "7s", "maxMessageBytes": str(4 * 2**20)}
 
 
 async def test_calls_are_counted_by_transport() -> None:
