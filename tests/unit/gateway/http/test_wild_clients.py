@@ -28,15 +28,15 @@ async def answers(gateway: Gateway) -> None:
     assert (await gateway.call("CountItems", {})).json() == {"count": "1"}
 
 
-async def until(registry: CollectorRegistry, name: str, value: float) -> None:
+async def until(registry: CollectorRegistry, name: str, value: float, **labels: str) -> None:
     """Waits until a figure is this."""
     async with asyncio.timeout(60):
-        while registry.get_sample_value(f"likeness_gateway_{name}") != value:  # noqa: ASYNC110  (no event tells)
+        while registry.get_sample_value(f"likeness_gateway_{name}", labels) != value:  # noqa: ASYNC110  (no event tells)
             await asyncio.sleep(0.01)
 
 
 async def test_headers_that_do_not_come_to_their_end_close_the_connection() -> None:
-    async with serving(library(), http_headers_s=0.3) as gateway:
+    async with serving(library(), http_headers_s=1) as gateway:
         begun = COUNT.encode()
         whole = begun + b"Content-Length: 2\r\n\r\n{}"
         silent, cut, after_a_whole_one = await asyncio.gather(
@@ -49,7 +49,7 @@ async def test_headers_that_do_not_come_to_their_end_close_the_connection() -> N
 
 
 async def test_headers_that_drip_close_the_connection_too() -> None:
-    async with serving(library(), http_headers_s=0.3) as gateway:
+    async with serving(library(), http_headers_s=1) as gateway:
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
 
         async def drip() -> None:
@@ -70,7 +70,7 @@ async def test_a_body_that_does_not_come_to_its_end_is_answered_with_deadline_ex
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(server, "LINGER_S", 0.1)
-    async with serving(library(), http_body_s=0.3) as gateway:
+    async with serving(library(), http_body_s=1) as gateway:
         answer = await gateway.raw(f"{COUNT}Content-Length: 100\r\n\r\n{{".encode())
         await answers(gateway)
         ended = {"method": "CountItems", "transport": "http", "code": "DEADLINE_EXCEEDED"}
@@ -162,7 +162,7 @@ async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.Monke
         asked = b'{"pageSize": 1000, "fields": {"metadata": true}}'
         head = COUNT.replace("CountItems", "ListItems")
         writer.write(f"{head}Content-Length: {len(asked)}\r\n\r\n".encode() + asked)
-        await until(gateway.registry, "http_connections", 1)
+        await until(gateway.registry, "calls_total", 1, method="ListItems", transport="http", code="OK")
         await until(gateway.registry, "http_connections", 0)
         writer.close()
 
@@ -194,7 +194,7 @@ async def test_what_is_no_http_is_refused_and_the_connection_closed(sent: bytes)
 async def test_tls_takes_https_and_nothing_else(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     tls = authority.listener()
-    told: dict[str, Any] = {"tls_cert": tls.certificate, "tls_key": tls.key, "http_headers_s": 0.5}
+    told: dict[str, Any] = {"tls_cert": tls.certificate, "tls_key": tls.key, "http_headers_s": 3}
     async with serving(library(), **told) as gateway:
         url = f"https://127.0.0.1:{gateway.port}/healthz"
         async with httpx.AsyncClient(verify=authority.channel().context(), trust_env=False) as client:
