@@ -35,6 +35,7 @@ class Gateway:
         http: a client of its HTTP port.
         grpc: a client of its gRPC port.
         port: of HTTP.
+        address: of gRPC, ``host:port``.
         readiness: what it says of itself.
         registry: its figures.
         media: its thumbnails.
@@ -43,6 +44,7 @@ class Gateway:
     http: httpx.AsyncClient
     grpc: "gateway_pb2_grpc.SearchServiceAsyncStub"
     port: int
+    address: str
     readiness: Readiness
     registry: CollectorRegistry
     media: Media
@@ -95,7 +97,7 @@ async def serving(services: Behind, *, started: bool = True, **told: Any) -> Asy
             grpc.aio.insecure_channel(address) as channel,
         ):
             stub: Any = gateway_pb2_grpc.SearchServiceStub(channel)
-            yield Gateway(http, stub, gateway.http_port, readiness, registry, Media(settings.media_url))
+            yield Gateway(http, stub, gateway.http_port, address, readiness, registry, Media(settings.media_url))
     finally:
         await readiness.stop()
         await front.stop(0)
