@@ -15,6 +15,7 @@ from likeness.indexer.v1 import indexer_pb2
 
 from chassis.errors import LikenessError, from_status, in_request, to_item_error
 from gateway.backends import Embedder, Indexer
+from gateway.backoff import Backoff
 from gateway.media import Media, PictureMedia
 from gateway.originals import Originals, size, text
 from gateway.requests import mismatch, of_collection
@@ -180,7 +181,10 @@ class PageFiller:
         if not pictures:
             return
         inputs = [embedder_pb2.EmbedInput(image=Image(encoded=encoded)) for _, encoded in pictures]
-        answer = await self.embedder.embed(inputs, self.settings.ingest_call_s, bulk=True)
+        longest_s = self.settings.ingest_call_s
+        # Nobody is there to be told to send less: the page takes longer.
+        backoff = Backoff(longest_s, self.stopping, lambda _seconds, _cause: None)
+        answer = await backoff.call("embedder", lambda: self.embedder.embed(inputs, longest_s, bulk=True))
         if answer.fingerprint.digest != self.target.fingerprint.digest:
             raise mismatch(answer.fingerprint, self.target.fingerprint, of_collection(self.target.name))
         stored: list[tuple[indexer_pb2.Item, Vector]] = []
@@ -192,7 +196,9 @@ class PageFiller:
                 stored.append((item, result.vector))
                 files.append(PictureMedia(item.id, text(item, "sha256"), Image(encoded=encoded)))
         if stored:
-            async with self.media.replacing(self.target.uid, files, thumbnails=True, originals=self.keep_originals):
+            async with self.media.replacing(
+                self.target.uid, files, thumbnails=self.settings.thumbnails, originals=self.keep_originals
+            ):
                 await self._upsert(stored)
 
     async def _read(self, batch: Sequence[indexer_pb2.Item]) -> list[Picture]:
@@ -222,7 +228,9 @@ class PageFiller:
         )
         for item, vector in stored:
             upsert.items.add(id=item.id, vector=vector, metadata=item.metadata)
-        await self.indexer.upsert(upsert, self.settings.ingest_call_s)
+        longest_s = self.settings.ingest_call_s
+        backoff = Backoff(longest_s, self.stopping, lambda _seconds, _cause: None)
+        await backoff.call("indexer", lambda: self.indexer.upsert(upsert, longest_s))
         for item, _ in stored:
             self.tally.store(item)
 

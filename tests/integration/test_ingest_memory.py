@@ -68,7 +68,7 @@ class StubEmbedder(embedder_pb2_grpc.EmbedderServiceServicer):
 def gateway(tmp_path: Path) -> Iterator[Service]:
     """A gateway, an indexer, and the stub."""
     server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", 64 * 2**20)])
-    embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(StubEmbedder(), server)
+    embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(StubEmbedder(), server)  # type: ignore[abstract]
     health = HealthServicer()
     health.set("likeness.embedder.v1.EmbedderService", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)

@@ -398,3 +398,22 @@ async def test_a_write_that_is_refused_ends_it_and_a_repeat_goes_on(tmp_path: Pa
         del place.services.fail["UpsertItems"]
         assert (await place.run()).embedded == 1
     assert error.reason_name == "READ_ONLY"
+
+
+async def test_a_busy_embedder_or_indexer_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals = {"embed": 2, "upsert": 1}
+    async with house(tmp_path) as here:
+        await here.take_in("a", b"A")
+        for target, name in ((here.reembed.embedder, "embed"), (here.reembed.indexer, "upsert")):
+            call = getattr(target, name)
+
+            async def busy(*args: Any, call: Any = call, name: str = name, **more: Any) -> Any:
+                if refusals[name]:
+                    refusals[name] -= 1
+                    raise LikenessError(error_pb2.REASON_OVERLOADED, "busy", retry_after_s=0.01)
+                return await call(*args, **more)
+
+            monkeypatch.setattr(target, name, busy)
+
+        assert (await here.run()).embedded == 1
+    assert refusals == {"embed": 0, "upsert": 0}
