@@ -174,6 +174,7 @@ def test_bad_inputs_fail_alone_each_with_its_field(stub: Stub) -> None:
         picture(whole[: len(whole) // 2]),
         picture(whole + b"\0" * 4 * 2**20),
         Input(image=types_pb2.Image(rgb=types_pb2.RgbImage(width=2, height=2, pixels=b"\0" * 11))),
+        Input(image=types_pb2.Image(uri="http://example.com/a.jpg")),
         Input(text="é" * 250),
     ).results
     assert results[0].WhichOneof("result") == results[-1].WhichOneof("result") == "vector"
@@ -187,6 +188,7 @@ def test_bad_inputs_fail_alone_each_with_its_field(stub: Stub) -> None:
         ("IMAGE_DAMAGED", "inputs[7].image.encoded"),
         ("IMAGE_TOO_LARGE", "inputs[8].image.encoded"),
         ("FIELD_INVALID", "inputs[9].image.rgb.pixels"),
+        ("FETCH_DISABLED", "inputs[10].image.uri"),
     ]
 
 

@@ -26,7 +26,6 @@ from likeness_client import wire
 from likeness_client.errors import (
     FIELD_INVALID,
     FILE_UNREADABLE,
-    GATEWAY_UNREACHABLE,
     IMAGE_TOO_LARGE,
     IndexInterruptedError,
     LikenessError,
@@ -86,7 +85,6 @@ class Ingest:
         self._on_backoff = on_backoff
         self._again: deque[Picture] = deque()  # taken from the iterable, unanswered by a stream that broke
         self._sequence = 0
-        self._started = False
         self._broken_in_a_row = 0
 
     def run(self) -> Iterator[IndexOutcome]:
@@ -103,8 +101,7 @@ class Ingest:
                 error = broken.error
             else:
                 return
-            never_reached = error.reason == GATEWAY_UNREACHABLE and not self._started
-            if not error.passing or never_reached or self._broken_in_a_row == self._limits.reconnects:
+            if not error.passing or self._broken_in_a_row == self._limits.reconnects:
                 raise IndexInterruptedError(
                     error.code,
                     error.reason,
@@ -169,8 +166,6 @@ class Ingest:
 
     def _heed(self, answer: gateway_pb2.IndexImagesResponse, pause: "_Pause") -> None:
         match answer.WhichOneof("message"):
-            case "started":
-                self._started = True
             case "checkpoint":
                 self._start.resume_token = answer.checkpoint.resume_token
             case "backoff":
