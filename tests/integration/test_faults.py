@@ -52,15 +52,19 @@ class Ingest:
 def test_killing_a_service_during_indexing_loses_nothing_acknowledged(
     own_services: Callable[..., Services], victim: str
 ) -> None:
-    services = own_services()
+    services = own_services(LIKENESS_RIDE_OUT_S="100")
     ingest = Ingest(services, pictures(), "killed")
     assert ingest.first_stored.wait(60)
     assert 0 < len(ingest.stored) < PICTURES, ingest.error  # the ingest is under way
 
     services.processes[victim].send_signal(signal.SIGKILL)
     services.processes[victim].wait()
-    services.start(victim)
-    assert wait_until_serving(services.addresses["gateway"], 60) is None
+    search = gateway_pb2.SearchRequest(collection="killed", terms=[gateway_pb2.Term(text="noise")])
+    with connect(services) as channel:
+        waiting = None if victim == "gateway" else Stub(channel).Search.future(search, timeout=110)
+        services.start(victim)
+        assert wait_until_serving(services.addresses["gateway"], 60) is None
+        assert waiting is None or waiting.result().hits, "a search in between waits for the service to be back"
     ingest.join()
 
     with connect(services) as channel:
