@@ -1,6 +1,7 @@
 """An ingest stream: checkpoints, resuming, back-off, patience, media; over in-process services."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import pytest
 from likeness.common.v1 import error_pb2
 from likeness.gateway.v1 import gateway_pb2
 
+from chassis import calls
 from chassis.errors import LikenessError
+from chassis.keys import Limits
+from chassis.quota import Allowance
 from gateway import checkpoints
 from gateway.checkpoints import Checkpoint
 from gateway.ingest import Patience
@@ -127,6 +131,21 @@ async def test_a_service_that_stays_busy_ends_the_stream(tmp_path: Path) -> None
     assert told.results == {}
     assert told.checkpoints == []
     assert told.backoffs
+
+
+async def test_a_key_whose_rate_is_used_up_makes_the_stream_wait_and_fails_nothing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowance = Allowance(Limits(rate_per_s=4, burst=1))
+    monkeypatch.setattr(calls, "allowance", lambda: allowance)
+    began = time.monotonic()
+
+    told = await desk.index(item(n, f"item-{n}") for n in range(5))
+
+    assert told.error is None
+    assert len(told.results) == 5
+    assert len(told.backoffs) >= 3
+    assert time.monotonic() - began >= 0.7  # the first is in the burst, the last may be read before it is earned
 
 
 async def test_a_stop_ends_a_back_off_and_what_was_read_is_answered(desk: Desk) -> None:
