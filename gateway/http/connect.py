@@ -35,7 +35,7 @@ Context = RequestContext[Received, bytes]
 
 # What Connect's library reads of a request. It applies no deadline and compresses no answer: we do the one, with an
 # error of ours, and leave the other, which would hold up the event loop, to a proxy.
-_PASSED_ON = frozenset({b"content-type", b"content-encoding", b"connect-content-encoding", b"connect-protocol-version"})
+_PASSED_ON = frozenset({"content-type", "content-encoding", "connect-content-encoding", "connect-protocol-version"})
 _UNARY_TYPES = ("application/json", "application/proto")
 _STREAM_TYPES = ("application/connect+json", "application/connect+proto")
 
@@ -187,7 +187,8 @@ class ConnectService:
         left = None if timeout_ms is None else int(timeout_ms) / 1000
         body = Body(self._bodies, receive, left, int(by_name.get("content-length", 0)))
         token = _exchange.set(_Exchange(sent, body, None if left is None else time.monotonic() + left))
-        passed_on = [(name, value) for name, value in scope["headers"] if name in _PASSED_ON]
+        # The library takes headers for UTF-8, which any byte may not be.
+        passed_on = [(name.encode(), value.encode()) for name, value in sent if name in _PASSED_ON]
         try:
             await self._app({**scope, "root_path": "", "headers": passed_on}, body.receive, send)
         finally:

@@ -191,6 +191,25 @@ async def test_what_is_no_http_is_refused_and_the_connection_closed(sent: bytes)
     assert answer == b"" or answer.split(b"\r\n")[0].split()[1] in (b"400", b"403", b"501")
 
 
+async def test_bytes_in_headers_that_are_no_text_are_the_callers_fault() -> None:
+    stream = COUNT.replace("CountItems", "FindDuplicates").replace("application/json", "application/connect+json")
+    async with serving(library()) as gateway:
+        found = [
+            await gateway.raw(f"{head}Connection: close\r\n".encode() + odd + b"\r\nContent-Length: 2\r\n\r\n{}")
+            for head, odd in (
+                (COUNT, b"Content-Encoding: id\xa6\xdantity"),
+                (COUNT, b"Connect-Protocol-Version: \xff"),
+                (COUNT, b"Connect-Timeout-Ms: \xb2"),
+                (COUNT, b"X-Api-Key: \xff\xfe"),
+                (stream, b"Connect-Content-Encoding: \xff"),
+            )
+        ]
+
+    statuses = [answer.split(b"\r\n")[0].split()[1] for answer in found]
+    assert statuses == [b"400", b"400", b"400", b"200", b"200"]
+    assert b'"invalid_argument"' in found[-1]
+
+
 async def test_tls_takes_https_and_nothing_else(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     tls = authority.listener()
