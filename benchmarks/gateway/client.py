@@ -20,7 +20,7 @@ from likeness.indexer.v1 import indexer_pb2, indexer_pb2_grpc
 from benchmarks.desk import Answer, Desk, Request
 from benchmarks.embedder.figures import percentiles, rate
 from benchmarks.embedder.inputs import pictures, text, with_comment
-from benchmarks.embedder.loops import Reply, closed
+from benchmarks.embedder.loops import RefusedError, Reply, closed
 from benchmarks.gateway.scope import COLLECTION, TOP_K
 
 PICTURE, WORDS = "500x334", 10
@@ -32,6 +32,7 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
 ]
+_PUSHBACK = "grpc-retry-pushback-ms"
 _DEADLINE_S = 120.0
 # So many are asked for again and again where what is remembered is measured.
 _FEW = 16
@@ -61,7 +62,13 @@ class Client:
 
             async def send() -> Reply:
                 sent = time.perf_counter()
-                answer = await stub.Search(next(requests), timeout=_DEADLINE_S)
+                try:
+                    answer = await stub.Search(next(requests), timeout=_DEADLINE_S)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                        raise
+                    trailers = dict(error.trailing_metadata() or ())
+                    raise RefusedError(float(trailers.get(_PUSHBACK, 1000)) / 1000) from None
                 if sent - began >= ramp_s:
                     seen.append((time.perf_counter() - sent, answer.timings))
                 return Reply()

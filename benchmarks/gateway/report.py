@@ -21,7 +21,7 @@ _MEASURED = ("gateway", "embedder", "indexer", "chassis", "protos")
 _STAGES = tuple(f"{stage}_ms" for stage in (*STAGES, "gateway", "own"))
 _COLUMNS = {
     "latency": ("name", "per_s", "p50_ms", "p99_ms", *_STAGES),
-    "rates": ("name", "per_s", "rounds", "p50_ms", "p99_ms", "client_cores"),
+    "rates": ("name", "per_s", "rounds", "p50_ms", "p99_ms", "refused", "client_cores"),
     "ingest": ("name", "per_s", "rounds"),
 }
 
