@@ -108,7 +108,7 @@ def test_a_selectivity_that_was_not_measured_is_not_passed_over() -> None:
 
 
 def test_sizes_run_apart_are_merged_unless_the_commit_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "commit", lambda: "one")
+    monkeypatch.setattr(report, "commit_of", lambda *_: "one")
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results" / "indexer.json")
     scope = Scope.of(quick=True, sizes=None, clients=2, peers=False)
     report.write(scope, "speed", 50_000, speed(1.0), 1.0)
@@ -118,7 +118,7 @@ def test_sizes_run_apart_are_merged_unless_the_commit_differs(tmp_path: Path, mo
     assert list(told["sections"]) == ["speed", "filters"]
     assert list(told["sections"]["speed"]["sizes"]) == ["10000", "50000"]
     assert told["summary"]["queries_over_chroma_http"] == 10.0
-    monkeypatch.setattr(report, "commit", lambda: "another")
+    monkeypatch.setattr(report, "commit_of", lambda *_: "another")
     assert list(report.write(scope, "speed", 10_000, speed(1.0), 1.0)["sections"]["speed"]["sizes"]) == ["10000"]
 
 
