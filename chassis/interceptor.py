@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
+from likeness.common.v1 import error_pb2
 
 from chassis.calls import DEADLINE_APPLIED, Call, Calls
 from chassis.errors import LikenessError, invalid, to_status
@@ -15,7 +16,11 @@ Handler = Callable[[Any, Context], Awaitable[Any]]
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the handlers of the ``likeness.*`` services; health and reflection pass untouched, without a key."""
+    """Wraps the handlers of the ``likeness.*`` services.
+
+    Every rpc is answered as one that takes a stream of requests. Of an rpc that takes one request gRPC would read it
+    before the handler is reached, however long it takes to come, and neither deadline nor revocation would apply.
+    """
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
@@ -39,18 +44,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         task = asyncio.current_task()
         assert task is not None
         task.add_done_callback(lambda _task: call.end())
-        read = _tolerant(handler.request_deserializer)
+        read, within_s = _tolerant(handler.request_deserializer), self._calls.default_deadline_s
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(
-                _unary(call, handler.unary_unary), read, handler.response_serializer
+            return grpc.stream_unary_rpc_method_handler(
+                _unary(call, handler.unary_unary, within_s), read, handler.response_serializer
             )
         if handler.stream_unary:
             return grpc.stream_unary_rpc_method_handler(
                 _stream(call, handler.stream_unary), read, handler.response_serializer
             )
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(
-                _download(call, handler.unary_stream), read, handler.response_serializer
+            return grpc.stream_stream_rpc_method_handler(
+                _download(call, handler.unary_stream, within_s), read, handler.response_serializer
             )
         if handler.stream_stream:
             return grpc.stream_stream_rpc_method_handler(
@@ -59,13 +64,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         raise TypeError(f"{method}: the interceptor knows no handler of this kind")
 
 
-def _unary(call: Call, handler: Handler) -> Handler:
-    async def answer(request: Any, context: Context) -> Any:
+def _unary(call: Call, handler: Handler, within_s: float) -> Handler:
+    async def answer(_requests: Any, context: Context) -> Any:
         try:
             async with call.under_way(context.time_remaining()):
                 if call.deadline_ms is not None:
                     context.set_trailing_metadata(_deadline(call))
-                request = _readable(request)
+                request = await _request(context, within_s)
                 call.charge(request)
                 return await handler(request, context)
         except LikenessError as error:
@@ -76,11 +81,11 @@ def _unary(call: Call, handler: Handler) -> Handler:
 
 # Handlers of streams are coroutines that write through their context, not async generators: a cancelled call then
 # unwinds in its own task, where a generator would be closed later by the garbage collector.
-def _download(call: Call, handler: Handler) -> Handler:
-    async def answer(request: Any, context: Context) -> None:
+def _download(call: Call, handler: Handler, within_s: float) -> Handler:
+    async def answer(_requests: Any, context: Context) -> None:
         try:
             async with call.under_way(context.time_remaining(), stream=True):
-                request = _readable(request)
+                request = await _request(context, within_s)
                 call.charge(request)
                 await handler(request, context)
         except LikenessError as error:
@@ -98,6 +103,30 @@ def _stream(call: Call, handler: Handler) -> Handler:
             await _abort(context, error, call)
 
     return answer
+
+
+async def _request(context: Context, within_s: float) -> Any:
+    """The request of an rpc that takes one.
+
+    Args:
+        context: the call's.
+        within_s: how long it may take to come, in seconds, whatever deadline its caller has set.
+
+    Raises:
+        LikenessError: DEADLINE_EXCEEDED, FIELD_INVALID.
+    """
+    try:
+        async with asyncio.timeout(within_s):
+            request = await context.read()
+    except TimeoutError:
+        message = f"the request has not come within {within_s:g} s"
+        raise LikenessError(error_pb2.REASON_DEADLINE_EXCEEDED, message) from None
+    if request is grpc.aio.EOF:
+        try:
+            await _abort(context, invalid("request", "is missing: the call was closed without one"))
+        except grpc.aio.InternalError:  # the client has gone away, which looks the same
+            raise asyncio.CancelledError from None
+    return _readable(request)
 
 
 def _refusal(error: LikenessError) -> Any:
