@@ -1,4 +1,8 @@
-"""DeleteItems: items go with their thumbnails and originals, files first: a call that breaks can be repeated."""
+"""DeleteItems: items go with their thumbnails and originals.
+
+Items go first: what the indexer refuses takes no files away. By ids a call that breaks in between can be repeated, and
+then deletes the files; by filter the items would not be found again, so it is seen beforehand that files can be reached.
+"""
 
 from dataclasses import dataclass
 
@@ -25,7 +29,7 @@ class Deletion:
     async def __call__(
         self, request: gateway_pb2.DeleteItemsRequest, deadline: Deadline
     ) -> gateway_pb2.DeleteItemsResponse:
-        """Deletes files and items; by filter page after page, each of the items that were there when it was read.
+        """Deletes items, then their files; by filter page after page, each of the items that it was true for when read.
 
         Raises:
             LikenessError: the request is refused, a service or (MEDIA_UNAVAILABLE) the files cannot be reached.
@@ -42,8 +46,10 @@ class Deletion:
         found = await self.indexer.collection(collection, deadline.left())
         # By the collection's own name from here on: an alias may be moved meanwhile.
         if not by_filter:
+            deleting = indexer_pb2.DeleteItemsRequest(collection=found.name, ids=request.ids)
+            answer = await self._delete(deleting, deadline)
             await self.media.forget(found.uid, request.ids)
-            return await self._delete(indexer_pb2.DeleteItemsRequest(collection=found.name, ids=request.ids), deadline)
+            return answer
         deleted = 0
         listing = indexer_pb2.ListItemsRequest(
             collection=found.name, filter=request.filter, page_size=_PAGE, fields=ItemFields()
@@ -52,9 +58,10 @@ class Deletion:
             page = await self.indexer.list(listing, deadline.left())
             ids = [item.id for item in page.items]
             if ids:
-                await self.media.forget(found.uid, ids)
+                await self.media.check(found.uid)
                 gone = await self._delete(indexer_pb2.DeleteItemsRequest(collection=found.name, ids=ids), deadline)
                 deleted += gone.deleted
+                await self.media.forget(found.uid, ids)
             if not page.next_page_token:
                 return gateway_pb2.DeleteItemsResponse(deleted=deleted)
             listing.page_token = page.next_page_token

@@ -116,6 +116,14 @@ class Media:
         """The bytes of an item's picture as it was taken in; None if they were not kept. Otherwise as ``thumbnail``."""
         return await self._read(uid, item_id, sha256, ORIGINAL)
 
+    async def check(self, uid: str) -> None:
+        """Sees whether the files of a collection, which may have none, can be reached.
+
+        Raises:
+            LikenessError: MEDIA_UNAVAILABLE.
+        """
+        await self._on_files(self._files.names, _checked(uid))
+
     async def forget(self, uid: str, ids: Iterable[str]) -> None:
         """Deletes the files of items, which may have none.
 

@@ -1,4 +1,4 @@
-"""DeleteItems: files go before items, and a call that is refused takes nothing away."""
+"""DeleteItems: files go once their items have gone, and a call that is refused takes nothing away."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -74,15 +74,40 @@ async def test_items_deleted_by_filter_go_with_their_files_page_after_page(
     assert set(desk.services.items) == await desk.thumbnails() == {"b"}
 
 
-async def test_files_that_cannot_be_reached_keep_the_items_there(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def away(_uid: str, _ids: object) -> None:
-        raise LikenessError(error_pb2.REASON_MEDIA_UNAVAILABLE, "away")
+async def test_files_that_could_not_be_deleted_go_when_the_call_is_repeated(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(desk.media, "forget", _away)
+        with pytest.raises(LikenessError) as caught:
+            await desk.delete(ids=["a"])
+    assert caught.value.reason == error_pb2.REASON_MEDIA_UNAVAILABLE
+    assert await desk.thumbnails() == {"a", "b", "c"}
 
-    monkeypatch.setattr(desk.media, "forget", away)
-    with pytest.raises(LikenessError):
-        await desk.delete(ids=["a"])
+    assert await desk.delete(ids=["a"]) == 0
 
-    assert "a" in desk.services.items
+    assert await desk.thumbnails() == {"b", "c"}
+
+
+async def test_files_that_cannot_be_reached_keep_what_a_filter_would_not_find_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.media.MediaFiles.names", _broken)
+    with pytest.raises(LikenessError) as caught:
+        await desk.delete(filter=OLD)
+
+    assert caught.value.reason == error_pb2.REASON_MEDIA_UNAVAILABLE
+    assert set(desk.services.items) == {"a", "b", "c"}
+
+
+async def test_a_delete_that_the_indexer_refuses_keeps_the_files(desk: Desk) -> None:
+    desk.services.fail["DeleteItems"] = LikenessError(error_pb2.REASON_READ_ONLY, "a reader")
+    for request in ({"ids": ["a", "x" * 513]}, {"filter": OLD}):
+        with pytest.raises(LikenessError) as caught:
+            await desk.delete(**request)
+        assert caught.value.reason == error_pb2.REASON_READ_ONLY
+
+    assert await desk.thumbnails() == {"a", "b", "c"}
 
 
 async def test_a_refused_request_takes_no_file_away(desk: Desk) -> None:
@@ -92,3 +117,11 @@ async def test_a_refused_request_takes_no_file_away(desk: Desk) -> None:
             await desk.delete(**request)
 
     assert await desk.thumbnails() == {"a", "b", "c"}
+
+
+async def _away(_uid: str, _ids: object) -> None:
+    raise LikenessError(error_pb2.REASON_MEDIA_UNAVAILABLE, "away")
+
+
+def _broken(_files: object, _folder: str) -> list[str]:
+    raise LikenessError(error_pb2.REASON_MEDIA_UNAVAILABLE, "away")
