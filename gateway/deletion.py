@@ -1,7 +1,7 @@
 """DeleteItems: items go with their thumbnails and originals.
 
 Items go first: what the indexer refuses takes no files away. By ids a call that breaks in between can be repeated, and
-then deletes the files; by filter the items would not be found again, so it is seen beforehand that files can be reached.
+then deletes the files; by filter the items would not be found again, so files have to be within reach before they go.
 """
 
 from dataclasses import dataclass

@@ -39,6 +39,8 @@ _ROUNDS = 5
 _PAGE = 256
 _TELL_S = 2.0
 _MOVES = 3
+# What a message to the embedder holds besides the pictures.
+_ENVELOPE_BYTES = 64 * 1024
 _GO_ON = "go on at the last next_page_token that came"
 
 
@@ -113,6 +115,9 @@ class Reembed:
         )
         if target.uid == source.uid:
             raise invalid("target", f"{request.target!r} is the collection itself; expected another one")
+        if target.name != request.target:
+            raise invalid("target", f"{request.target!r} is an alias; expected a collection that is not in use yet")
+        _check_unused(request, target)
         return Plan(source, target, model, stood_for)
 
     async def _check_alias(self, request: gateway_pb2.ReembedCollectionRequest, source: str, deadline: Deadline) -> str:
@@ -179,7 +184,8 @@ class _Run:
         self._tally = Tally()
         self._total = 0
         self._token = request.page_token
-        limits = plan.model.limits
+        limits, settings = plan.model.limits, reembed.settings
+        largest_message = min(settings.max_message_mb * 2**20, limits.max_message_bytes or 2**40)
         fetch = reembed.fetch if request.fetch_uris else None
         self._filler = PageFiller(
             embedder=reembed.embedder,
@@ -188,8 +194,9 @@ class _Run:
             originals=Originals(reembed.media, fetch, plan.source.uid, limits.max_encoded_bytes or 2**40),
             source=plan.source,
             target=plan.target,
-            settings=reembed.settings,
+            settings=settings,
             max_inputs=limits.max_inputs,
+            max_message_bytes=largest_message - _ENVELOPE_BYTES,
             keep_originals=request.keep_originals,
             stopping=reembed.stopping,
             tally=self._tally,
@@ -202,6 +209,7 @@ class _Run:
         await self._go_through(self._request.page_token, first=True)
         for _ in range(_ROUNDS):
             before = self._tally.changes
+            self._tally.begin_round()
             await self._go_through("", first=False)
             self._tally.end_round()
             if not self._request.keep_extra_items:
@@ -233,6 +241,8 @@ class _Run:
     async def _remove_extra(self) -> None:
         """Deletes from the target what the source does not have."""
         source, target = self._plan.source, self._plan.target
+        # Somebody may have put it to use since the last look.
+        _check_unused(self._request, await self._indexer.collection(target.name, self._time()))
         listing = indexer_pb2.ListItemsRequest(collection=target.name, page_size=_PAGE, fields=ItemFields())
         while True:
             self._check_stopping()
@@ -303,3 +313,13 @@ class _Run:
 
     def _time(self) -> float:
         return self._reembed.time(self._deadline)
+
+
+def _check_unused(request: gateway_pb2.ReembedCollectionRequest, target: indexer_pb2.Collection) -> None:
+    """What serves already has items of its own, which must not be deleted because the source does not have them."""
+    if target.aliases and not request.keep_extra_items:
+        message = (
+            f"target {target.name!r} is in use: alias {target.aliases[0]!r} stands for it, and what the source does "
+            "not have would be deleted; set keep_extra_items, or name another target"
+        )
+        raise LikenessError(error_pb2.REASON_COLLECTION_ALIASED, message)

@@ -35,8 +35,8 @@ class Tally:
     """What became of the items so far: those looked at are embedded, unchanged or failed.
 
     Attributes:
-        embedded: stored in the target.
-        unchanged: there already.
+        embedded: embedded and stored in the target.
+        unchanged: there already, perhaps with other metadata, which have been replaced.
         changes: writes to the target and deletions from it, which a round without tells from one with.
         removed: items deleted from the target.
     """
@@ -90,15 +90,23 @@ class Tally:
         self.embedded += 1
         self.changes += 1
 
+    def rewrite(self, count: int, *, again: bool) -> None:
+        """So many items have new metadata in the target; ``again``: they were counted before."""
+        self.unchanged += 0 if again else count
+        self.changes += count
+
     def remove(self, count: int) -> None:
         """So many items are no longer in the target."""
         self.removed += count
         self.changes += count
 
-    def end_round(self) -> None:
-        """The whole source was gone through: what failed before, and now is gone or in the target, has not failed."""
-        self._failed = {mark: known for mark, known in self._failed.items() if mark in self._seen}
+    def begin_round(self) -> None:
+        """The whole source is gone through from here on."""
         self._seen = set()
+
+    def end_round(self) -> None:
+        """It was: what failed before, and now is gone or in the target, has not failed."""
+        self._failed = {mark: known for mark, known in self._failed.items() if mark in self._seen}
 
     def take_failures(self) -> list[gateway_pb2.ReembedFailure]:
         """The failures since the last time."""
@@ -118,6 +126,7 @@ class PageFiller:
     target: indexer_pb2.Collection
     settings: GatewaySettings
     max_inputs: int
+    max_message_bytes: int
     keep_originals: bool
     stopping: asyncio.Event
     tally: Tally
@@ -145,11 +154,11 @@ class PageFiller:
                 renamed.append(item)
             elif not self.tally.has_failed(item):
                 lacking.append(item)
-        await self._rewrite(renamed)
+        await self._rewrite(renamed, again=again)
         batches = self._batches(lacking)
         await _all([self._work(batches) for _ in range(min(self.settings.ingest_batches, len(batches)))])
 
-    async def _rewrite(self, items: Sequence[indexer_pb2.Item]) -> None:
+    async def _rewrite(self, items: Sequence[indexer_pb2.Item], *, again: bool) -> None:
         """Stores new metadata beside the vectors that the target has: the pictures are the same."""
         if not items:
             return
@@ -157,17 +166,19 @@ class PageFiller:
             collection=self.target.name, ids=[item.id for item in items], fields=ItemFields(vector=True)
         )
         vectors = {found.id: found.vector for found in (await self.indexer.get(read, self._time())).items}
-        await self._upsert([(item, vectors[item.id]) for item in items if item.id in vectors])
+        rewritten = [(item, vectors[item.id]) for item in items if item.id in vectors]
+        await self._upsert(rewritten)
+        self.tally.rewrite(len(rewritten), again=again)
 
     def _batches(self, items: Sequence[indexer_pb2.Item]) -> list[list[indexer_pb2.Item]]:
-        """The items in runs that may be in memory at once."""
+        """The items in runs that may be in memory at once, and in one message to the embedder."""
         most = min(self.settings.ingest_batch_items, self.max_inputs or self.settings.ingest_batch_items)
         batches: list[list[indexer_pb2.Item]] = []
         room = 0
         for item in items:
             if not batches or len(batches[-1]) == most or size(item) > room:
                 batches.append([])
-                room = self.settings.ingest_batch_mb * 2**20
+                room = min(self.settings.ingest_batch_mb * 2**20, self.max_message_bytes)
             batches[-1].append(item)
             room -= size(item)
         return batches
@@ -200,6 +211,8 @@ class PageFiller:
                 self.target.uid, files, thumbnails=self.settings.thumbnails, originals=self.keep_originals
             ):
                 await self._upsert(stored)
+            for item, _ in stored:
+                self.tally.store(item)
 
     async def _read(self, batch: Sequence[indexer_pb2.Item]) -> list[Picture]:
         """The pictures that can be read, in order; the others have failed."""
@@ -231,8 +244,6 @@ class PageFiller:
         longest_s = self.settings.ingest_call_s
         backoff = Backoff(longest_s, self.stopping, lambda _seconds, _cause: None)
         await backoff.call("indexer", lambda: self.indexer.upsert(upsert, longest_s))
-        for item, _ in stored:
-            self.tally.store(item)
 
     def _time(self) -> float:
         return self.settings.default_deadline_s

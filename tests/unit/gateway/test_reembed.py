@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from gateway.media import Media, PictureMedia
 from gateway.metrics import Metrics
 from gateway.reembed import Reembed
 from gateway.settings import GatewaySettings
+from tests.pictures import noise
 from tests.unit.gateway.behind import MODEL, OTHER, direction_of, vector
 from tests.unit.gateway.hostile import Hostile, hostile, response
 from tests.unit.gateway.shelves import Shelves, shelves
@@ -156,7 +157,7 @@ async def test_new_labels_are_taken_over_without_embedding_again(tmp_path: Path)
         item = place.services.shelves["new"]["a"]
 
     assert place.embedded == ["picture"]
-    assert (last.embedded, item.vector) == (1, before)
+    assert (last.done, last.embedded, last.unchanged, item.vector) == (1, 0, 1, before)
     assert metadata.from_proto(item.metadata, "metadata")["labels"] == ["dog"]
 
 
@@ -248,6 +249,79 @@ async def test_items_that_the_source_lacks_go_unless_they_are_to_stay(tmp_path: 
 
     assert (stays.removed, goes.removed) == (0, 1)
     assert list(place.services.shelves["new"]) == ["a"]
+
+
+async def test_a_target_that_serves_already_loses_nothing(tmp_path: Path) -> None:
+    async with house(tmp_path) as place:
+        await place.take_in("a", b"picture")
+        place.services.make("new", OTHER)
+        place.services.store("new", "newer", vector(1))
+        place.services.aliases["live"] = "new"
+        by_name = await place.refusal()
+        by_alias = await place.refusal(target="live", keep_extra_items=True)
+        await place.run(keep_extra_items=True)
+
+    assert by_name.reason_name == "COLLECTION_ALIASED"
+    assert [violation.field for violation in by_alias.violations] == ["target"]
+    assert sorted(place.services.shelves["new"]) == ["a", "newer"]
+
+
+async def test_a_target_that_begins_to_serve_meanwhile_loses_nothing(tmp_path: Path) -> None:
+    async with house(tmp_path) as place:
+        await place.take_in("a", b"picture")
+
+        async def put_to_use(_: int) -> None:
+            place.services.aliases["live"] = "new"
+            place.services.store("new", "newer", vector(1))
+
+        place.between = put_to_use
+        error = await place.refusal()
+
+    assert error.reason_name == "COLLECTION_ALIASED"
+    assert sorted(place.services.shelves["new"]) == ["a", "newer"]
+
+
+async def test_an_item_that_failed_and_is_then_deleted_does_not_keep_the_alias(tmp_path: Path) -> None:
+    async with house(tmp_path) as place:
+        await place.take_in("good", b"picture")
+        await place.take_in("refused", b"bad picture")
+        place.services.aliases["now"] = "photos"
+
+        async def delete(_: int) -> None:
+            place.services.shelves["photos"].pop("refused", None)
+
+        place.between = delete
+        last = await place.run(alias="now")
+
+    assert list(place.failures) == ["refused"]
+    assert (last.done, last.embedded, last.failed, last.switched) == (1, 1, 0, True)
+
+
+async def test_no_call_brings_the_embedder_more_bytes_than_its_messages_hold(tmp_path: Path) -> None:
+    async with house(tmp_path) as place:
+        place.services.max_message_bytes = 2**16 + 1000
+        for i in range(3):
+            await place.take_in(f"p{i}", b"%d" % i * 400)
+        await place.run()
+        sizes = sorted(len(call.inputs) for call in place.services.asked("Embed"))
+        place.services.max_message_bytes = 2**16 + 700
+        again = await place.run(target="newer")
+
+    assert (sizes, again.embedded) == ([1, 2], 3)
+    assert [len(call.inputs) for call in place.services.asked("Embed")[2:]] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("made", [True, False])
+async def test_thumbnails_are_made_unless_the_gateway_makes_none(tmp_path: Path, made: bool) -> None:
+    encoded = noise(1)
+    async with house(tmp_path) as place:
+        await place.take_in("a", encoded)
+        settings = place.reembed.settings.model_copy(update={"thumbnails": made})
+        place.reembed = replace(place.reembed, settings=settings)
+        await place.run()
+        thumbnail = await place.media.thumbnail("uid-new", "a", hashlib.sha256(encoded).hexdigest())
+
+    assert (thumbnail is not None) == made
 
 
 async def test_a_source_that_never_rests_is_gone_through_five_more_times_and_no_more(tmp_path: Path) -> None:
