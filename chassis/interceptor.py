@@ -1,6 +1,7 @@
 """gRPC's side of ``chassis.calls``: what is done around every call, for every rpc alike."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -8,15 +9,22 @@ import grpc
 from google.protobuf.message import DecodeError
 from likeness.common.v1 import error_pb2
 
-from chassis.calls import DEADLINE_APPLIED, Call, Calls
+from chassis.calls import DEADLINE_APPLIED, Call, Calls, Metadata, Outcome
 from chassis.errors import LikenessError, invalid, to_status
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Callable[[Any, Context], Awaitable[Any]]
 
+HEALTH = "/grpc.health.v1.Health/"
+# Streams that watch the health, and as many of reflection, open at once: gRPC counts them as it does calls, and nobody
+# needs a key to watch. A gateway holds one to each embedder and indexer.
+STREAMS_BESIDE = 1000
+# How long the request of a health check may take to come, in seconds.
+CHECK_S = 5.0
+
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the handlers of the ``likeness.*`` services.
+    """Wraps the handlers of the ``likeness.*`` services, and bounds what health and reflection may hold.
 
     Every rpc is answered as one that takes a stream of requests. Of an rpc that takes one request gRPC would read it
     before the handler is reached, however long it takes to come, and neither deadline nor revocation would apply.
@@ -24,6 +32,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
+        self._beside = Counter[str]()  # streams of health and of reflection that are open, by method
 
     async def intercept_service(
         self,
@@ -33,8 +42,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """Admits or refuses the call, of which only method and metadata have been read; returns its wrapped handler."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or not method.startswith("/likeness."):
-            return handler
+        if handler is None:
+            return None
+        if not method.startswith("/likeness."):
+            return self._beside_calls(handler, method, handler_call_details.invocation_metadata)
         try:
             call = self._calls.admit(method, handler_call_details.invocation_metadata, "grpc")
         except LikenessError as error:
@@ -44,24 +55,57 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         task = asyncio.current_task()
         assert task is not None
         task.add_done_callback(lambda _task: call.end())
-        read, within_s = _tolerant(handler.request_deserializer), self._calls.default_deadline_s
+        return _answering(call, handler, self._calls.default_deadline_s)
+
+    def _beside_calls(self, handler: Any, method: str, metadata: Metadata) -> Any:
+        """Health and reflection take no place among the calls: they answer when there is none."""
         if handler.unary_unary:
             return grpc.stream_unary_rpc_method_handler(
-                _unary(call, handler.unary_unary, within_s), read, handler.response_serializer
+                _check(handler.unary_unary), _tolerant(handler.request_deserializer), handler.response_serializer
             )
-        if handler.stream_unary:
-            return grpc.stream_unary_rpc_method_handler(
-                _stream(call, handler.stream_unary), read, handler.response_serializer
-            )
-        if handler.unary_stream:
-            return grpc.stream_stream_rpc_method_handler(
-                _download(call, handler.unary_stream, within_s), read, handler.response_serializer
-            )
-        if handler.stream_stream:
-            return grpc.stream_stream_rpc_method_handler(
-                _stream(call, handler.stream_stream), read, handler.response_serializer
-            )
-        raise TypeError(f"{method}: the interceptor knows no handler of this kind")
+        try:
+            if self._calls.guard is not None and not method.startswith(HEALTH):
+                self._calls.guard.caller(metadata)
+            if self._beside[method] >= STREAMS_BESIDE:
+                message = f"{STREAMS_BESIDE} such streams are open, as many as there may be"
+                raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=10.0)
+        except LikenessError as error:
+            self._calls.tell(Outcome(method, "grpc", False, error.code, error.reason_name, 0.0, None))
+            return _refusal(error)
+        task = asyncio.current_task()
+        assert task is not None
+        self._beside[method] += 1
+        task.add_done_callback(lambda _task: self._beside.subtract([method]))
+        return handler
+
+
+def _answering(call: Call, handler: Any, within_s: float) -> Any:
+    """The handler, wrapped, as one that takes a stream of requests.
+
+    Args:
+        call: what it answers.
+        handler: of an rpc of any kind.
+        within_s: how long the one request may take to come, where there is one, in seconds.
+    """
+    read = _tolerant(handler.request_deserializer)
+    if handler.response_streaming:
+        taking_one = handler.unary_stream and _download(call, handler.unary_stream, within_s)
+        answer = taking_one or _stream(call, handler.stream_stream)
+        return grpc.stream_stream_rpc_method_handler(answer, read, handler.response_serializer)
+    taking_one = handler.unary_unary and _unary(call, handler.unary_unary, within_s)
+    answer = taking_one or _stream(call, handler.stream_unary)
+    return grpc.stream_unary_rpc_method_handler(answer, read, handler.response_serializer)
+
+
+def _check(handler: Handler) -> Handler:
+    async def answer(_requests: Any, context: Context) -> Any:
+        try:
+            request = await _request(context, CHECK_S)
+        except LikenessError as error:
+            await _abort(context, error)
+        return await handler(request, context)
+
+    return answer
 
 
 def _unary(call: Call, handler: Handler, within_s: float) -> Handler:

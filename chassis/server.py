@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# Calls above LIKENESS_MAX_CONCURRENT_CALLS that are told why they are refused, and health checks, at once; gRPC refuses
-# more by itself and gives no reason. 10,000 at once took 25 MB (tests/integration/test_safety.py).
+# Calls above LIKENESS_MAX_CONCURRENT_CALLS that are told why they are refused, health checks and reflection, at once;
+# gRPC refuses more by itself and gives no reason. 10,000 at once took 25 MB (tests/integration/test_safety.py). The
+# interceptor bounds how many of them may stay open.
 REFUSALS = 20_000
 # Open files and connections of a process.
 MOST_FILES = 65_536

@@ -1,12 +1,16 @@
 """Clients that hold what they have opened and say no more: what they take comes to an end, or is bounded."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.unit.chassis.guarded import SERVICE, bearer, keys_file, reason, refusal, serving
+from chassis import interceptor
+from tests.unit.chassis.guarded import GET, SERVICE, bearer, keys_file, reason, refusal, serving
 
 
 @pytest.mark.parametrize("rpc", ["GetModel", "Embed"])
@@ -38,3 +42,59 @@ async def test_a_call_that_is_closed_without_a_request_is_told_so(tmp_path: Path
         await closed.done_writing()
         assert reason(await refusal(closed)) == "FIELD_INVALID"
     assert not running.servicer.reached
+
+
+async def test_streams_that_watch_the_health_are_bounded_and_checks_are_answered_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interceptor, "STREAMS_BESIDE", 2)
+    async with serving(keys_file(tmp_path / "k", web="good:read")) as (running, stub, channel):
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        watching = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
+        for watch in watching:
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        error = await refusal(health.Watch(health_pb2.HealthCheckRequest()).read())
+        assert (error.code(), reason(error)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        assert (await running.ended.get()).reason == "OVERLOADED"
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+        await stub.GetModel(GET, metadata=bearer("good"))
+
+        watching[0].cancel()
+        async with asyncio.timeout(30):
+            while not await may_watch(health):
+                pass
+
+
+async def may_watch(health: Any) -> bool:
+    """Whether another stream that watches the health is let in."""
+    watch = health.Watch(health_pb2.HealthCheckRequest())
+    try:
+        await watch.read()
+    except grpc.aio.AioRpcError:
+        return False
+    return True
+
+
+async def test_a_health_check_that_is_never_asked_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interceptor, "CHECK_S", 0.05)
+    async with serving(keys_file(tmp_path / "k", web="good:read")) as (_, _stub, channel):
+        silent: Any = channel.stream_unary("/grpc.health.v1.Health/Check")()
+        assert reason(await refusal(silent)) == "DEADLINE_EXCEEDED"
+
+
+async def test_reflection_needs_a_key_of_any_scope_and_its_streams_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interceptor, "STREAMS_BESIDE", 1)
+    asked = reflection_pb2.ServerReflectionRequest(list_services="")
+    async with serving(keys_file(tmp_path / "k", web="good:read")) as (running, _, channel):
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[arg-type]
+        for metadata, why in (((), "KEY_MISSING"), (bearer("wrong"), "KEY_INVALID")):
+            assert reason(await refusal(stub.ServerReflectionInfo(metadata=metadata).read())) == why
+            assert (await running.ended.get()).reason == why
+        open_: Any = stub.ServerReflectionInfo(metadata=bearer("good"))
+        await open_.write(asked)
+        told = await open_.read()
+        assert SERVICE in [service.name for service in told.list_services_response.service]
+        assert reason(await refusal(stub.ServerReflectionInfo(metadata=bearer("good")).read())) == "OVERLOADED"
+        open_.cancel()
