@@ -19,6 +19,8 @@ from tests.proxy import random_sizes
 
 # From the moment when everything is mended until an answer comes that needs all of it.
 _READY_S = 30.0
+# How long a harm may last: some calls' deadlines pass meanwhile.
+_LONGEST_S = 12.0
 # The gateway's memory after the first rounds may grow by so much; what it holds for streams comes and goes.
 _GROWTH_MB = 64.0
 _WARM_ROUNDS = 2
@@ -54,7 +56,7 @@ def rounds(folder: Path, logs: Path, seed: int, n: int) -> Generator[Outcome, No
     with rig(folder, logs / "gateway") as started:
         orders = (np.random.default_rng((seed, turn)).permutation(len(HARMS)) for turn in range(n))
         harms = [HARMS[i] for order in orders for i in order][:n]
-        yield from suffer(started, harms, seed)
+        yield from suffer(started, harms, seed, _LONGEST_S)
 
 
 @contextmanager
@@ -74,8 +76,15 @@ def rig(folder: Path, logs: Path) -> Iterator[Rig]:
         yield started
 
 
-def suffer(rig: Rig, harms: list[Harm], seed: int) -> Generator[Outcome, None, None]:
-    """A round for each harm; nothing acknowledged in any of them may be missing afterwards."""
+def suffer(rig: Rig, harms: list[Harm], seed: int, longest_s: float) -> Generator[Outcome, None, None]:
+    """A round for each harm; nothing acknowledged in any of them may be missing afterwards.
+
+    Args:
+        rig: the services.
+        harms: what is done.
+        seed: of everything that is random.
+        longest_s: after that at the latest the harm is undone.
+    """
     stored: set[str] = set()
     warm_mb = 0.0
     for number, harm in enumerate(harms):
@@ -86,7 +95,7 @@ def suffer(rig: Rig, harms: list[Harm], seed: int) -> Generator[Outcome, None, N
         try:
             time.sleep(float(rng.uniform(0.3, 1.0)))  # the random moment
             _do(rig, harm, rng)
-            time.sleep(float(rng.uniform(0.5, 1.5)))
+            time.sleep(float(rng.uniform(0.5, longest_s)))
             rig.mend()
             mended = time.monotonic()
             rig.wait_until_answering()

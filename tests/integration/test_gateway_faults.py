@@ -10,7 +10,7 @@ import pytest
 from tests.chaos.gateway import Harm, rig, suffer
 from tests.chaos.gateway_rig import Rig
 
-SEED = 6
+SEED, LONGEST_S = 6, 1.5
 HARMS = [
     Harm("kill", "embedder"),
     Harm("refuse", "indexer"),
@@ -32,7 +32,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 @pytest.mark.timeout(400)
 def test_whatever_fails_behind_the_gateway_is_told_and_nothing_acknowledged_is_lost(started: Rig) -> None:
     written = 0
-    for outcome in suffer(started, HARMS, SEED):
+    for outcome in suffer(started, HARMS, SEED, LONGEST_S):
         assert not outcome.violations, (outcome.name, outcome.note, outcome.violations[:5])
         written += outcome.written
     assert written > 100
