@@ -18,12 +18,15 @@ class Allowance:
     The rate is kept by the generic cell rate algorithm (ITU-T I.371): one number, the moment at which everything
     taken so far will have been earned. A call of more items than the burst passes when nothing is owed, and is earned
     afterwards, so that no call is too large for ever.
+
+    Calls go before streams: there is one such number for calls alone, and one for everything, by which streams wait. A
+    stream takes whatever it can get, and would leave nothing to the calls of the same key.
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self._clock = clock
-        self._earned_at = clock()
+        self._calls_earned_at = self._earned_at = clock()
         self._under_way = 0
 
     def begin(self) -> None:
@@ -42,31 +45,34 @@ class Allowance:
         self._under_way -= 1
 
     def charge(self, items: int) -> None:
-        """Takes items.
+        """Takes items for a call.
 
         Raises:
             LikenessError: RATE_LIMITED: too many lately; nothing is taken, and it says when to try again.
         """
-        wait_s = self._wait_s(items)
+        wait_s = self._wait_s(items, self._calls_earned_at)
         if wait_s > 0:
             raise _limited(f"more than {self.limits.rate_per_s:g} items a second", wait_s)
-        self._take(items)
+        self._calls_earned_at = self._with(items, self._calls_earned_at)
+        self._earned_at = self._with(items, self._earned_at)
 
     def reserve(self, items: int) -> float:
-        """Takes items, come what may; returns how long to wait before going on, in seconds."""
-        wait_s = self._wait_s(items)
-        self._take(items)
+        """Takes items for a stream, come what may; returns how long to wait before going on, in seconds."""
+        wait_s = self._wait_s(items, self._earned_at)
+        self._earned_at = self._with(items, self._earned_at)
         return max(0.0, wait_s)
 
-    def _wait_s(self, items: int) -> float:
+    def _wait_s(self, items: int, earned_at: float) -> float:
         if self.limits.rate_per_s is None:
             return 0.0
         spare = self.limits.burst - min(items, self.limits.burst)
-        return self._earned_at - self._clock() - spare / self.limits.rate_per_s
+        return earned_at - self._clock() - spare / self.limits.rate_per_s
 
-    def _take(self, items: int) -> None:
-        if self.limits.rate_per_s is not None:
-            self._earned_at = max(self._earned_at, self._clock()) + items / self.limits.rate_per_s
+    def _with(self, items: int, earned_at: float) -> float:
+        """When these items too will have been earned."""
+        if self.limits.rate_per_s is None:
+            return earned_at
+        return max(earned_at, self._clock()) + items / self.limits.rate_per_s
 
 
 class Quota:

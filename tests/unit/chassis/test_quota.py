@@ -61,7 +61,32 @@ def test_a_stream_takes_what_it_reads_and_is_told_how_long_to_wait(clock: Clock)
     assert allowance.reserve(5) == 0
     assert allowance.reserve(1) == pytest.approx(0.1)
     assert allowance.reserve(1) == pytest.approx(0.2)
-    assert refused_for(allowance, 1) == pytest.approx(0.3)
+
+
+def test_calls_pass_beside_a_stream_that_has_used_the_rate_up_and_the_stream_waits_for_what_they_took(
+    clock: Clock,
+) -> None:
+    allowance = Allowance(Limits(rate_per_s=10, burst=5), clock)
+    for _ in range(25):
+        wait_s = allowance.reserve(1)
+    for _ in range(5):
+        allowance.charge(1)
+    assert refused_for(allowance, 1) == pytest.approx(0.1)
+    assert allowance.reserve(1) == pytest.approx(wait_s + 0.6)
+
+
+def test_calls_and_streams_together_keep_the_rate(clock: Clock) -> None:
+    allowance = Allowance(Limits(rate_per_s=10, burst=5), clock)
+    began = next_call = clock.now
+    calls = streamed = 0
+    while clock.now < began + 100:
+        clock.now += allowance.reserve(1)  # a stream that takes what it can get
+        streamed += 1
+        while next_call <= clock.now:  # and four calls a second
+            allowance.charge(1)
+            calls, next_call = calls + 1, next_call + 0.25
+    assert calls == pytest.approx(400, abs=2)
+    assert streamed == pytest.approx(600, abs=10)
 
 
 def test_calls_at_once_are_counted_until_they_end(clock: Clock) -> None:
