@@ -73,6 +73,9 @@ class GatewayService:
         if settings.listen_host != settings.host:
             why = "there are no API keys; see LIKENESS_API_KEYS_FILE, or LIKENESS_ANONYMOUS"
             log.warning("listening on loopback only", host=settings.listen_host, instead_of=settings.host, why=why)
+        if not settings.keyed and not is_loopback(settings.listen_host):
+            why = "LIKENESS_ANONYMOUS is set and there are no API keys; see LIKENESS_API_KEYS_FILE"
+            log.warning("everybody who reaches this address may do everything", host=settings.listen_host, why=why)
         if settings.keyed and settings.tls is None and not is_loopback(settings.listen_host):
             log.warning("API keys come unencrypted, unless something in front speaks TLS; see LIKENESS_TLS_CERT")
         self._calls = Calls.of(self._settings, readiness, self._guard, self._metrics.called)

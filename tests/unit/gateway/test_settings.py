@@ -5,8 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
+from structlog.testing import capture_logs
 
+from chassis.readiness import Readiness
+from gateway.service import GatewayService
 from gateway.settings import GatewaySettings
 from tests.certificates import Authority
 
@@ -29,6 +33,21 @@ def test_without_keys_it_listens_on_loopback_only_unless_that_is_meant(
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
 def test_loopback_is_left_as_it_is(host: str) -> None:
     assert GatewaySettings(host=host).listen_host == host
+
+
+@pytest.mark.parametrize(
+    ("told", "warned"),
+    [
+        ({"host": "0.0.0.0", "anonymous": True}, "everybody who reaches this address may do everything"),
+        ({"host": "0.0.0.0"}, "listening on loopback only"),
+        ({"host": "127.0.0.1", "anonymous": True}, None),
+    ],
+)
+def test_the_log_warns_of_what_is_open_to_everybody(told: dict[str, Any], warned: str | None) -> None:
+    service = GatewayService(GatewaySettings(**told), CollectorRegistry())
+    with capture_logs() as lines:
+        service.calls(Readiness(service.name))
+    assert [line["event"] for line in lines if line["log_level"] == "warning"] == ([] if warned is None else [warned])
 
 
 def test_a_file_without_usable_keys_is_refused_at_start_and_never_taken_for_no_keys(tmp_path: Path) -> None:
