@@ -19,6 +19,11 @@ _FIRST_S, _LONGEST_S = 0.2, 5.0
 _STOPPING_S = 0.5
 
 
+def growing_s(refused: int) -> float:
+    """How long to wait, in seconds, before a call that was refused once more than ``refused`` times is made again."""
+    return min(_FIRST_S * 2.0 ** min(refused, 10), _LONGEST_S)
+
+
 class Backoff:
     """Holds one stream's work back. All of its calls share it: one refusal keeps the others from trying."""
 
@@ -52,7 +57,7 @@ class Backoff:
                 left = until - time.monotonic()
                 if error.reason != error_pb2.REASON_OVERLOADED or left <= 0:
                     raise
-                own = min(_FIRST_S * 2**refused, _LONGEST_S)
+                own = growing_s(refused)
                 self._calm.clear()
                 self.pause(min(error.retry_after_s or own, left), cause)
                 refused += 1

@@ -78,7 +78,7 @@ class Ingest:
         Raises:
             LikenessError: the stream cannot be opened, a message is out of order, a service behind the gateway
                 cannot be reached or has too much to do, the client is silent for too long, or (SHUTTING_DOWN) the
-                gateway stops; everything already read was then answered.
+                gateway stops; everything that was stored was then answered.
         """
         write = patient(write, self._patience.unread_s, _GO_ON)
         async with self.place():

@@ -39,8 +39,10 @@ class IngestBatch:
         async with self.ingest.place():
             opened = await self.ingest.open(request, "", deadline)
             collected = _Collected()
+            # A host that does not answer must leave time for the other pictures.
+            fetch_s = min(self.ingest.services.settings.ingest_call_s, deadline.left() / 2)
             # When the gateway stops, a call that has come is seen through.
-            stream = Stream(self.ingest.services, opened.target, asyncio.Event())
+            stream = Stream(self.ingest.services, opened.target, asyncio.Event(), fetch_s=fetch_s)
             await stream.run(_each(request.items), collected)
         return gateway_pb2.IndexBatchResponse(
             collection=opened.target.collection,

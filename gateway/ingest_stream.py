@@ -1,8 +1,9 @@
 """One row of pictures into a collection: that of IndexImages, or that of an IndexBatch.
 
-1. a reader takes items as long as the window has room, one at a time of each id, and none during a back-off
-2. workers take what waits, up to a batch: facts → what is there already → one Embed → thumbnails → one UpsertItems
-3. results are handed over; each gives its room in the window back
+1. a reader takes items as long as the window has room, and none during a back-off; pictures given by a uri are fetched
+2. what has arrived goes on in the order sent, one at a time of each id
+3. workers take what waits, up to a batch: facts → what is there already → one Embed → thumbnails → one UpsertItems
+4. results are handed over; each gives its room in the window back
 
 Where equal pictures are skipped, an item waits for an earlier one of the same picture that is under way.
 """
@@ -16,11 +17,12 @@ from likeness.embedder.v1 import embedder_pb2
 from likeness.gateway.v1 import gateway_pb2
 from likeness.indexer.v1 import indexer_pb2
 
-from chassis.errors import LikenessError, from_status, in_request, to_item_error
+from chassis.errors import LikenessError, from_status, in_request, incident, to_item_error
 from chassis.pictures import PictureLimits
 from chassis.quota import Allowance
 from gateway.backoff import Backoff
 from gateway.duplicate_policy import DuplicatePolicy, Skip
+from gateway.ingest_fetch import PatientFetch
 from gateway.ingest_item import Item, arrive, describe
 from gateway.ingest_target import Answers, Services, Target
 from gateway.media import PictureMedia
@@ -28,10 +30,13 @@ from gateway.metrics import BackoffCause
 from gateway.requests import shutting_down
 from gateway.window import Window
 
-SEND_AGAIN = "everything read was answered: send the rest again in a new stream"
+SEND_AGAIN = "what was stored was answered: send the rest again in a new stream"
 
 # What a batch's message holds besides the pictures.
 _ENVELOPE_BYTES = 64 * 1024
+# So many pictures that are still to be fetched fill the window; each may turn out larger than its share, so that for a
+# while the window holds more than it should, by less than so many of the largest pictures.
+_UNFETCHED = 8
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,12 @@ class Stream:
     """One open stream."""
 
     def __init__(
-        self, services: Services, target: Target, stopping: asyncio.Event, allowance: Allowance | None = None
+        self,
+        services: Services,
+        target: Target,
+        stopping: asyncio.Event,
+        allowance: Allowance | None = None,
+        fetch_s: float | None = None,
     ) -> None:
         """Holds nothing yet.
 
@@ -58,6 +68,7 @@ class Stream:
             target: where items go.
             stopping: set when no more is to be read.
             allowance: of which each item takes one as it is read; None: that is done already.
+            fetch_s: how long a picture given by a uri is waited for; None: as long as any call.
         """
         settings, limits = services.settings, target.limits
         self._services = services
@@ -71,7 +82,11 @@ class Stream:
         # Near duplicates of each other are seen only one batch after another.
         self._workers = settings.ingest_batches if target.options.near is None else 1
         # Twice what the workers hold, so that the next batches fill while these are under way.
-        self._window = Window(2 * self._workers * self._batch_items, settings.ingest_window_mb * 2**20)
+        window_bytes = settings.ingest_window_mb * 2**20
+        self._window = Window(2 * self._workers * self._batch_items, window_bytes)
+        largest_fetched = min(settings.fetch_max_mb * 2**20, limits.max_encoded_bytes)
+        self._unfetched_bytes = min(largest_fetched, window_bytes // _UNFETCHED)
+        self._fetch = PatientFetch(services.fetch, fetch_s or settings.ingest_call_s, limits.max_encoded_bytes)
         self._waiting: asyncio.Queue[Item | None] = asyncio.Queue()  # bounded by the window; None: no more is read
         self._outgoing: asyncio.Queue[_Answered | _Pause | None] = asyncio.Queue()  # likewise
         self._under_way: dict[str, Item] = {}
@@ -99,9 +114,11 @@ class Stream:
                 tasks.create_task(self._work())
                 await self._hand_over(answers)
         except ExceptionGroup as group:
-            ours = group.subgroup(LikenessError)
+            ours, others = group.split(LikenessError)
             if ours is None:
                 raise
+            if others is not None:  # the client is told one thing alone
+                incident("unexpected error in an ingest that ends with another", others)
             raise next(_each(ours)) from None
         if answers.due_in() is not None:
             await answers.checkpoint()
@@ -129,47 +146,64 @@ class Stream:
 
     async def _read(self, messages: AsyncIterator[gateway_pb2.IndexItem], place: int) -> None:
         """Takes items until the client ends the stream, the gateway stops, or a worker has failed."""
+        reading = asyncio.ensure_future(self._read_all(messages, place))
         ends = [asyncio.ensure_future(event.wait()) for event in (self._stopping, self._failed)]
-        reading: asyncio.Future[bool] | None = None
         try:
-            while not any(end.done() for end in ends):
-                reading = asyncio.ensure_future(self._admit_next(messages, place))
-                await asyncio.wait({reading, *ends}, return_when=asyncio.FIRST_COMPLETED)
-                if reading.done() and not reading.result():
-                    self._half_closed = True
-                    return
-                place += 1
-        except LikenessError as error:  # a message out of order; what came before it is still seen through
-            self._failure = self._failure or error
+            await asyncio.wait({reading, *ends}, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                reading.result()
+                self._half_closed = True
         finally:
             for future in (reading, *ends):
-                if future is not None:
-                    future.cancel()
+                future.cancel()
+            await asyncio.wait({reading})  # nothing more may come behind the end
             self._waiting.put_nowait(None)
 
-    async def _admit_next(self, messages: AsyncIterator[gateway_pb2.IndexItem], place: int) -> bool:
-        """Hands the next item to the workers; False at the stream's end."""
+    async def _read_all(self, messages: AsyncIterator[gateway_pb2.IndexItem], place: int) -> None:
+        arriving: asyncio.Queue[asyncio.Task[Item] | None] = asyncio.Queue()  # bounded by the window
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._admit(arriving))
+            try:
+                while (message := await self._next(messages)) is not None:
+                    by_uri = message.image.WhichOneof("source") == "uri"
+                    size = max(message.ByteSize(), self._unfetched_bytes if by_uri else 0)
+                    await self._window.take(size)
+                    arriving.put_nowait(tasks.create_task(self._arrive(message, place, size)))
+                    place += 1
+            except LikenessError as error:  # a message out of order; what came before it is still seen through
+                self._failure = self._failure or error
+            arriving.put_nowait(None)
+
+    async def _next(self, messages: AsyncIterator[gateway_pb2.IndexItem]) -> gateway_pb2.IndexItem | None:
+        """The next item; None at the stream's end."""
         await self._backoff.calm()
         await self._rate.clear()
-        try:
-            message = await anext(messages)
-        except StopAsyncIteration:
-            return False
-        if self._allowance is not None and (wait_s := self._allowance.reserve(1)) > 0:
+        message = await anext(messages, None)
+        if message is not None and self._allowance is not None and (wait_s := self._allowance.reserve(1)) > 0:
             self._rate.pause(wait_s, "rate")
+        return message
+
+    async def _arrive(self, message: gateway_pb2.IndexItem, place: int, size: int) -> Item:
+        """The item, with its picture; the window knows its size from then on, instead of the one guessed."""
         item = await arrive(message, place, self._fetch)
-        while (earlier := self._under_way.get(item.id)) is not None:
-            await earlier.done.wait()  # items of one id take effect in the order sent
-        await self._window.take(item.size)
-        if item.refused is None:
-            self._under_way[item.id] = item
-            if self._target.options.skip_exact:
-                first = self._pictures.setdefault(item.sha256, item)
-                if first is not item:
-                    first.twins.append(item)
-                    return True
-        self._waiting.put_nowait(item)
-        return True
+        if item.size != size:
+            await self._window.resize(size, item.size)
+        return item
+
+    async def _admit(self, arriving: "asyncio.Queue[asyncio.Task[Item] | None]") -> None:
+        """Hands items to the workers in the order sent."""
+        while (arrival := await arriving.get()) is not None:
+            item = await arrival
+            while (earlier := self._under_way.get(item.id)) is not None:
+                await earlier.done.wait()  # items of one id take effect in the order sent
+            if item.refused is None:
+                self._under_way[item.id] = item
+                if self._target.options.skip_exact:
+                    first = self._pictures.setdefault(item.sha256, item)
+                    if first is not item:
+                        first.twins.append(item)
+                        continue
+            self._waiting.put_nowait(item)
 
     async def _work(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -298,10 +332,6 @@ class Stream:
             heir.twins = twins[1:]
             self._pictures[heir.sha256] = heir
             self._waiting.put_nowait(heir)
-
-    async def _fetch(self, uri: str) -> bytes:
-        longest_s, most = self._services.settings.ingest_call_s, self._limits.max_encoded_bytes
-        return await self._services.fetch(uri, "item.image.uri", longest_s, most)
 
     def _hold_back(self, seconds: float, cause: BackoffCause) -> None:
         self._services.metrics.backed_off(cause)

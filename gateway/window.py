@@ -30,5 +30,11 @@ class Window:
             self._bytes -= size
             self._changed.notify_all()
 
+    async def resize(self, size: int, now: int) -> None:
+        """An item that took ``size`` bytes turns out to hold so many; no waiting, they are there already."""
+        async with self._changed:
+            self._bytes += now - size
+            self._changed.notify_all()
+
     def _fits(self, size: int) -> bool:
         return self._items == 0 or (self._items < self._max_items and self._bytes + size <= self._max_bytes)

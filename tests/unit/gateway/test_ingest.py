@@ -13,10 +13,9 @@ from chassis import calls
 from chassis.errors import LikenessError
 from chassis.keys import Limits
 from chassis.quota import Allowance
-from gateway import checkpoints
+from gateway import checkpoints, ingest_stream
 from gateway.checkpoints import Checkpoint
 from gateway.ingest import Patience
-from gateway.ingest_stream import Stream
 from tests.pictures import noise
 from tests.unit.gateway.ingesting import UID, Desk, ingesting, item, sha256
 
@@ -249,18 +248,38 @@ async def test_a_uri_is_refused_alone_where_nothing_is_fetched(desk: Desk) -> No
     assert told.results[1].HasField("stored")
 
 
-async def test_a_picture_given_by_a_uri_is_hashed_and_kept_as_it_was_fetched(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def fetched(_self: Stream, uri: str) -> bytes:
-        if "bad" in uri:
-            raise LikenessError(error_pb2.REASON_FETCH_FAILED, "item.image.uri: 404")
-        return noise(5)
+async def test_what_a_known_failure_hides_is_logged(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[BaseException] = []
 
-    monkeypatch.setattr(Stream, "_fetch", fetched)
-    told = await desk.index([item(0, uri="http://example.com/a.jpg"), item(1, uri="http://example.com/bad")])
+    def incident(_event: str, error: BaseException) -> LikenessError:
+        seen.append(error)
+        return LikenessError(error_pb2.REASON_INTERNAL, "")
 
-    assert told.results[0].id == sha256(noise(5))
-    assert desk.services.items[sha256(noise(5))]["uri"] == "http://example.com/a.jpg"
-    assert told.results[1].error.reason == error_pb2.REASON_FETCH_FAILED
-    assert told.checkpoints[-1].items_done == 2
+    monkeypatch.setattr(ingest_stream, "incident", incident)
+    fault, failing = ZeroDivisionError("a fault of ours"), asyncio.Event()
+
+    async def upsert(_request: object, _timeout_s: float) -> None:
+        failing.set()
+        raise fault
+
+    async def write(answer: gateway_pb2.IndexImagesResponse) -> None:
+        if answer.HasField("result"):  # nobody takes it, just when the other item meets the fault
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise LikenessError(error_pb2.REASON_DEADLINE_EXCEEDED, "no reader")
+
+    async def requests() -> AsyncIterator[gateway_pb2.IndexImagesRequest]:
+        yield gateway_pb2.IndexImagesRequest(start=gateway_pb2.IndexStart())
+        yield gateway_pb2.IndexImagesRequest(item=item(0, picture=b"no picture"))
+        yield gateway_pb2.IndexImagesRequest(item=item(1))
+
+    monkeypatch.setattr(desk.ingest.services.indexer, "upsert", upsert)
+    with pytest.raises(LikenessError) as caught:
+        await asyncio.wait_for(desk.ingest(requests(), write), 30)
+
+    assert caught.value.reason_name == "DEADLINE_EXCEEDED"
+    assert failing.is_set()
+    (hidden,) = seen
+    assert isinstance(hidden, ExceptionGroup)
+    assert hidden.subgroup(lambda each: each is fault) is not None
