@@ -100,9 +100,12 @@ def hostile_files() -> list[bytes]:
 
 
 def pictures() -> Iterator[Picture]:
-    """All of them; good ones are called good, whatever follows a JPEG's end makes each another file."""
+    """All of them; good ones are called good, and whatever follows a JPEG's end makes each another file.
+
+    They are few pixels in many bytes: quick to decode, while to keep them, as bytes or as pixels, would be seen.
+    """
     bad = hostile_files()
-    bases = [noise(seed, (320 + 40 * seed, 240)) for seed in range(12)]
+    bases = [noise(seed, (96 + 8 * seed, 96)) + bytes(24 * 2**10) for seed in range(12)]
     for n in range(PICTURES):
         if n % HOSTILE_EVERY == HOSTILE_EVERY - 1:
             yield Picture(bad[n // HOSTILE_EVERY % len(bad)], id=f"bad-{n}")
