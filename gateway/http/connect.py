@@ -7,7 +7,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -28,14 +28,16 @@ from starlette.types import Receive, Scope, Send
 from chassis.calls import DEADLINE_APPLIED, Call, Calls
 from chassis.errors import LikenessError, invalid
 from gateway.http.bodies import Bodies, Body
-from gateway.http.errors import CallError, refusal
+from gateway.http.errors import CallError, refusal, response
 from gateway.http.messages import Codec, Gzip, Messages, Received
 
 Context = RequestContext[Received, bytes]
 
 # What Connect's library reads of a request. It applies no deadline and compresses no answer: we do the one, with an
 # error of ours, and leave the other, which would hold up the event loop, to a proxy.
-_PASSED_ON = frozenset({"content-type", "content-encoding", "connect-content-encoding", "connect-protocol-version"})
+_PASSED_ON = ("content-encoding", "connect-content-encoding", "connect-protocol-version")
+# What is read of a request, here or there: once each, or two readers might take two values for the one meant.
+_READ = frozenset({"content-type", "connect-timeout-ms", *_PASSED_ON})
 _UNARY_TYPES = ("application/json", "application/proto")
 _STREAM_TYPES = ("application/connect+json", "application/connect+proto")
 
@@ -158,8 +160,6 @@ class ConnectService:
         """Answers a request."""
         types = self._types.get(scope["path"])
         sent = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
-        by_name = dict(sent)
-        kind = by_name.get("content-type", "").partition(";")[0].strip().lower()
         if types is None:
             message = "there is no such rpc by HTTP; /openapi.json lists them"
             await refusal(HTTPStatus.NOT_FOUND, Code.UNIMPLEMENTED, message)(scope, receive, send)
@@ -168,27 +168,30 @@ class ConnectService:
                 HTTPStatus.METHOD_NOT_ALLOWED, Code.UNIMPLEMENTED, "an rpc is called by POST", allow="POST"
             )
             await answer(scope, receive, send)
-        elif kind not in types:
+        else:
+            try:
+                read = _read(sent)
+            except LikenessError as error:
+                await response(error)(scope, receive, send)
+                return
+            kind = read.get("content-type", "").partition(";")[0].strip().lower()
+            if kind in types:
+                await self._call(scope, receive, send, sent, {**read, "content-type": kind})
+                return
             message = f"Content-Type must be {types[0]} or {types[1]}"
             answer = refusal(
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE, Code.INVALID_ARGUMENT, message, **{"accept-post": ", ".join(types)}
             )
             await answer(scope, receive, send)
-        else:
-            await self._call(scope, receive, send, sent)
 
-    async def _call(self, scope: Scope, receive: Receive, send: Send, sent: list[tuple[str, str]]) -> None:
-        by_name = dict(sent)
-        timeout_ms = by_name.get("connect-timeout-ms")
-        if timeout_ms is not None and not (timeout_ms.isascii() and timeout_ms.isdigit() and len(timeout_ms) <= 10):
-            message = "Connect-Timeout-Ms must be milliseconds in at most 10 digits"
-            await refusal(HTTPStatus.BAD_REQUEST, Code.INVALID_ARGUMENT, message)(scope, receive, send)
-            return
+    async def _call(
+        self, scope: Scope, receive: Receive, send: Send, sent: list[tuple[str, str]], read: Mapping[str, str]
+    ) -> None:
+        timeout_ms = read.get("connect-timeout-ms")
         left = None if timeout_ms is None else int(timeout_ms) / 1000
-        body = Body(self._bodies, receive, left, int(by_name.get("content-length", 0)))
+        body = Body(self._bodies, receive, left, int(dict(sent).get("content-length", 0)))
         token = _exchange.set(_Exchange(sent, body, None if left is None else time.monotonic() + left))
-        # The library takes headers for UTF-8, which any byte may not be.
-        passed_on = [(name.encode(), value.encode()) for name, value in sent if name in _PASSED_ON]
+        passed_on = [(name.encode(), read[name].encode()) for name in ("content-type", *_PASSED_ON) if name in read]
         try:
             await self._app({**scope, "root_path": "", "headers": passed_on}, body.receive, send)
         finally:
@@ -242,6 +245,25 @@ class ConnectService:
         request = await self._messages.read(received, kind, exchange.body.hold)
         exchange.call.charge(request)
         return request
+
+
+def _read(sent: list[tuple[str, str]]) -> dict[str, str]:
+    """The headers that are read of a request; raises FIELD_INVALID where one is not what it must be."""
+    found: dict[str, str] = {}
+    for name, value in sent:
+        if name not in _READ:
+            continue
+        if name in found:
+            raise invalid(name, "is there more than once")
+        if not value.isascii():
+            raise invalid(name, "has bytes that are no ASCII")
+        found[name] = value
+    timeout_ms = found.get("connect-timeout-ms", "0")
+    if not (timeout_ms.isdigit() and len(timeout_ms) <= 10):
+        raise invalid("connect-timeout-ms", "must be milliseconds in at most 10 digits")
+    if found.get("connect-protocol-version", "1") != "1":
+        raise invalid("connect-protocol-version", "must be 1")
+    return found
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 """Clients that are slow, many, or no HTTP clients at all: each gets what it deserves, and the next one its answer."""
 
 import asyncio
+import json
 import ssl
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from tests.unit.gateway.http.serving import SERVICE, Gateway, serving
 
 COUNT = f"POST {SERVICE}/CountItems HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
+STREAM = COUNT.replace("CountItems", "FindDuplicates").replace("application/json", "application/connect+json")
+
 
 def library() -> Behind:
     services = Behind()  # type: ignore[abstract]  # only what the gateway calls
@@ -26,6 +29,22 @@ def library() -> Behind:
 async def answers(gateway: Gateway) -> None:
     """A usual call is answered."""
     assert (await gateway.call("CountItems", {})).json() == {"count": "1"}
+
+
+def with_headers(head: str, more: bytes) -> bytes:
+    """A whole request, with these lines more in its head, after which the connection is closed."""
+    return head.encode() + b"Connection: close\r\n" + more + b"\r\nContent-Length: 2\r\n\r\n{}"
+
+
+def refused_as_invalid(answer: bytes) -> None:
+    """It is refused by name, as a wrong field in a message is."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400"), answer
+    assert b"content-type: application/json" in head.lower()
+    told = json.loads(body)
+    assert told["code"] == "invalid_argument"
+    assert told["details"][0]["debug"]["reason"] == "FIELD_INVALID"
+    assert told["details"][1]["debug"]["fieldViolations"]
 
 
 async def until(registry: CollectorRegistry, name: str, value: float, **labels: str) -> None:
@@ -192,22 +211,54 @@ async def test_what_is_no_http_is_refused_and_the_connection_closed(sent: bytes)
 
 
 async def test_bytes_in_headers_that_are_no_text_are_the_callers_fault() -> None:
-    stream = COUNT.replace("CountItems", "FindDuplicates").replace("application/json", "application/connect+json")
     async with serving(library()) as gateway:
         found = [
-            await gateway.raw(f"{head}Connection: close\r\n".encode() + odd + b"\r\nContent-Length: 2\r\n\r\n{}")
+            await gateway.raw(with_headers(head, odd))
             for head, odd in (
                 (COUNT, b"Content-Encoding: id\xa6\xdantity"),
                 (COUNT, b"Connect-Protocol-Version: \xff"),
                 (COUNT, b"Connect-Timeout-Ms: \xb2"),
-                (COUNT, b"X-Api-Key: \xff\xfe"),
-                (stream, b"Connect-Content-Encoding: \xff"),
+                (STREAM, b"Connect-Content-Encoding: \xff"),
             )
         ]
+        other = await gateway.raw(with_headers(COUNT, b"X-Api-Key: \xff\xfe"))
 
-    statuses = [answer.split(b"\r\n")[0].split()[1] for answer in found]
-    assert statuses == [b"400", b"400", b"400", b"200", b"200"]
-    assert b'"invalid_argument"' in found[-1]
+    for answer in found:
+        refused_as_invalid(answer)
+    assert other.startswith(b"HTTP/1.1 200")
+
+
+async def test_a_header_that_two_readers_could_read_in_two_ways_is_refused() -> None:
+    async with serving(library()) as gateway:
+        for head, more in (
+            (COUNT, b"Content-Type: application/json"),
+            (COUNT, b"Content-Type: application/grpc-web+proto"),
+            (COUNT.replace("application/json", "application/grpc-web"), b"Content-Type: application/json"),
+            (COUNT.replace("application/json", "application/grpc"), b"Content-Type: application/json"),
+            (STREAM.replace("application/connect+json", "text/plain"), b"Content-Type: application/connect+json"),
+            (COUNT, b"Content-Encoding: identity\r\nContent-Encoding: gzip"),
+            (COUNT, b"Connect-Timeout-Ms: 1000\r\nConnect-Timeout-Ms: 1"),
+            (COUNT, b"Connect-Protocol-Version: 1\r\nConnect-Protocol-Version: 7"),
+        ):
+            refused_as_invalid(await gateway.raw(with_headers(head, more)))
+        await answers(gateway)
+
+
+@pytest.mark.parametrize("version", [b"7", b"", b"1, 1", b"01"])
+async def test_another_version_of_the_protocol_is_refused_like_any_wrong_field(version: bytes) -> None:
+    async with serving(library()) as gateway:
+        for head in (COUNT, STREAM):
+            refused_as_invalid(await gateway.raw(with_headers(head, b"Connect-Protocol-Version: " + version)))
+        known = await gateway.raw(with_headers(COUNT, b"Connect-Protocol-Version: 1"))
+
+    assert known.startswith(b"HTTP/1.1 200")
+
+
+async def test_a_types_case_and_parameters_do_not_matter() -> None:
+    async with serving(library()) as gateway:
+        for kind in ("Application/JSON", "application/json; charset=utf-8", "APPLICATION/json ;charset=latin-1;x"):
+            answer = await gateway.call("CountItems", {}, content_type=kind)
+            assert (answer.status_code, answer.json()) == (200, {"count": "1"}), kind
 
 
 async def test_tls_takes_https_and_nothing_else(tmp_path: Path) -> None:
