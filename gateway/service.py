@@ -24,6 +24,7 @@ from gateway.duplicates import FindDuplicates
 from gateway.embedding import Embedding
 from gateway.fetch import Fetch
 from gateway.http.app import application
+from gateway.http.messages import Messages
 from gateway.http.server import HttpServer, Limits
 from gateway.ingest import Ingest
 from gateway.ingest_batch import IngestBatch
@@ -87,6 +88,7 @@ class GatewayService:
         settings, embedder, indexer, stopping = self._settings, self._embedder, self._indexer, self._stopping
         self._media = Media(settings.media_url)
         self._fetch = Fetch(settings, self._metrics)
+        self._messages = Messages(settings.max_message_mb * 2**20)
         services = Services(embedder, indexer, self._media, settings, self._metrics, self._fetch)
         ingest = Ingest(services, stopping)
         cache = VectorCache(settings.vector_cache, self._metrics)
@@ -127,6 +129,7 @@ class GatewayService:
                 metrics=self._metrics,
                 indexer=indexer,
                 media=self._media,
+                messages=self._messages,
             ),
             Limits(settings.http_connections, settings.http_headers_s, settings.drain_s),
             None if settings.tls is None else settings.tls.context(),
@@ -148,6 +151,7 @@ class GatewayService:
         await self._indexer.close()
         await self._fetch.close()
         self._media.close()
+        self._messages.close()
 
     async def _listen_by_http(self) -> None:
         host, port = self._settings.listen_host, self._settings.http_port

@@ -1,5 +1,6 @@
 """What is at the gateway's HTTP port: the service by Connect, and a few paths for probes, Prometheus and browsers."""
 
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -18,12 +19,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
-from chassis.calls import DEADLINE_APPLIED, Calls
+from chassis.calls import DEADLINE_APPLIED, Calls, Outcome
 from chassis.errors import LikenessError
 from gateway.backends import Indexer
 from gateway.http import errors
 from gateway.http.bodies import Bodies
 from gateway.http.connect import ConnectService
+from gateway.http.messages import Messages
 from gateway.http.origins import Origins
 from gateway.http.thumbnails import Thumbnails
 from gateway.media import Media
@@ -65,7 +67,13 @@ class _Pages:
     async def figures(self, request: Request) -> Response:
         """For Prometheus; where there are keys, it needs one, of any scope."""
         if self.calls.guard is not None:
-            self.calls.guard.caller(request.headers.items())
+            started = time.perf_counter()
+            try:
+                self.calls.guard.caller(request.headers.items())
+            except LikenessError as error:
+                seconds = time.perf_counter() - started
+                self.calls.tell(Outcome("/metrics", "http", False, error.code, error.reason_name, seconds, None))
+                raise
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def document(self, _request: Request) -> Response:
@@ -74,7 +82,14 @@ class _Pages:
 
 
 def application(
-    settings: GatewaySettings, *, servicer: Any, calls: Calls, metrics: Metrics, indexer: Indexer, media: Media
+    settings: GatewaySettings,
+    *,
+    servicer: Any,
+    calls: Calls,
+    metrics: Metrics,
+    indexer: Indexer,
+    media: Media,
+    messages: Messages,
 ) -> Starlette:
     """The ASGI application.
 
@@ -85,6 +100,7 @@ def application(
         metrics: what is shown, and told how much is held.
         indexer: knows the items whose thumbnails are asked for.
         media: holds the thumbnails.
+        messages: reads and writes what the rpcs are called with.
     """
     disable_created_metrics()  # type: ignore[no-untyped-call]  # as many series again, of no use in this format
     most_bytes = settings.max_message_mb * 2**20
@@ -106,7 +122,7 @@ def application(
         middleware.append(Middleware(CORSMiddleware, **cross_origin))
     return Starlette(
         routes=[
-            Mount(f"/{SERVICE.full_name}", ConnectService(SERVICE, servicer, calls, bodies)),
+            Mount(f"/{SERVICE.full_name}", ConnectService(SERVICE, servicer, calls, bodies, messages)),
             *Thumbnails(calls, indexer, media, elsewhere=bool(allowed)).routes(),
             *_Pages(calls, metrics, openapi).routes(),
         ],

@@ -128,7 +128,9 @@ class _Admission:
 class ConnectService:
     """An ASGI application."""
 
-    def __init__(self, service: ServiceDescriptor, servicer: Any, calls: Calls, bodies: Bodies) -> None:
+    def __init__(
+        self, service: ServiceDescriptor, servicer: Any, calls: Calls, bodies: Bodies, messages: Messages
+    ) -> None:
         """Makes an endpoint of every rpc that has no stream from the client.
 
         Args:
@@ -136,9 +138,10 @@ class ConnectService:
             servicer: what answers: methods as gRPC's, taking a ``CallContext``.
             calls: what is done around each call.
             bodies: the limits on bodies.
+            messages: reads and writes them.
         """
         self._bodies = bodies
-        self._messages = Messages(bodies.most_bytes)
+        self._messages = messages
         self._types: dict[str, tuple[str, str]] = {}
         endpoints: dict[str, Any] = {}
         for method in service.methods:

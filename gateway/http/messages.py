@@ -128,6 +128,10 @@ class Messages:
         small = message.ByteSize() <= INLINE_BYTES
         return await self._do(small, lambda: _as_json(message) if as_json else message.SerializeToString())
 
+    def close(self) -> None:
+        """Ends the threads once what they have begun is done."""
+        self._threads.shutdown(wait=False)
+
     async def _do(self, small: bool, work: Callable[[], R]) -> R:
         if small:
             return work()

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import socket
+import threading
 from base64 import b64decode
 from typing import Any
 
@@ -14,6 +15,7 @@ from likeness.common.v1 import error_pb2
 from likeness.gateway.v1 import gateway_pb2
 
 from chassis.errors import LikenessError
+from gateway.http import messages
 from tests.unit.gateway.behind import Behind, vector
 from tests.unit.gateway.http.serving import SERVICE, serving
 
@@ -264,6 +266,20 @@ async def test_before_it_is_ready_probes_say_why_and_calls_are_told_to_come_agai
     assert early.status_code == 503
     assert early.headers["retry-after"] == "1"
     assert early.json()["details"][0]["debug"]["reason"] == "NOT_READY"
+
+
+async def test_a_gateway_that_has_stopped_leaves_no_thread_behind_that_read_messages() -> None:
+    padded, before = b"{}" + b" " * messages.INLINE_BYTES, set(threading.enumerate())
+    async with serving(library()) as gateway:
+        answer = await gateway.call("CountItems", padded)
+        now = set(threading.enumerate()) - before
+        reading = [each for each in now if each.name.startswith("http-message")]
+
+    assert answer.status_code == 200
+    assert reading
+    for thread in reading:
+        await asyncio.to_thread(thread.join, 60)
+        assert not thread.is_alive()
 
 
 async def test_a_port_that_is_taken_ends_the_start_and_names_its_setting() -> None:

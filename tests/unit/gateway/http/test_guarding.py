@@ -67,6 +67,19 @@ async def test_figures_and_thumbnails_need_a_key_and_probes_do_not() -> None:
     assert with_key == [200, 404, 200, 200, 200]  # there is no thumbnail
 
 
+async def test_figures_that_are_asked_for_with_a_wrong_key_are_counted_as_refused() -> None:
+    async with serving(library(), api_keys=KEYS) as gateway:
+        for headers in ({}, {"x-api-key": "nobody-key"}, {"x-api-key": "reader-key"}):
+            await gateway.http.get("/metrics", headers=headers)
+        value = gateway.registry.get_sample_value
+        refused = [value("likeness_gateway_refused_total", {"reason": why}) for why in ("KEY_MISSING", "KEY_INVALID")]
+        labels = {"method": "metrics", "transport": "http", "code": "UNAUTHENTICATED"}
+        calls = value("likeness_gateway_calls_total", labels)
+
+    assert refused == [1, 1]
+    assert calls == 2
+
+
 async def test_a_key_above_its_rate_gets_429_and_when_to_come_again(tmp_path: Any) -> None:
     file = tmp_path / "keys.toml"
     file.write_text(f'[[key]]\nname = "slow"\nsha256 = "{DIGESTS["reader"]}"\nscopes = ["read"]\nrate_per_s = 0.01\n')
