@@ -18,6 +18,8 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from gateway.http.handshake import Handshake
+
 log = structlog.get_logger()
 
 # An answer of which nothing was taken for so long is given up, in seconds.
@@ -156,18 +158,31 @@ class _Uvicorn(uvicorn.Server):
         def protocol() -> _Protocol:
             return _Protocol(self.config, self.server_state, self._limits, self._connections)
 
-        context = self.config.ssl
+        def shaking() -> Handshake:
+            assert tls is not None
+            return Handshake(tls, self._limits.headers_s, self._enter, self._leave, protocol)
+
+        tls = self.config.ssl
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(
-            protocol,
-            host,
-            port,
-            ssl=context,
-            backlog=self.config.backlog,
-            ssl_handshake_timeout=None if context is None else self._limits.headers_s,
-        )
+        server = await loop.create_server(protocol if tls is None else shaking, host, port, backlog=self.config.backlog)
         self.servers = [server]
         return int(server.sockets[0].getsockname()[1])
+
+    # uvicorn calls ``shutdown`` on each of its connections when it stops, and waits until they have left.
+
+    def _enter(self, handshake: Handshake) -> bool:
+        connections: set[Any] = self.server_state.connections
+        connections.add(handshake)
+        full = len(connections) > self._limits.connections
+        self._connections(len(connections), full)
+        if full:
+            self._leave(handshake)
+        return not full
+
+    def _leave(self, handshake: Handshake) -> None:
+        connections: set[Any] = self.server_state.connections
+        connections.discard(handshake)
+        self._connections(len(connections), False)
 
     async def startup(self, sockets: Any = None) -> None:  # noqa: ARG002
         """``listen`` has done it."""

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
+from chassis.tls import ListenerTls
 from gateway.http import server
 from tests.certificates import Authority
 from tests.unit.gateway.behind import Behind, vector
@@ -261,33 +262,69 @@ async def test_a_types_case_and_parameters_do_not_matter() -> None:
             assert (answer.status_code, answer.json()) == (200, {"count": "1"}), kind
 
 
+def with_tls(tls: ListenerTls) -> dict[str, Any]:
+    return {"tls_cert": tls.certificate, "tls_key": tls.key, "tls_client_ca": tls.client_ca}
+
+
 async def test_tls_takes_https_and_nothing_else(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    tls = authority.listener()
-    told: dict[str, Any] = {"tls_cert": tls.certificate, "tls_key": tls.key, "http_headers_s": 3}
-    async with serving(library(), **told) as gateway:
+    async with serving(library(), **with_tls(authority.listener())) as gateway:
         url = f"https://127.0.0.1:{gateway.port}/healthz"
-        async with httpx.AsyncClient(verify=authority.channel().context(), trust_env=False) as client:
+        async with httpx.AsyncClient(verify=authority.channel().context(), trust_env=False, timeout=30) as client:
             answer = await client.get(url)
-        plain = await gateway.raw(COUNT.encode() + b"Content-Length: 2\r\n\r\n{}")
-        silent = await gateway.raw(b"")
-        stranger = ssl.create_default_context()
-        async with httpx.AsyncClient(verify=stranger, trust_env=False) as client:
-            with pytest.raises(httpx.ConnectError):
-                await client.get(url)
-        async with httpx.AsyncClient(verify=authority.channel().context(), trust_env=False) as client:
+            plain = await gateway.raw(COUNT.encode() + b"Content-Length: 2\r\n\r\n{}")
+            async with httpx.AsyncClient(verify=ssl.create_default_context(), trust_env=False, timeout=30) as stranger:
+                with pytest.raises(httpx.ConnectError):
+                    await stranger.get(url)
             again = await client.get(url)
 
     assert answer.status_code == again.status_code == 200
     assert b"HTTP/1.1" not in plain
-    assert silent == b""
+
+
+async def test_a_handshake_that_does_not_come_to_its_end_closes_the_connection(tmp_path: Path) -> None:
+    tls = Authority(tmp_path).listener()
+    async with serving(library(), **with_tls(tls), http_headers_s=0.1) as gateway:
+        silent = await gateway.raw(b"")
+        begun = await gateway.raw(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+        await until(gateway.registry, "http_connections", 0)
+
+    assert silent == begun == b""
+
+
+async def test_connections_that_have_not_shaken_hands_yet_count_towards_the_most(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    async with serving(library(), **with_tls(authority.listener()), http_connections=3) as gateway:
+        silent = [await asyncio.open_connection("127.0.0.1", gateway.port) for _ in range(3)]
+        await until(gateway.registry, "http_connections", 3)
+        fourth = await gateway.raw(b"")
+        refused = gateway.registry.get_sample_value("likeness_gateway_http_connections_refused_total")
+        for _, writer in silent:
+            writer.close()
+        await until(gateway.registry, "http_connections", 0)
+        async with httpx.AsyncClient(verify=authority.channel().context(), trust_env=False, timeout=30) as client:
+            answer = await client.get(f"https://127.0.0.1:{gateway.port}/healthz")
+            open_now = gateway.registry.get_sample_value("likeness_gateway_http_connections")
+        await until(gateway.registry, "http_connections", 0)
+
+    assert fourth == b""
+    assert refused == 1
+    assert answer.status_code == 200
+    assert open_now == 1
+
+
+async def test_a_gateway_that_stops_waits_for_no_handshake(tmp_path: Path) -> None:
+    async with serving(library(), **with_tls(Authority(tmp_path).listener()), drain_s=600) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        await until(gateway.registry, "http_connections", 1)
+
+    assert await asyncio.wait_for(_to_the_end(reader), 60) == b""
+    writer.close()
 
 
 async def test_mutual_tls_wants_a_certificate_of_the_authority(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    tls = authority.listener(mutual=True)
-    told: dict[str, Any] = {"tls_cert": tls.certificate, "tls_key": tls.key, "tls_client_ca": tls.client_ca}
-    async with serving(library(), **told) as gateway:
+    async with serving(library(), **with_tls(authority.listener(mutual=True))) as gateway:
         url = f"https://127.0.0.1:{gateway.port}/healthz"
         shown = authority.channel(authority.sign("client")).context()
         async with httpx.AsyncClient(verify=shown, trust_env=False) as client:
