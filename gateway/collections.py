@@ -65,7 +65,7 @@ class Collections:
         """Deletes one with everything in it. There is no default: nobody deletes "images" by leaving out a name.
 
         Raises:
-            LikenessError: MEDIA_UNAVAILABLE: it is deleted, but not its thumbnails and originals.
+            LikenessError: MEDIA_UNAVAILABLE: it is deleted, but not its thumbnails and originals: a sweep does that.
         """
         if not request.name:
             raise invalid("name", "is empty; expected the name of the collection to delete")

@@ -6,7 +6,8 @@ never another picture's, whatever is replaced at the same time, and no id become
     {uid}/{first two digits of H}/{H}/{sha256}.webp      H = SHA-256 of the id
     {uid}/{first two digits of H}/{H}/{sha256}.original
 
-What is deleted at the indexer itself, past the gateway, leaves its files behind.
+Items that are deleted at the indexer itself, past the gateway, leave their files behind; so do collections, whose files
+are swept away later (see ``media_sweep``).
 """
 
 import asyncio

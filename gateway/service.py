@@ -32,6 +32,8 @@ from gateway.ingest_target import Services
 from gateway.labelling import LabelVectors
 from gateway.labels import Labels
 from gateway.media import Media
+from gateway.media_files import MediaFiles
+from gateway.media_sweep import MediaSweep
 from gateway.metrics import Metrics
 from gateway.reembed import Reembed
 from gateway.scopes import RPCS
@@ -66,6 +68,7 @@ class GatewayService:
         )
         self._stopping = asyncio.Event()
         self._metrics = Metrics(registry)
+        self._sweeping: asyncio.Task[None] | None = None
         self.http_port = -1
 
     def calls(self, readiness: Readiness) -> Calls:
@@ -87,6 +90,7 @@ class GatewayService:
         self._embedder, self._indexer = Embedder(self._settings), Indexer(self._settings)
         settings, embedder, indexer, stopping = self._settings, self._embedder, self._indexer, self._stopping
         self._media = Media(settings.media_url)
+        self._sweep = MediaSweep(indexer, MediaFiles(settings.media_url), stopping, settings.default_deadline_s)
         self._fetch = Fetch(settings, self._metrics)
         self._messages = Messages(settings.max_message_mb * 2**20)
         services = Services(embedder, indexer, self._media, settings, self._metrics, self._fetch)
@@ -143,10 +147,13 @@ class GatewayService:
         await self._listen_by_http()
         await self._embedder.wait_until_serving()
         await self._indexer.wait_until_serving()
+        self._sweeping = asyncio.create_task(self._sweep.run())
 
     async def stop(self) -> None:
         """Answers what is under way by HTTP, closes the connections to both services, and ends the threads."""
         await self._http.stop()
+        if self._sweeping is not None:
+            await self._sweeping
         await self._embedder.close()
         await self._indexer.close()
         await self._fetch.close()

@@ -14,6 +14,7 @@ from likeness.gateway.v1 import gateway_pb2 as pb
 from likeness.gateway.v1 import gateway_pb2_grpc
 
 from likeness_client import Client, LikenessError, Term
+from likeness_client.indexer import IndexerClient
 from tests.integration import recipes
 from tests.pictures import noise
 from tests.processes import Service, launch, start_service
@@ -29,6 +30,7 @@ class Place:
     """Two embedders of two models, a gateway in front of each, one indexer, one place for originals."""
 
     path: Path
+    indexer: str
     old: str
     new: str
 
@@ -67,7 +69,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
                 "LIKENESS_HTTP_PORT": "-1",
             }
             gateways.append(keep(start_service("gateway", env, "LIKENESS_GATEWAY_PORT", path)))
-        yield Place(path, gateways[0].address, gateways[1].address)
+        yield Place(path, indexer.address, gateways[0].address, gateways[1].address)
 
 
 def take_in(address: str) -> None:
@@ -180,3 +182,18 @@ def test_while_a_collection_moves_to_another_model_no_query_fails_and_none_mixes
     assert all(set(client.answers) == {before, after} for client in clients)
     assert remembered.fingerprint.digest == after
     assert remembered.hits[0].item.labels == ("photo",)
+
+
+@pytest.mark.timeout(300)
+def test_originals_of_items_that_the_indexer_has_erased_go_when_these_are_deleted_at_the_gateway(place: Place) -> None:
+    take_in(place.old)
+    with Client(place.old) as gateway, IndexerClient(place.indexer) as indexer:
+        folder = place.path / "media" / gateway.collection("photos").uid
+        assert indexer.delete("photos", ids=["p0", "p1"]) == 2
+    assert len(list(folder.rglob("*.original"))) == len(PICTURES)
+
+    block = recipes.block("erase-media", {"id-007": "p0", "id-008": "p1"})
+    printed = recipes.run(block, place.path, {"LIKENESS_GATEWAY": place.old})
+
+    assert printed.startswith("Deleted 0 from collection photos; 2 of the ids were not there")
+    assert len(list(folder.rglob("*.original"))) == len(PICTURES) - 2

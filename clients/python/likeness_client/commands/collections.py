@@ -139,7 +139,7 @@ def delete(
     indexer: Indexer = None,
     timeout: Timeout = None,
 ) -> None:
-    """Delete a collection and everything in it; asks first."""
+    """Delete a collection and everything in it; asks first. Thumbnails and originals go a day later."""
     with connected_indexer(context, indexer, timeout) as client:
         if not yes:
             count = client.collection(name).collection.count

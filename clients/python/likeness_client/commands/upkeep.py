@@ -174,7 +174,8 @@ def erase(
 ) -> None:
     """Delete items so that nothing of them is left on the disk, and report what was searched and found.
 
-    Exit code 1 if something is left: in a file, or in a backup.
+    Exit code 1 if something is left: in a file, or in a backup. Thumbnails and originals are the gateway's: delete the
+    same ids there afterwards, with likeness delete.
     """
     with _working(context, indexer, timeout, "erasing") as (client, show):
         report = client.erase(collection, ids, delete_snapshots=delete_snapshots, on_progress=show)

@@ -1,0 +1,146 @@
+"""Files of collections that are gone come back, and those of collections that only seem to be gone stay."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from likeness.common.v1 import error_pb2, types_pb2
+
+from chassis.errors import LikenessError
+from gateway.media import Media, PictureMedia
+from gateway.media_files import MediaFiles
+from gateway.media_sweep import GRACE_S, MediaSweep
+from gateway.picture_facts import content_hash
+from tests.pictures import noise
+from tests.unit.gateway.http.serving import serving
+from tests.unit.gateway.shelves import Shelves, shelves
+
+THERE, GONE = "a" * 32, "b" * 32
+NOW = 1_800_000_000.0
+
+
+@dataclass
+class Place:
+    """Two folders with a picture in each, of which one belongs to the collection "photos"."""
+
+    services: Shelves
+    sweep: MediaSweep
+    root: Path
+
+    @property
+    def folders(self) -> set[str]:
+        return {path.name for path in self.root.iterdir()}
+
+    def files(self, uid: str) -> set[str]:
+        return {path.suffix or path.name for path in (self.root / uid).rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[Place]:
+    image = types_pb2.Image(encoded=noise(1))
+    async with shelves() as (services, _, indexer):
+        media = Media(str(tmp_path))
+        for uid in (THERE, GONE):
+            picture = PictureMedia("a", content_hash(image), image)
+            async with media.replacing(uid, [picture], thumbnails=True, originals=True):
+                pass
+        media.close()
+        services.make("photos")
+        services.found["photos"].uid = THERE
+        yield Place(services, MediaSweep(indexer, MediaFiles(str(tmp_path)), asyncio.Event(), 20), tmp_path)
+
+
+async def test_files_without_a_collection_go_a_day_after_that_was_seen(place: Place) -> None:
+    assert await place.sweep.once(NOW) == []
+    assert await place.sweep.once(NOW + GRACE_S - 1) == []
+    assert place.folders == {THERE, GONE}
+
+    assert await place.sweep.once(NOW + GRACE_S) == [GONE]
+
+    assert place.folders == {THERE}
+    assert place.files(THERE) == {".webp", ".original"}
+
+
+async def test_a_collection_that_shows_up_again_keeps_its_files(place: Place) -> None:
+    await place.sweep.once(NOW)
+    place.services.make("late")
+    place.services.found["late"].uid = GONE
+    await place.sweep.once(NOW + GRACE_S)
+    del place.services.found["late"]
+
+    assert await place.sweep.once(NOW + 2 * GRACE_S) == []
+    assert await place.sweep.once(NOW + 3 * GRACE_S) == [GONE]
+
+
+async def test_every_page_of_the_collections_counts(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.media_sweep._PAGE", 1)
+    for name in ("aaa", "zzz"):
+        place.services.make(name)
+    place.services.found["zzz"].uid = GONE
+
+    for days in range(3):
+        assert await place.sweep.once(NOW + days * GRACE_S) == []
+
+    assert place.files(GONE) == {".webp", ".original"}
+
+
+async def test_nothing_goes_while_the_collections_are_not_all_known(place: Place) -> None:
+    await place.sweep.once(NOW)
+    place.services.make("newer")
+    place.services.found["newer"].uid = ""
+    assert await place.sweep.once(NOW + GRACE_S) == []
+    place.services.found.clear()
+    assert await place.sweep.once(NOW + GRACE_S) == []
+    place.services.fail["ListCollections"] = LikenessError(error_pb2.REASON_SCHEMA_UNSUPPORTED, "cannot be read")
+    with pytest.raises(LikenessError):
+        await place.sweep.once(NOW + GRACE_S)
+
+    assert place.files(THERE) == {".webp", ".original"}
+    assert place.files(GONE) == {".webp", ".original", "orphaned"}
+
+
+async def test_what_is_no_collections_folder_is_left_alone(place: Place) -> None:
+    (place.root / "backups").mkdir()
+    (place.root / "notes.txt").write_text("mine")
+
+    await place.sweep.once(NOW)
+    await place.sweep.once(NOW + GRACE_S)
+
+    assert place.folders == {THERE, "backups", "notes.txt"}
+
+
+async def test_a_deletion_that_the_gateways_stop_breaks_off_goes_on_at_the_next_sweep(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await place.sweep.once(NOW)
+    (place.root / GONE / "zz").mkdir()
+    whole = MediaFiles.remove_folder
+
+    def stopped(files: MediaFiles, path: str) -> None:
+        whole(files, path)
+        place.sweep.stopping.set()
+
+    with monkeypatch.context() as stops:
+        stops.setattr(MediaFiles, "remove_folder", stopped)
+        assert await place.sweep.once(NOW + GRACE_S) == []
+    assert GONE in place.folders
+    assert (place.root / GONE / "orphaned").exists()
+
+    place.sweep.stopping.clear()
+    assert await place.sweep.once(NOW + GRACE_S) == [GONE]
+
+
+async def test_it_sweeps_at_once_and_ends_with_the_gateway(place: Place) -> None:
+    running = asyncio.create_task(place.sweep.run())
+    await place.services.until_asked("ListCollections", 1)
+    place.sweep.stopping.set()
+    await asyncio.wait_for(running, 60)
+
+
+async def test_a_gateway_sweeps_once_it_has_seen_the_indexer(tmp_path: Path) -> None:
+    (tmp_path / GONE).mkdir()
+    services = Shelves()  # type: ignore[abstract]  # only what the gateway calls
+    async with serving(services, media_url=str(tmp_path)):
+        await services.until_asked("ListCollections", 1)
