@@ -61,7 +61,7 @@ def response(collection: Collection, outcomes: Sequence[Sequence[Row] | Likeness
     Raises:
         LikenessError: BATCH_TOO_LARGE: all hits together do not fit a message.
     """
-    sizes = (nbytes(row.item) for rows in outcomes if not isinstance(rows, LikenessError) for row in rows)
+    sizes = (_size(rows) for rows in outcomes if not isinstance(rows, LikenessError))
     remedy = "send fewer queries a call, or ask for fewer hits (top_k) or less of each (fields)"
     messages.check_answer(sizes, "queries", remedy)
     message = indexer_pb2.QueryResponse(fingerprint=messages.fingerprint_message(collection.fingerprint))
@@ -77,6 +77,13 @@ def response(collection: Collection, outcomes: Sequence[Sequence[Row] | Likeness
             if item.packed is not None or item.vector is not None:
                 fill(hit, item)
     return message
+
+
+def _size(rows: Sequence[Row]) -> int:
+    """What a query's hits take in a message, all with the same fields; ids alone always fit, and are not counted."""
+    if not rows or (rows[0].item.packed is None and rows[0].item.vector is None):
+        return 0
+    return sum(nbytes(row.item) for row in rows)
 
 
 def _vectors(received: Sequence[indexer_pb2.Query], collection: Collection) -> list[dict[int, Array | LikenessError]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from chassis.metadata import Plain
 from chassis.vectors import Array
@@ -37,8 +37,7 @@ class Item:
     metadata: Mapping[str, Plain] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredItem:
+class StoredItem(NamedTuple):
     """An item as it was read.
 
     Attributes:
@@ -52,8 +51,7 @@ class StoredItem:
     packed: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """An item found: score and distance as the contract's Metric defines them."""
 
     item: StoredItem

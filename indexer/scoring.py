@@ -64,6 +64,11 @@ def distances(scoring: Scoring, of_scores: npt.NDArray[np.float64]) -> npt.NDArr
     return 1 - of_scores if scoring in (Scoring.COSINE, Scoring.CORRELATION) else -of_scores
 
 
+def distance(scoring: Scoring, score: float) -> float:
+    """The one of a score, as ``distances`` of many."""
+    return 1 - score if scoring in (Scoring.COSINE, Scoring.CORRELATION) else -score
+
+
 def _centred(v: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     centred: npt.NDArray[np.float64] = v - v.mean(axis=1, keepdims=True)
     # Equal numbers leave the rounding of their mean behind, which would have a direction.

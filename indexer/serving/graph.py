@@ -8,9 +8,11 @@ It is of float32 precision, and good for finding candidates; scores are computed
 """
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -182,7 +184,7 @@ class Graph:
         """
         vectors = np.ascontiguousarray(vectors, np.float32)
         rows, closeness = np.empty((len(vectors), ef), np.int64), np.empty((len(vectors), ef), np.float32)
-        wide = faiss.SearchParametersHNSW(efSearch=ef)
+        wide = _wide(ef)
         self._searches += 1
         at_once = max(1, _STEPS_AT_ONCE // ef)
         for i in range(0, len(vectors), at_once):
@@ -294,9 +296,22 @@ class Graph:
         return found if self.metric is not Metric.L2 else np.negative(found, out=found)
 
 
+# Each call of faiss, however small, gives Python's lock away, and whoever wants it back waits for the event loop. So
+# what a search can remember it does not ask for again.
+_threads = threading.local()
+
+
 def _use_threads(count: int) -> None:
     """How many OpenMP threads faiss uses when this thread calls it."""
-    faiss.omp_set_num_threads(count)
+    if getattr(_threads, "count", None) != count:
+        faiss.omp_set_num_threads(count)
+        _threads.count = count
+
+
+@lru_cache(maxsize=64)
+def _wide(ef: int) -> Any:
+    """What makes a search so wide; nobody changes it, so searches share it."""
+    return faiss.SearchParametersHNSW(efSearch=ef)
 
 
 def _cores() -> int:

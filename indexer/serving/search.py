@@ -20,7 +20,7 @@ import numpy.typing as npt
 from chassis.vectors import Array
 from indexer.filters import Node
 from indexer.reads import Fields, Row, Search, StoredItem
-from indexer.scoring import OF_METRIC, Scoring, distances, scores
+from indexer.scoring import OF_METRIC, Scoring, distance, scores
 from indexer.serving.planner import Planner
 from indexer.serving.table import View
 
@@ -229,7 +229,7 @@ def _closest(found: _Found, wanted: int) -> _Found:
     return _Found(found.rows[taken], close[taken])
 
 
-def _ranked(view: View, searches: Sequence[Search], rows: list[Rows]) -> list[tuple[list[int], Scores]]:
+def _ranked(view: View, searches: Sequence[Search], rows: list[Rows]) -> list[tuple[list[int], list[float]]]:
     """The rows and their scores, for each search: in order, the excluded and those below the least score left out."""
     own = OF_METRIC[view.graph.metric]
     points = _scores(view, searches, [own] * len(searches), rows)
@@ -252,6 +252,7 @@ def _scores(view: View, searches: Sequence[Search], scorings: Sequence[Scoring],
     asked = list(zip(scorings, searches, rows, strict=True))
     if sum(map(len, rows)) > _SCORED_AT_ONCE:
         return [np.concatenate(list(_in_parts(view, *each))) for each in asked]
+    # Search by search: together they would leave the processor's cache, which costs more than numpy's calls.
     originals = view.originals(np.concatenate(rows))
     points, start = [], 0
     for scoring, search, some in asked:
@@ -265,22 +266,22 @@ def _in_parts(view: View, scoring: Scoring, search: Search, rows: Rows) -> Itera
         yield scores(scoring, search.vector, view.originals(rows[start : start + _SCORED_AT_ONCE]))
 
 
-def _ordered(view: View, search: Search, rows: Rows, points: Scores) -> tuple[list[int], Scores]:
+def _ordered(view: View, search: Search, rows: Rows, points: Scores) -> tuple[list[int], list[float]]:
     ids = view.ids
     keyed = sorted(
         (-point, ids[row], row)
         for row, point in zip(rows.tolist(), points.tolist(), strict=True)
         if ids[row] not in search.exclude
     )
-    return [row for _, _, row in keyed], -np.array([point for point, _, _ in keyed], np.float64)
+    return [row for _, _, row in keyed], [-point for point, _, _ in keyed]
 
 
-def _at_least(least: float, rows: list[int], points: Scores) -> tuple[list[int], Scores]:
-    kept = int(np.count_nonzero(points >= least))
+def _at_least(least: float, rows: list[int], points: list[float]) -> tuple[list[int], list[float]]:
+    kept = sum(point >= least for point in points)
     return rows[:kept], points[:kept]
 
 
-def _rows(view: View, search: Search, rows: list[int], points: Scores, fields: Fields) -> list[Row]:
+def _rows(view: View, search: Search, rows: list[int], points: list[float], fields: Fields) -> list[Row]:
     page = slice(search.offset, search.offset + search.top_k)
     rows, points = rows[page], points[page]
     vectors = view.originals(np.array(rows, np.int64)) if fields.vector and rows else None
@@ -292,9 +293,7 @@ def _rows(view: View, search: Search, rows: list[int], points: Scores, fields: F
                 view.packed[row] if fields.metadata else None,
             ),
             point,
-            distance,
+            distance(search.scoring, point),
         )
-        for i, (row, point, distance) in enumerate(
-            zip(rows, points.tolist(), distances(search.scoring, points).tolist(), strict=True)
-        )
+        for i, (row, point) in enumerate(zip(rows, points, strict=True))
     ]
