@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 from likeness.common.v1 import error_pb2, types_pb2
+from likeness.gateway.v1 import gateway_pb2
 
+from chassis.deadline import Deadline
 from chassis.errors import LikenessError
+from gateway.collections import Collections
 from gateway.media import Media, PictureMedia
 from gateway.media_files import MediaFiles
 from gateway.media_sweep import GRACE_S, MediaSweep
@@ -144,3 +147,25 @@ async def test_a_gateway_sweeps_once_it_has_seen_the_indexer(tmp_path: Path) -> 
     services = Shelves()  # type: ignore[abstract]  # only what the gateway calls
     async with serving(services, media_url=str(tmp_path)):
         await services.until_asked("ListCollections", 1)
+
+
+async def test_files_that_were_out_of_reach_when_their_collection_was_deleted_go_later(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.services.make("lost")
+    place.services.found["lost"].uid = GONE
+    media = Media(str(place.root))
+
+    async def away(_uid: str) -> None:
+        raise LikenessError(error_pb2.REASON_MEDIA_UNAVAILABLE, "away")
+
+    monkeypatch.setattr(media, "forget_collection", away)
+    async with shelves() as (_, embedder, _indexer):
+        with pytest.raises(LikenessError):
+            request = gateway_pb2.DeleteCollectionRequest(name="lost")
+            await Collections(embedder, place.sweep.indexer, media).delete(request, Deadline(20))
+    media.close()
+
+    assert "lost" not in place.services.found
+    assert await place.sweep.once(NOW) == []
+    assert await place.sweep.once(NOW + GRACE_S) == [GONE]
