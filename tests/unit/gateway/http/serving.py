@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from gateway.settings import GatewaySettings
 from tests.unit.gateway.behind import Behind
 
 SERVICE = "/likeness.gateway.v1.SearchService"
+# Of no use to a client without TLS, which would read a file of authorities for each context of its own.
+_NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,9 @@ async def serving(services: Behind, *, started: bool = True, **told: Any) -> Asy
         if started:
             await readiness.set(True, "warmed up")
         async with (
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{gateway.http_port}", trust_env=False, timeout=30) as http,
+            httpx.AsyncClient(
+                base_url=f"http://127.0.0.1:{gateway.http_port}", trust_env=False, timeout=30, verify=_NO_TLS
+            ) as http,
             grpc.aio.insecure_channel(address) as channel,
         ):
             stub: Any = gateway_pb2_grpc.SearchServiceStub(channel)
