@@ -239,7 +239,7 @@ class IndexOutcome:
     Attributes:
         picture: as the caller gave it.
         id: its id, also where that was left to the server; empty if it never reached one.
-        error: why it was refused; None if it was not.
+        error: why it was refused; None if it was not. If it is ``passing``, the picture may be given again later.
         size: bytes of the encoded picture; 0 if it was not read.
         skipped: why it was left out; None if it was not.
     """
