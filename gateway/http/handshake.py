@@ -84,7 +84,12 @@ class Handshake(asyncio.Protocol):
             if self._raw.is_closing():
                 return
             transport = await loop.start_tls(
-                self._raw, self, self._tls, server_side=True, ssl_handshake_timeout=self._seconds
+                self._raw,
+                self,
+                self._tls,
+                server_side=True,
+                ssl_handshake_timeout=self._seconds,
+                ssl_shutdown_timeout=self._seconds,  # a client that does not take leave keeps its place no longer
             )
         except OSError:  # no TLS, no certificate that we trust, too late, or gone: the connection is closed already
             return
