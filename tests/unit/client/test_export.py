@@ -52,6 +52,14 @@ def export(client: IndexerClient, path: Path, file_format: FileFormat, **options
     return download(client, "photos", path, file_format, **options)  # type: ignore[arg-type]
 
 
+def ids_of(path: Path) -> list[str]:
+    source = open_source(path)
+    try:
+        return [row.id for row in source.rows(0)]
+    finally:
+        source.close()
+
+
 @FORMATS
 def test_what_is_exported_and_imported_is_the_same_to_the_last_bit(
     client: IndexerClient, indexer: FakeIndexer, photos: str, tmp_path: Path, file_format: FileFormat
@@ -166,6 +174,61 @@ def test_what_a_killed_export_wrote_behind_its_last_checkpoint_is_written_again(
 
     copied(client, path)
     assert indexer.items["copy"] == indexer.items["photos"]
+
+
+@FORMATS
+@pytest.mark.parametrize("moment", ["behind a batch", "at a checkpoint"])
+def test_an_export_interrupted_amid_a_batch_has_every_item_once_when_it_goes_on(
+    *,
+    client: IndexerClient,
+    indexer: FakeIndexer,
+    photos: str,
+    tmp_path: Path,
+    file_format: FileFormat,
+    moment: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fill(client, 100)
+    writer = parquet.ParquetWriter if file_format is FileFormat.PARQUET else JsonLinesWriter
+    monkeypatch.setattr(writer, "checkpoint_rows", 20)
+    method = "write" if moment == "behind a batch" else "checkpoint"
+    done, calls = getattr(writer, method), 0
+
+    def interrupted(self: object, *args: object) -> object:
+        nonlocal calls
+        calls += 1
+        answer = done(self, *args)
+        if calls == 4:
+            raise KeyboardInterrupt
+        return answer
+
+    path = tmp_path / f"a.{file_format}"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(writer, method, interrupted)
+        export(client, path, file_format)
+
+    assert export(client, path, file_format, resume=True).rows == 100
+
+    assert ids_of(path) == sorted(indexer.items["photos"])
+
+
+def test_an_export_interrupted_while_its_parts_are_joined_goes_on(
+    client: IndexerClient, indexer: FakeIndexer, photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(client, 100)
+    monkeypatch.setattr(parquet.ParquetWriter, "checkpoint_rows", 20)
+    path = tmp_path / "a.parquet"
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pq.ParquetFile, "read_row_group", interrupt)
+        export(client, path, FileFormat.PARQUET)
+
+    assert export(client, path, FileFormat.PARQUET, resume=True).rows == 100
+
+    assert ids_of(path) == sorted(indexer.items["photos"])
 
 
 @FORMATS

@@ -118,19 +118,25 @@ def download(
                 {**asked, "collection": told, "last_id": last_id, "rows": rows, "checkpoint": checkpoint},
             )
 
+        whole = False  # what is written ends behind last_id
         try:
             if begun is None:
                 save()
+            whole = True
             for batch in export:
+                whole = False
                 writer.write(batch)
                 rows, last_id, since = rows + len(batch), batch.ids[-1], since + len(batch)
                 if since >= writer.checkpoint_rows:
                     save()
                     since = 0
+                whole = True
                 if on_rows is not None:
                     on_rows(rows, total)
         except BaseException:  # an interrupt too: what has come is kept
-            save()
+            # Amid a batch nobody knows how much of it is written: what is behind the last checkpoint is cut off then.
+            if whole:
+                save()
             raise
     _put_in_place(writer.finish(), path)
     shutil.rmtree(folder)

@@ -19,6 +19,7 @@ from likeness_client.transfer.rows import Row, metadata_from_json, refuse_consta
 ROW_GROUP_ROWS = 8192
 READ_ROWS = 1024
 READ_BYTES = 2**20
+JOINED = "joined.parquet"
 
 
 class ParquetWriter:
@@ -76,6 +77,7 @@ class ParquetWriter:
     @staticmethod
     def cut(folder: Path, told: dict[str, int]) -> dict[str, int]:
         """Removes what was written behind a checkpoint."""
+        (folder / JOINED).unlink(missing_ok=True)
         for part in folder.glob("*.parquet"):
             if int(part.stem) >= told["parts"]:
                 part.unlink()
@@ -89,7 +91,7 @@ class ParquetWriter:
             self.parts = 1
         if self.parts == 1:
             return self._part(0)
-        joined = self._folder / "joined.parquet"
+        joined = self._folder / JOINED
         with _open(joined, self._schema) as writer:
             for number in range(self.parts):
                 with pq.ParquetFile(self._part(number)) as part:
