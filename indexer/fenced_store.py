@@ -19,6 +19,8 @@ _NEVER = datetime.fromtimestamp(0, UTC)
 class FencedStore(ChromaStore):
     """``ChromaStore``, where whatever changes something asks before, and again before it says that it is done.
 
+    What takes several requests asks before each of them: a process may stand still in between, and be followed.
+
     What another indexer may have undone or overwritten meanwhile must not be acknowledged. Beside what ``ChromaStore``
     raises, such a method raises what ``permit`` does.
     """
@@ -37,6 +39,9 @@ class FencedStore(ChromaStore):
         super().__init__(headers, timeout_s, ca_file)
         self._permit = permit
 
+    async def _before_request(self) -> None:
+        await self._permit()
+
     async def create(
         self, name: str, metric: Metric, metadata: Mapping[str, Any], hnsw: Hnsw = DEFAULTS
     ) -> StoredCollection | None:
@@ -54,25 +59,21 @@ class FencedStore(ChromaStore):
 
     async def drop(self, name: str, key: str | None = None) -> None:
         """See ``ChromaStore``."""
-        await self._permit()
         await super().drop(name, key)
         await self._permit()
 
     async def write(self, collection: Collection, changes: Changes, stamp: int | Mapping[str, int]) -> None:
         """See ``ChromaStore``."""
-        await self._permit()
         await super().write(collection, changes, stamp)
         await self._permit()
 
     async def relabel(self, collection: Collection, labels: Sequence[Change], stamp: int | Mapping[str, int]) -> None:
         """See ``ChromaStore``."""
-        await self._permit()
         await super().relabel(collection, labels, stamp)
         await self._permit()
 
     async def delete(self, collection: Collection, ids: Sequence[str]) -> None:
         """See ``ChromaStore``."""
-        await self._permit()
         await super().delete(collection, ids)
         await self._permit()
 
@@ -93,7 +94,11 @@ class FencedStore(ChromaStore):
     async def drop_document(self, name: str) -> None:
         """Deletes a collection; one that does not exist is no error."""
         try:
-            await super().drop(name)
+            await self._drop(name, _always)
         except LikenessError as error:
             if error.reason != error_pb2.REASON_COLLECTION_NOT_FOUND:
                 raise
+
+
+async def _always() -> None:
+    """Of what needs no permission."""

@@ -1,6 +1,6 @@
 """Collections and items in Chroma: the only module, with ``chroma``, that speaks to it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar, cast
 
@@ -73,6 +73,9 @@ class ChromaStore:
         """Fails everything with STORE_UNAVAILABLE until the next ``connect``."""
         self._chroma.disconnect()
 
+    async def _before_request(self) -> None:
+        """Called before each request of those that write or delete: between two of them, much may have happened."""
+
     async def find(self, name: str) -> StoredCollection | None:
         """The collection of that name, ours or foreign."""
         async with self._chroma.client("reading a collection") as client:
@@ -126,6 +129,9 @@ class ChromaStore:
         """
         if key is not None:
             name = await self._apart(name, key)
+        await self._drop(name, self._before_request)
+
+    async def _drop(self, name: str, before_request: Callable[[], Awaitable[None]]) -> None:
         # Chroma 1.5.9 leaves the lists of a deleted collection's items where they are, under row numbers that it gives
         # to items written later, which then have those lists. So the items go first.
         while True:
@@ -133,10 +139,12 @@ class ChromaStore:
                 handle = await client.get_collection(name, embedding_function=None)
                 ids = (await handle.get(limit=_DROPPED_AT_ONCE, include=[]))["ids"]
                 if ids:
+                    await before_request()
                     await handle.delete(ids=ids)
             if len(ids) < _DROPPED_AT_ONCE:
                 break
         async with self._chroma.client("deleting a collection", name) as client:
+            await before_request()
             await client.delete_collection(name)
 
     async def _apart(self, name: str, key: str) -> str:
@@ -151,6 +159,7 @@ class ChromaStore:
             except chroma_errors.NotFoundError:
                 return apart
             if str(handle.id) == key and name != apart:
+                await self._before_request()
                 await handle.modify(name=apart, metadata={DROPPED: key})
         return apart
 
@@ -307,6 +316,7 @@ class ChromaStore:
         parts = [[Move(item, NOTHING) for item in changes.added]] if changes.added else []
         async with self._chroma.handle("writing items", collection) as handle:
             for part in (*parts, *_parts(changes.moved, _MOVED_AT_ONCE)):
+                await self._before_request()
                 await handle.upsert(
                     ids=[move.item.id for move in part],
                     embeddings=cast(Any, [move.item.vector for move in part]),
@@ -323,6 +333,7 @@ class ChromaStore:
         if not labels:
             return
         async with self._chroma.handle("writing metadata", collection) as handle:
+            await self._before_request()
             await handle.update(
                 ids=[change.id for change in labels],
                 metadatas=cast(Any, [_replacing(change.id, change.old, change.new, stamp) for change in labels]),
@@ -334,6 +345,7 @@ class ChromaStore:
         If it fails, some may be gone.
         """
         async with self._chroma.handle("deleting items", collection) as handle:
+            await self._before_request()
             await handle.delete(ids=list(ids))
 
 

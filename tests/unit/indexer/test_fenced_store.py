@@ -8,13 +8,17 @@ import pytest
 from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
-from indexer.changes import Change, Changes
+from indexer.changes import Change, Changes, Move
 from indexer.collections import Metric
 from indexer.fenced_store import FencedStore
+from indexer.heartbeat import Holder
+from indexer.lease import Lease
 from indexer.reads import Item
 from indexer.store import ChromaStore
+from indexer.writes import StoredRecord
 from tests.proxy import Proxy
 from tests.unit.indexer.conftest import Connected
+from tests.unit.indexer.passing_time import PassingTime
 from tests.unit.indexer.serving.tables import DIMENSION, vectors
 
 READS = {
@@ -124,3 +128,41 @@ def test_nothing_is_changed_without_permission_nor_acknowledged_after_it_is_lost
         connected.loop.run(store.drop_document(stored.name))
     with pytest.raises(LikenessError, match="COLLECTION_NOT_FOUND"):
         connected.loop.run(store.rewrite_document(stored.name, stored.key, {"writer": "late"}))
+
+
+def test_a_writer_that_stands_still_between_two_requests_and_is_followed_sends_no_other(
+    connected: Connected, chroma_url: str
+) -> None:
+    of = connected.collection("followed", Metric.COSINE, DIMENSION)
+    items = [Item(f"id{i:02}", vector, {}) for i, vector in enumerate(vectors(20))]
+    moved = [Move(Item(item.id, vector, {}), {}) for item, vector in zip(items, vectors(20, seed=1), strict=True)]
+    clock = PassingTime()
+    asked: list[bool] = []
+
+    async def permit() -> None:
+        asked.append(True)
+        if len(asked) == 2:  # after the first of three parts
+            clock.stands_still_for(100)
+            assert await successor.acquire(Holder("second", "place", "host", 2, "there:1", 15.0)) is False
+        await lease.permit()
+
+    async def lost(_: str) -> None:
+        """Nobody needs to know."""
+
+    store = FencedStore({}, 60, permit)
+    lease = Lease(store, dict, lost, clock=clock.clock, sleep=clock.sleep)
+    successor = Lease(store, dict, lost, clock=clock.clock, sleep=clock.sleep)
+
+    async def written() -> list[StoredRecord]:
+        await connected.store.write(of, Changes(items, [], []), 1)
+        await store.connect(chroma_url)
+        await lease.acquire(Holder("first", "place", "host", 1, "here:1", 15.0))
+        with pytest.raises(LikenessError, match="process 2 on host"):
+            await store.write(of, Changes([], moved, []), 2)
+        await successor.release()
+        await store.drop_document("Likeness.Writer.2")
+        return await connected.store.read(of, [item.id for item in items])
+
+    stamps = {record.id: record.stamp for record in connected.loop.run(written())}
+    assert stamps == {item.id: 2 if i < 8 else 1 for i, item in enumerate(items)}
+    assert asked == [True, True]
