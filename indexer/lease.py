@@ -11,10 +11,10 @@ the highest term, and whoever wants to follow it has to make that of the next on
 3. A writer that stops in good order says so in its document; nobody has to wait then. Nor where the predecessor ran on
    the same machine over the same data directory, whose lock the newcomer holds: it is dead.
 
-Before each write a writer makes sure that its lease has some time left (after it was stopped, or cut off, it renews it
-first), and once more before the write is acknowledged. What stays is the moment between that look and the arrival of a
-request in Chroma, which has no means to refuse it: a process that is stopped in just that moment, for longer than the
-lease, may still overwrite what its successor has written since.
+Before each request of a write a writer makes sure that its lease has some time left (after it was stopped, or cut off,
+it renews it first), and once more before the write is acknowledged. What stays is the moment between that look and the
+arrival of a request in Chroma, which has no means to refuse it: a process that is stopped in just that moment, for
+longer than the lease, may still overwrite what its successor has written since.
 """
 
 import asyncio
@@ -212,6 +212,8 @@ class Lease:
                 await self._renew()
             except LikenessError as error:
                 log.warning("the lease was not renewed", why=error.message, left_s=self._valid_until - self._clock())
+            except Exception as error:  # which must not end the renewing
+                log.error("the lease was not renewed", exc_info=error)
 
     async def _renew(self) -> None:
         async with self._renewing:

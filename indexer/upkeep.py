@@ -292,6 +292,8 @@ class Upkeep:
                 await self._tidy_once(files)
             except (LikenessError, OSError, sqlite3.Error) as error:  # the next deletion, or start, tries again
                 log.warning("disk space does not come back yet", why=str(error))
+            except Exception as error:  # which must not end the tidying
+                log.error("disk space does not come back", exc_info=error)
 
     async def _tidy_once(self, files: OwnFiles) -> None:
         if self._purging:  # which comes to it itself

@@ -249,6 +249,23 @@ async def test_a_write_needs_a_rest_of_the_lease() -> None:
         await first.lease.permit()
 
 
+async def test_a_failure_that_nobody_thought_of_does_not_end_the_renewing() -> None:
+    store = Documents()
+    first = await writing(store)
+    answers = store.collections
+
+    async def fails() -> list[StoredCollection]:
+        raise RuntimeError("nobody thought of it")
+
+    store.collections = fails  # type: ignore[method-assign]
+    await first.time.passes(LEASE_S + 1.0)
+    with pytest.raises(LikenessError, match="STORE_UNAVAILABLE"):
+        first.lease.require()
+    store.collections = answers  # type: ignore[method-assign]
+    await first.time.passes(2.0)
+    first.lease.require()
+
+
 async def test_a_claim_without_an_answer_counts_if_it_is_there() -> None:
     store = Documents()
     store.silent = {"make"}
