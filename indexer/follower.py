@@ -45,6 +45,8 @@ class _Followed:
         as_of: it is as the writer had it then or later, in seconds of the monotonic clock.
         compared: when all of it was compared last.
         key: of the generation that it was compared with.
+        term: of the writer when it was compared, or loaded. A writer that has just begun need not know what the one
+            before wrote last; so all is compared once with what Chroma has.
         tick: the last one whose writes it has.
         step: taking over writes.
     """
@@ -53,6 +55,7 @@ class _Followed:
     as_of: float
     compared: float
     key: str
+    term: int
     tick: int = 0
     step: asyncio.Task[None] | None = None
 
@@ -78,7 +81,8 @@ class Follower:
         self._follow_s = follow_s
         self._late_s = late_s
         self._followed: dict[str, _Followed] = {}  # by uid
-        self._told: dict[str, tuple[Published | None, float]] = {}  # before it was loaded, and as of when, by uid
+        # What was told before it was loaded, as of when, and in which term, by uid.
+        self._told: dict[str, tuple[Published | None, float, int]] = {}
         self._stored: dict[str, StoredCollection] = {}  # of the collections known, by uid
         self._documents: list[StoredCollection] = []  # of the aliases in use
         self._awaited: tuple[Aliases, int] | None = None  # aliases that are not in use yet, since which tick
@@ -108,7 +112,7 @@ class Follower:
             LikenessError: what the store raises.
         """
         told = self._heard.collections.get(collection.uid) if self._heard is not None else None
-        self._told[collection.uid] = (told, self._as_of)
+        self._told[collection.uid] = (told, self._as_of, self._term)
         if told is not None and told.stamp is not None:
             return told.stamp
         # A collection's chunks are written one after another: before that of the greatest stamp, all are there.
@@ -189,6 +193,10 @@ class Follower:
             self._moved_at = now
             # It was written after the last look, which did not find it.
             self._as_of = self._looked_at if before is not None else now - BEAT_S
+
+    @property
+    def _term(self) -> int:
+        return self._heard.term if self._heard is not None else 0
 
     def _unheard(self) -> bool:
         """Whether the writer has stopped, or is dead, for all that is known."""
@@ -275,19 +283,20 @@ class Follower:
                 self._followed.pop(uid, None)
                 continue
             if followed is None or followed.following.serving is not serving:
-                told, as_of = self._told.pop(uid, (None, began))
+                told, as_of, term = self._told.pop(uid, (None, began, self._term))
                 following = Following(self._store, serving, told, late_s=self._late_s, current=self._current(serving))
-                followed = self._followed[uid] = _Followed(following, as_of, began, serving.collection.key)
+                followed = self._followed[uid] = _Followed(following, as_of, began, serving.collection.key, term)
             if followed.tick < self._tick and (followed.step is None or followed.step.done()):
                 followed.step = asyncio.create_task(self._step(uid, followed, began), name="taking over writes")
 
     async def _step(self, uid: str, followed: _Followed, began: float) -> None:
         tick, as_of, unheard = self._tick, self._as_of, self._unheard()
         told = self._heard.collections.get(uid) if self._heard is not None else None
-        key = followed.following.serving.collection.key
+        key, term = followed.following.serving.collection.key, self._term
         due = began - followed.compared >= (_UNHEARD_S if unheard else _WHOLE_S)
+        due = due or key != followed.key or term > followed.term
         try:
-            whole = await followed.following.follow(told, whole=due or key != followed.key)
+            whole = await followed.following.follow(told, whole=due)
         except LikenessError as error:
             # The collection has gone, or was replaced: the next look tells. Or Chroma is away.
             gone = error.reason == error_pb2.REASON_COLLECTION_NOT_FOUND
@@ -297,7 +306,7 @@ class Follower:
             log.error("cannot take over writes", uid=uid, exc_info=error)
             return
         if whole:
-            followed.compared, followed.key = began, key
+            followed.compared, followed.key, followed.term = began, key, term
         # What nobody writes to is as it was found.
         followed.as_of = max(followed.as_of, began if whole and unheard else as_of)
         followed.tick = tick

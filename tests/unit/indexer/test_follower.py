@@ -1,4 +1,5 @@
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -48,6 +49,7 @@ class Shared:
         self.items: dict[str, dict[str, StoredRecord]] = {}
         self.aliases = Aliases()
         self.published: dict[str, Published] = {}
+        self.term = 1
         self.beat = 0
         self.homes: dict[str, Collection] = {}
         self.away = False
@@ -75,7 +77,7 @@ class Shared:
         if self.away:
             raise LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, "away")
         self.beat += 1
-        heard = Heartbeat(1, WRITER, self.beat, False, dict(self.published))
+        heard = Heartbeat(self.term, WRITER, self.beat, False, dict(self.published))
         found = [StoredCollection(c.store_name, c.key, to_metadata(c)) for c in self.collections_.values()]
         found.append(StoredCollection(heard.name, "w", heard.to_metadata()))
         if self.aliases.version:
@@ -309,6 +311,31 @@ async def test_a_generation_that_is_emptied_before_the_next_look_takes_nothing_a
     assert reader.served.ids("rebuilt") >= {f"id{i}" for i in range(5)}
     await reader.look()
     assert reader.served.ids("rebuilt") == {"new", *(f"id{i}" for i in range(5))}
+    await reader.follower.stop()
+
+
+async def test_what_a_writer_wrote_last_is_read_also_where_its_successor_says_nothing_of_it() -> None:
+    store = Shared()
+    first = made("first")
+    store.make(first, 3)
+    reader = await Reader(store).start()
+    await reader.look()
+
+    def as_of() -> float:
+        return time.monotonic() - reader.follower.lag_s
+
+    written = time.monotonic()
+    store.write(first, "last")
+    store.term, store.published = 2, {}
+    store.gate.clear()
+    for _ in range(2):
+        await reader.look()
+    assert as_of() < written, "it is not compared yet"
+    store.gate.set()
+    for _ in range(2):
+        await reader.look()
+    assert reader.served.ids("first") == {"id0", "id1", "id2", "last"}
+    assert max(as_of() for _ in range(3)) > written
     await reader.follower.stop()
 
 
