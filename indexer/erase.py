@@ -41,7 +41,7 @@ class Erased:
         traces: what was searched for.
         left_out: strings that were not.
         other_collections: that hold one of the ids.
-        backups: that still hold one.
+        backups: that still hold one, of this collection or of others.
         deleted_backups: that did.
         ended: when, UTC.
     """
@@ -84,8 +84,8 @@ class EraseWriters(Protocol):
 class Backups(Protocol):
     """Backups: see ``archive.Archive``."""
 
-    async def holding(self, collection: str, ids: Sequence[str]) -> Sequence[str]:
-        """The backups of a collection that hold one of the items."""
+    async def holding(self, collection: str, ids: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+        """The backups that hold one of the items: those of a collection, and those of others."""
 
     async def delete(self, name: str) -> None:
         """Deletes one."""
@@ -127,7 +127,7 @@ class Erasure:
             job: told how far it is.
             collection: whose.
             ids: each once; unknown ones are no error.
-            delete_backups: whether backups that hold one go too.
+            delete_backups: whether backups of the collection that hold one go too.
             begin: called when it is time to remember that this has to be finished.
             purge: stores the collection anew and clears everything that is no longer in it.
 
@@ -148,8 +148,8 @@ class Erasure:
             job.only_tidying()
             await purge()
             searched, found, left_out = await self._look(job, traces)
-            names = await self.backups.holding(collection.name, ids)
-            for name in names if delete_backups else ():
+            own, foreign = await self.backups.holding(collection.name, ids)
+            for name in own if delete_backups else ():
                 await self.backups.delete(name)
             others = [
                 other.name
@@ -164,8 +164,8 @@ class Erasure:
             traces=0 if searched is None else len(traces.traces) - left_out,
             left_out=traces.too_short + left_out,
             other_collections=others,
-            backups=[] if delete_backups else list(names),
-            deleted_backups=list(names) if delete_backups else [],
+            backups=list(foreign) if delete_backups else [*own, *foreign],
+            deleted_backups=list(own) if delete_backups else [],
             ended=datetime.now(UTC),
         )
 

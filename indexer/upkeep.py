@@ -180,7 +180,7 @@ class Upkeep:
         Args:
             collection: whose.
             ids: each once.
-            delete_backups: whether backups that hold one go too.
+            delete_backups: whether backups of the collection that hold one go too.
 
         Raises:
             LikenessError: COLLECTION_BUSY, SHUTTING_DOWN; the job: STORE_FULL and what ``Erasure`` raises.

@@ -140,19 +140,26 @@ class Archive:
             job.task.add_done_callback(lambda _: used.close())
             return job
 
-    async def holding(self, collection: str, ids: Sequence[str]) -> Sequence[str]:
-        """The backups of a collection that hold one of the items; those that cannot be read count as if they did.
+    async def holding(self, collection: str, ids: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+        """The backups that hold one of the items; those that cannot be read count as if they did.
 
-        What unfinished backups have left is removed. No backup of the collection may be under way.
+        What unfinished backups of the collection have left is removed. None of it may be under way.
+
+        Returns:
+            Those of the collection, and those of collections of other names: it may have been restored from one.
 
         Raises:
             LikenessError: STORE_UNAVAILABLE.
         """
 
-        def look() -> Sequence[str]:
+        def look() -> tuple[Sequence[str], Sequence[str]]:
             for left in self._snapshots.leftovers(collection):
                 self._snapshots.remove(left)
-            return self._snapshots.holding(collection, ids)
+            found = self._snapshots.holding(ids)
+            return (
+                [snapshot.name for snapshot in found if snapshot.collection == collection],
+                [snapshot.name for snapshot in found if snapshot.collection != collection],
+            )
 
         return await self._threads.run(look)
 

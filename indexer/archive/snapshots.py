@@ -150,14 +150,14 @@ class Snapshots:
         names = [f"{collection}/{when}" for when in self._storage.folders(collection) if _is_time(when)]
         return [name for name in names if MANIFEST not in self._storage.sizes(name)]
 
-    def holding(self, collection: str, ids: Sequence[str]) -> list[str]:
-        """The backups of a collection that hold one of the items, or cannot be read: it may be in those too.
+    def holding(self, ids: Sequence[str]) -> list[Snapshot]:
+        """The backups that hold one of the items, or cannot be read: it may be in those too. The newest first.
 
         Raises:
             LikenessError: STORE_UNAVAILABLE.
         """
         wanted = pa.array(ids, pa.string())
-        return [snapshot.name for snapshot in self.all(collection) if self._holds(snapshot, wanted)]
+        return [snapshot for snapshot in self.all() if self._holds(snapshot, wanted)]
 
     def _holds(self, snapshot: Snapshot, wanted: pa.Array) -> bool:
         if snapshot.fault or snapshot.manifest is None:

@@ -165,7 +165,7 @@ def erase(
     *,
     ids: Annotated[list[str], typer.Argument(metavar="ID", help="Ids of items, 1 to 1,024.")],
     delete_snapshots: Annotated[
-        bool, typer.Option("--delete-snapshots", help="Delete the backups that hold one of them as well.")
+        bool, typer.Option("--delete-snapshots", help="Delete the collection's backups that hold one of them as well.")
     ] = False,
     collection: Collection = defaults.COLLECTION,
     output_format: OutputFormat = Format.TABLE,

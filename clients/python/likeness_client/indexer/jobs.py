@@ -84,7 +84,7 @@ class Jobs:
         Args:
             collection: its name.
             ids: of the items; unknown ones are searched for all the same.
-            delete_snapshots: whether backups that hold one of them are deleted as well.
+            delete_snapshots: whether backups of the collection that hold one of them are deleted as well.
             on_progress: called as it goes on.
         """
         request = pb.EraseItemsRequest(collection=collection, ids=ids, delete_snapshots=delete_snapshots)

@@ -236,7 +236,7 @@ class ErasureReport:
         strings_left_out: strings not searched for, since other items have them too or they are too short.
         found_in: files in which something was found.
         other_collections: other collections that hold one of the ids, and were left as they are.
-        snapshots: backups that still hold one of the items.
+        snapshots: backups that still hold one of the items, also those of collections of other names.
         deleted_snapshots: backups that were deleted.
         end_time: when it ended.
     """
