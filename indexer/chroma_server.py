@@ -31,6 +31,8 @@ PATIENCE_S = 5.0
 STOP_S = 10.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
+# For how long, and how often, one that runs may leave its heartbeat unanswered.
+SILENT_S, HEARTBEATS = 30.0, 6
 _START_TRIES = 3
 # What the command ``chroma`` does in the end. It imports chromadb's client before, which took 4 of the 5 seconds of a
 # start.
@@ -57,9 +59,9 @@ Down = Callable[[str], Awaitable[None]]
 
 
 class LocalChroma:
-    """``chroma run`` on a free loopback port, started again whenever it dies, gone when the indexer is."""
+    """``chroma run`` on a free loopback port, started again whenever it dies or hangs, gone when the indexer is."""
 
-    def __init__(self, data_dir: Path, start_s: float, up: Up, down: Down) -> None:
+    def __init__(self, data_dir: Path, start_s: float, up: Up, down: Down, *, silent_s: float = SILENT_S) -> None:
         """A server that is not started yet.
 
         Args:
@@ -67,7 +69,10 @@ class LocalChroma:
             start_s: longest wait for it to answer, in seconds.
             up: called with the URL whenever Chroma has begun to answer.
             down: called with the reason whenever it has gone.
+            silent_s: after how many seconds without an answer it is killed, and started anew.
         """
+        self._silent_s = silent_s
+        self._url = ""
         self._directory = data_dir.absolute() / "chroma"
         self._lock = DirectoryLock(data_dir)
         self._start_s = start_s
@@ -129,7 +134,7 @@ class LocalChroma:
         pause = FIRST_PAUSE_S
         while not self._stopping.is_set():
             began, process = time.monotonic(), self._running
-            if await self._stopped_or(process.wait()):
+            if await self._stopped_or(self._ended_or_silent(process)):
                 return
             async with self._turn:
                 if self._answering and self._process is not process:  # it was ended on purpose, and another runs
@@ -137,8 +142,13 @@ class LocalChroma:
                 if time.monotonic() - began > LONGEST_PAUSE_S:
                     pause = FIRST_PAUSE_S
                 self._answering = False
-                await self._down(f"Chroma ended with {_cause(process.returncode)}")
-                log.error("Chroma ended", cause=_cause(process.returncode), last_lines=list(self._last_lines))
+                if process.returncode is None:
+                    why = f"Chroma has not answered for {self._silent_s:g} s"
+                    process.kill()  # asked to end, one that hangs would take its time
+                else:
+                    why = f"Chroma ended with {_cause(process.returncode)}"
+                await self._down(why)
+                log.error("Chroma is away", why=why, last_lines=list(self._last_lines))
                 while not await self._stopped_or(asyncio.sleep(pause)):
                     pause = min(pause * 2, LONGEST_PAUSE_S)
                     try:
@@ -146,6 +156,19 @@ class LocalChroma:
                         break
                     except Exception as error:  # whatever it is (a full disk, say), the next try may succeed
                         log.error("Chroma does not come back yet", why=str(error), next_try_s=pause)
+
+    async def _ended_or_silent(self, process: asyncio.subprocess.Process) -> None:
+        """Returns when the process has ended, or has left a number of heartbeats in a row unanswered."""
+        ended = asyncio.create_task(process.wait())
+        every, unanswered = self._silent_s / HEARTBEATS, 0
+        try:
+            async with httpx.AsyncClient(trust_env=False, timeout=every) as http:
+                while not ended.done() and unanswered < HEARTBEATS:
+                    answered, _ = await asyncio.gather(heartbeat(http, self._url), asyncio.wait({ended}, timeout=every))
+                    # While somebody ends it on purpose, it need not answer.
+                    unanswered = 0 if answered or self._turn.locked() else unanswered + 1
+        finally:
+            ended.cancel()
 
     async def _launch(self) -> None:
         await self._end()
@@ -172,7 +195,7 @@ class LocalChroma:
         self._lock.name_holders(self._process.pid)
         assert self._process.stdout is not None
         self._output = asyncio.create_task(self._read(self._process.stdout), name="output of Chroma")
-        url = f"http://{HOST}:{port}"
+        url = self._url = f"http://{HOST}:{port}"
         if await self._stopped_or(self._answers(url)):
             return
         log.info("Chroma runs", url=url, pid=self._process.pid, path=str(self._directory))

@@ -1,0 +1,23 @@
+import asyncio
+from pathlib import Path
+
+import psutil
+
+from indexer.chroma_server import LocalChroma
+
+
+async def test_a_chroma_that_hangs_is_killed_and_started_anew(tmp_path: Path) -> None:
+    urls: asyncio.Queue[str] = asyncio.Queue()
+    reasons: asyncio.Queue[str] = asyncio.Queue()
+    chroma = LocalChroma(tmp_path, 60, urls.put, reasons.put, silent_s=3.0)
+    await chroma.start()
+    try:
+        async with asyncio.timeout(90):
+            before = await urls.get()
+            (hung,) = [each for each in psutil.Process().children() if str(tmp_path) in " ".join(each.cmdline())]
+            hung.suspend()
+            assert "has not answered for 3 s" in await reasons.get()
+            assert await urls.get() != before
+        assert not hung.is_running() or hung.status() == psutil.STATUS_ZOMBIE
+    finally:
+        await chroma.stop()
