@@ -2,18 +2,25 @@
 
 import json
 from collections import deque
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import cast
 
 import grpc
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from likeness.indexer.v1 import indexer_pb2 as pb
 
 from likeness_client import LikenessError
 from likeness_client.indexer import IndexerClient
+from likeness_client.indexer.types import Limits
 from likeness_client.transfer.importing import Import
+from likeness_client.transfer.rows import Row
 from likeness_client.transfer.sources import open_source
+from likeness_client.transfer.upload import Upload
 from tests.unit.client.fake_gateway import shutting_down, status
 from tests.unit.client.fake_indexer import FakeIndexer
 
@@ -97,6 +104,44 @@ def test_an_overloaded_indexer_is_given_time_and_every_row_arrives(
     assert len(indexer.items["photos"]) == 1000
     assert waits
     assert not work.state_path.exists()
+
+
+class Unordered:
+    """An indexer that carries out what it is sent only when it is waited for, the last call first."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.stored: dict[str, bytes] = {}
+        self.most_under_way = 0
+        self._under_way: list[pb.UpsertItemsRequest] = []
+        self._failures = failures
+
+    def begin_upsert(self, request: pb.UpsertItemsRequest) -> Callable[[], pb.UpsertItemsResponse]:
+        self._under_way.append(request)
+        self.most_under_way = max(self.most_under_way, len(self._under_way))
+
+        def answer() -> pb.UpsertItemsResponse:
+            if self._failures and request in self._under_way:
+                self._failures -= 1
+                self._under_way.remove(request)
+                raise LikenessError("UNAVAILABLE", "OVERLOADED", "full", retry_after_s=0.001)
+            while self._under_way:
+                self.stored.update({item.id: item.vector.f32 for item in self._under_way.pop().items})
+            return pb.UpsertItemsResponse(stored=len(request.items))
+
+        return answer
+
+
+@pytest.mark.parametrize("failures", [0, 3])
+def test_of_rows_with_one_id_the_last_one_is_kept_in_whatever_order_calls_are_carried_out(failures: int) -> None:
+    indexer = Unordered(failures)
+    ids = ["a", "b", "c", "d", "e", "a", "f", "g", "h", "b", "i", "g"]
+    rows = [Row(number, item_id, np.full(4, number, "<f4").tobytes()) for number, item_id in enumerate(ids, start=1)]
+    limits = Limits(**{limit.name: 0 for limit in fields(Limits)} | {"batch": 2})
+    upload = Upload(cast(IndexerClient, indexer), "photos", limits, first_backoff_s=0.001)
+    upload.run(iter(rows))
+    assert indexer.stored == {row.id: row.f32 for row in rows}
+    assert (upload.progress.after, upload.progress.stored) == (12, 12)
+    assert indexer.most_under_way > 1, "what shares no id does not wait"
 
 
 def test_what_cannot_pass_ends_an_import_at_once_and_it_goes_on_where_it_was(

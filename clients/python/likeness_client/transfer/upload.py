@@ -2,7 +2,8 @@
 
 Calls are awaited in the order of the rows, so that what is acknowledged is always a beginning of the file: where to go
 on. When one fails for a reason that may pass, the others under way are awaited too, and all of them sent again after a
-while, fewer at a time; what is stored already is not stored twice.
+while, fewer at a time; what is stored already is not stored twice. A call that shares an id with one under way waits: of
+rows with one id, the last is the one that stays.
 """
 
 import threading
@@ -75,6 +76,11 @@ class _Part:
     items: list[indexer_pb2.Item] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
+    @property
+    def ids(self) -> set[str]:
+        """The items' ids."""
+        return {item.id for item in self.items}
+
 
 Answer = Callable[[], indexer_pb2.UpsertItemsResponse]
 
@@ -133,9 +139,14 @@ class Upload:
         parts = self._parts(rows)
         again: deque[_Part] = deque()
         sent: deque[tuple[_Part, Answer]] = deque()
+        under_way: set[str] = set()  # ids: of rows with one id, the last is to be written last
         acknowledged_at = time.monotonic()
         while True:
             while len(sent) < self._window and (part := again.popleft() if again else next(parts, None)):
+                if not under_way.isdisjoint(part.ids):
+                    again.appendleft(part)
+                    break
+                under_way |= part.ids
                 sent.append((part, self._send(part)))
             if not sent:
                 return
@@ -144,6 +155,7 @@ class Upload:
                 stored, refusals = self._settle(part, answer)
             except LikenessError as error:
                 sent.popleft()
+                under_way.clear()
                 # Also when it ends here: nothing is to be written any more once the caller knows.
                 behind = self._settled(sent)
                 if not _may_pass(error) or time.monotonic() - acknowledged_at > self._patience_s:
@@ -152,6 +164,7 @@ class Upload:
                 self._pause(error)
                 continue
             sent.popleft()
+            under_way -= part.ids
             acknowledged_at = time.monotonic()
             self._acknowledge(part, stored, refusals)
 
