@@ -2,8 +2,8 @@
 
 Calls are awaited in the order of the rows, so that what is acknowledged is always a beginning of the file: where to go
 on. When one fails for a reason that may pass, the others under way are awaited too, and all of them sent again after a
-while, fewer at a time; what is stored already is not stored twice. A call that shares an id with one under way waits: of
-rows with one id, the last is the one that stays.
+while, fewer at a time; what is stored already is not stored twice. A call that shares an id with one under way
+waits, so that of rows with one id the last one stays.
 """
 
 import threading
