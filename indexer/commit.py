@@ -2,23 +2,29 @@
 
 A piece of work that failed in Chroma may be there or not, so its ids are in doubt: they are read back, and the mirror
 put right, before anything else is written. A request that got no answer may even be carried out later, so they are read
-once more when that can hardly be.
+once more when that can hardly be. If that undid a later write that was acknowledged, the mirror has it, and it is
+written again.
 """
 
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import structlog
+
 from chassis.metadata import Plain
 from chassis.vectors import Array
-from indexer.changes import Change, Changes, compare
+from indexer.changes import Change, Changes, Move, compare
 from indexer.collections import Collection
 from indexer.filters import Node
 from indexer.reads import Item
 from indexer.stamps import Stamps, now
 from indexer.writes import Mirror, StoredRecord, Written
+
+log = structlog.get_logger()
 
 WriteKind = Literal["upsert", "update", "delete"]
 
@@ -106,6 +112,8 @@ class Committer:
         self._stamps: Stamps | None = None
         # Id in doubt → when it is read for the last time, in seconds of the monotonic clock.
         self._doubts: dict[str, float] = {}
+        # Id in doubt → what was in use as a stamp when a later write of it was acknowledged, and is in the mirror.
+        self._acknowledged: dict[str, int] = {}
         self._unread = False
         self._recorded: set[str] | None = None
 
@@ -140,12 +148,53 @@ class Committer:
             stored = await mirror.stored(ids)
             items = (Item(record.id, record.vector, record.metadata) for record in records)
             there = compare(items, stored, self._collection.metric).items
-            gone = sorted(stored.keys() - {record.id for record in records})
-            mirror.apply([_written(item) for item in there], gone, self._stamps.last)
+            gone = stored.keys() - {record.id for record in records}
+            late = await self._undo_late({item.id for item in there} | gone, records, stored, self._stamps)
+            others = [_written(item) for item in there if item.id not in late]
+            mirror.apply(others, sorted(gone - late), self._stamps.last)
         if self._stamps is not None and self._doubts:
             self._surroundings.done(self._collection, self._stamps.last, list(self._doubts))
         self._doubts = {item_id: last for item_id, last in self._doubts.items() if last > began}
+        self._acknowledged = {i: stamp for i, stamp in self._acknowledged.items() if i in self._doubts}
         self._unread = False
+
+    async def _undo_late(
+        self,
+        differing: AbstractSet[str],
+        records: Sequence[StoredRecord],
+        stored: Mapping[str, tuple[Array, Mapping[str, Plain]]],
+        stamps: Stamps,
+    ) -> set[str]:
+        """Writes or deletes again what was acknowledged, where an earlier request was carried out after it.
+
+        Of the ids in doubt that ``differing`` has, Chroma has ``records`` and the mirror has ``stored``. Returns those
+        of which the mirror is right.
+        """
+        there = {record.id: record for record in records}
+        late = {
+            i
+            for i in differing & self._acknowledged.keys()
+            if i not in there or there[i].stamp <= self._acknowledged[i]
+        }
+        if not late:
+            return late
+        log.warning("repeating writes that a late request has undone", items=len(late))
+        changes = Changes()
+        for item_id in sorted(late & stored.keys()):
+            item = Item(item_id, *stored[item_id])
+            if item_id in there:
+                changes.moved.append(Move(item, there[item_id].metadata))
+            else:
+                changes.added.append(item)
+        if stored_again := [item.id for item in changes.items]:
+            stamp = stamps.next()
+            with self._writing("upsert", stored_again):
+                await self._store.write(self._collection, changes, stamp)
+        if deleted_again := sorted(late - stored.keys()):
+            with self._writing("delete", deleted_again):
+                await self._store.delete(self._collection, deleted_again)
+        self._acknowledged |= dict.fromkeys(late, stamps.last)
+        return late
 
     async def settle(self) -> None:
         """Reads what failed just now, if anything did: nothing is in doubt then but requests without an answer.
@@ -183,6 +232,7 @@ class Committer:
         changes = compare(items, stored, self._collection.metric)
         written = changes.items
         if not written:
+            self._acknowledge(ids, mirror, stamps)
             return
         self._surroundings.admit(self._collection, len(written))
         stamp = stamps.next()
@@ -190,6 +240,7 @@ class Committer:
             await self._store.write(self._collection, changes, stamp)
             if mirror is not None:
                 mirror.apply([_written(item) for item in written], [], stamp)
+        self._acknowledge(ids, mirror, stamps)
         self._surroundings.done(self._collection, stamp, [])
 
     async def existing(self, ids: Sequence[str]) -> set[str]:
@@ -210,10 +261,13 @@ class Committer:
             LikenessError: what the store raises.
         """
         mirror, stamps = await self._ready()
+        for item_id in ids:  # if this fails, that it is missing tells nothing
+            self._acknowledged.pop(item_id, None)
         with self._writing("delete", ids):
             await self._store.delete(self._collection, ids)
             if mirror is not None:
                 mirror.apply([], ids, stamps.last)
+        self._acknowledge(ids, mirror, stamps)
         self._surroundings.done(self._collection, stamps.last, ids)
 
     async def metadata(self, ids: Sequence[str]) -> dict[str, dict[str, Plain]]:
@@ -241,6 +295,7 @@ class Committer:
             if mirror is not None:
                 stored = await mirror.stored([change.id for change in labels])
                 mirror.apply([Written.of(c.id, stored[c.id][0], c.new) for c in labels], [], stamp)
+        self._acknowledge([change.id for change in labels], mirror, stamps)
         self._surroundings.done(self._collection, stamp, [])
 
     async def matching(self, where: Node) -> list[str]:
@@ -261,6 +316,13 @@ class Committer:
         await self.settle()
         return self._surroundings.mirror_of(self._collection), self._stamps
 
+    def _acknowledge(self, ids: Sequence[str], mirror: Mirror | None, stamps: Stamps) -> None:
+        for item_id in ids:
+            if mirror is not None and item_id in self._doubts:
+                self._acknowledged[item_id] = stamps.last
+            else:
+                self._acknowledged.pop(item_id, None)
+
     def _record(self, ids: Sequence[str]) -> None:
         if self._recorded is not None:
             self._recorded.update(ids)
@@ -280,6 +342,7 @@ class Committer:
             # The oldest have been read at least once.
             for item_id in list(self._doubts)[:-_MOST_DOUBTS]:
                 del self._doubts[item_id]
+                self._acknowledged.pop(item_id, None)
             self._unread = True
             raise
         finally:

@@ -1,7 +1,7 @@
 """What becomes of a write on its way to Chroma and into the mirror, when something fails in between."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -9,6 +9,7 @@ import pytest
 
 from chassis.errors import LikenessError
 from chassis.metadata import Plain
+from indexer.changes import Change
 from indexer.collections import Collection, Fingerprint, Metric
 from indexer.commit import Committer, Surroundings
 from indexer.filters import Comparison, Kind, Op
@@ -128,6 +129,102 @@ async def test_what_is_carried_out_late_is_seen_in_the_end() -> None:
     await pair.mirror.applied.wait()
     assert pair.agrees()
     await pair.writer.drain()
+
+
+class Late:
+    """A committer, and a write of ``a`` with n=1 that got no answer and was read back as not carried out."""
+
+    def __init__(self) -> None:
+        self.store = HeldStore()
+        self.store.gate.set()
+        self.mirror = DictMirror()
+        self.committer = Committer(COLLECTION, self.store, Surroundings(mirror_of=lambda _: self.mirror))
+        self.stamp = 0
+
+    async def upsert(self, n: int) -> None:
+        await self.committer.upsert([Item("a", np.ones(2, np.float32), {"n": n})])
+
+    async def begun(self) -> "Late":
+        self.store.poison = {"a"}
+        with pytest.raises(LikenessError, match="poison"):
+            await self.upsert(1)
+        self.store.poison = set()
+        await self.committer.heal()
+        self.stamp = self.mirror.watermark
+        return self
+
+    def carried_out(self) -> None:
+        self.store.items["a"] = Item("a", np.ones(2, np.float32), {"n": 1})
+        self.store.stamps["a"] = self.stamp
+
+    async def healed(self) -> Mapping[str, Plain] | None:
+        """The item's metadata, of which the store and the mirror have the same."""
+        await self.committer.heal()
+        there = {i: item.metadata for i, item in self.store.items.items()}
+        assert there == {i: metadata for i, (_, metadata) in self.mirror.items.items()}
+        return there.get("a")
+
+
+async def test_a_write_that_a_late_one_has_overwritten_is_written_again() -> None:
+    late = await Late().begun()
+    await late.upsert(2)
+    acknowledged = late.store.stamps["a"]
+    late.carried_out()
+    assert await late.healed() == {"n": 2}
+    assert late.store.stamps["a"] > acknowledged
+    late.carried_out()
+    late.store.poison = {"a"}
+    with pytest.raises(LikenessError, match="poison"):
+        await late.committer.heal()
+    late.store.poison = set()
+    assert await late.healed() == {"n": 2}
+
+
+async def test_what_was_found_stored_already_is_written_again_after_a_late_write() -> None:
+    late = Late()
+    await late.upsert(0)
+    await late.begun()
+    await late.upsert(0)
+    late.carried_out()
+    assert await late.healed() == {"n": 0}
+
+
+async def test_what_was_relabelled_is_written_again_after_a_late_write() -> None:
+    late = Late()
+    await late.upsert(0)
+    await late.begun()
+    await late.committer.relabel([Change("a", {"n": 2}, {"n": 0})])
+    late.carried_out()
+    assert await late.healed() == {"n": 2}
+
+
+async def test_what_was_deleted_is_deleted_again_after_a_late_write() -> None:
+    late = await Late().begun()
+    await late.upsert(2)
+    await late.committer.delete(["a"])
+    late.carried_out()
+    late.store.poison = {"a"}
+    with pytest.raises(LikenessError, match="poison"):
+        await late.committer.heal()
+    late.store.poison = set()
+    assert await late.healed() is None
+
+
+async def test_what_was_written_is_written_again_after_a_late_deletion() -> None:
+    late = await Late().begun()
+    await late.upsert(2)
+    del late.store.items["a"]
+    assert await late.healed() == {"n": 2}
+
+
+@pytest.mark.parametrize("deletes", [False, True])
+async def test_a_write_that_failed_after_the_acknowledged_one_is_taken_over_if_it_is_there(deletes: bool) -> None:
+    late = await Late().begun()
+    await late.upsert(2)
+    late.store.poison_after = {"a"}
+    with pytest.raises(LikenessError, match="poison"):
+        await (late.committer.delete(["a"]) if deletes else late.upsert(3))
+    assert await late.healed() == (None if deletes else {"n": 3})
 
 
 async def test_a_mirror_that_fails_is_put_right() -> None:
