@@ -8,6 +8,7 @@ Alone with the Chroma that it starts itself, the lock of the data directory is e
 
 import asyncio
 import sys
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -174,8 +175,12 @@ class Writer:
         await self._lost(why)
 
     async def _look_again(self, loaded: dict[str, int], registry: Registry, writers: Writers) -> None:
-        await asyncio.sleep(self._settings.store_timeout_s)
+        """Compares again and again while a request of the writer before may still arrive: readers see it at once."""
+        settled_at = time.monotonic() + self._settings.store_timeout_s
         while True:
+            began = time.monotonic()
+            await asyncio.sleep(min(_PATIENCE_S, max(0.0, settled_at - began)))
+            last = time.monotonic() >= settled_at
             try:
                 serving = [found for uid in registry.uids if (found := registry.serving(uid)) is not None]
                 await aftermath.look_again(self.store, loaded, serving, writers.review)
@@ -183,7 +188,8 @@ class Writer:
                 log.warning("cannot look for late writes just now", why=error.message)
                 await asyncio.sleep(_PATIENCE_S)
             else:
-                return
+                if last:
+                    return
 
 
 class Reader:
