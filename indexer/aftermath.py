@@ -1,7 +1,7 @@
 """What is left to do after taking over from a writer that did not stop in good order.
 
 A request of the dead one that had not been answered may still be carried out, after the successor has read what there
-is. So when that can hardly happen any more, the successor compares once more.
+is. So the successor compares now and then until that can hardly happen any more (``roles``).
 """
 
 import asyncio
