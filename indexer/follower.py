@@ -87,6 +87,7 @@ class Follower:
         self._documents: list[StoredCollection] = []  # of the aliases in use
         self._awaited: tuple[Aliases, int] | None = None  # aliases that are not in use yet, since which tick
         self._loading: dict[str, asyncio.Task[None]] = {}
+        self._clearing: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
         self._heard: Heartbeat | None = None
         # When the writer's document was seen to have changed last, and since when what it says may have been so.
@@ -134,7 +135,7 @@ class Follower:
 
     async def stop(self) -> None:
         """Follows no longer."""
-        tasks = [*self._under_way(), *([self._task] if self._task is not None else [])]
+        tasks = [*self._under_way(), *self._clearing, *([self._task] if self._task is not None else [])]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -306,10 +307,21 @@ class Follower:
             log.error("cannot take over writes", uid=uid, exc_info=error)
             return
         if whole:
+            if key != followed.key:
+                task = asyncio.create_task(self._clear(followed.following.serving.collection), name="clearing")
+                self._clearing.add(task)
+                task.add_done_callback(self._clearing.discard)
             followed.compared, followed.key, followed.term = began, key, term
         # What nobody writes to is as it was found.
         followed.as_of = max(followed.as_of, began if whole and unheard else as_of)
         followed.tick = tick
+
+    async def _clear(self, collection: Collection) -> None:
+        """Has what a rebuild or an erasure took out of Chroma leave memory and the snapshots; builds the table anew."""
+        try:
+            await self._registry.renew(collection)
+        except Exception as error:  # it is served as it is
+            log.error("cannot clear what was taken out", collection=collection.name, exc_info=error)
 
     def _current(self, serving: ServingCollection) -> Callable[[str], Awaitable[bool]]:
         async def current(key: str) -> bool:

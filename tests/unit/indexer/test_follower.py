@@ -115,6 +115,8 @@ class Served:
     there: dict[str, ServingCollection | None] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    renewed: list[str] = field(default_factory=list)
+    renewal: asyncio.Event = field(default_factory=asyncio.Event)
     told: object = None
 
     @property
@@ -143,6 +145,10 @@ class Served:
     def updated(self, collection: Collection) -> None:
         if (serving := self.there[collection.uid]) is not None:
             serving.collection = collection
+
+    async def renew(self, collection: Collection) -> None:
+        self.renewed.append(collection.key)
+        await self.renewal.wait()
 
     def deleted(self, uid: str) -> None:
         self.there.pop(uid, None)
@@ -284,6 +290,29 @@ async def test_a_new_generation_is_read_from_then_on_and_nothing_is_loaded_anew(
     assert serving.view.count == rows + 1
     assert serving.collection.key == "second key"
     await reader.follower.stop()
+
+
+async def test_what_a_rebuild_took_out_is_cleared_once_it_was_compared() -> None:
+    store = Shared()
+    before = made("rebuilt", "first key", uid="uid")
+    store.make(before, 5)
+    reader = await Reader(store).start()
+    await reader.look()
+    assert reader.served.renewed == []
+    after = made("rebuilt", "second key", generation=1, uid="uid")
+    store.drop(before)
+    store.collections_[after.key] = after
+    store.items[after.key] = {}
+    store.write(after, "id1", "id2")
+    await reader.look()
+    assert reader.served.ids("rebuilt") == {"id1", "id2"}
+    assert reader.served.renewed == ["second key"]
+    store.write(after, "new")
+    await reader.look()
+    assert reader.served.ids("rebuilt") == {"id1", "id2", "new"}, "a table that is being built holds nothing up"
+    assert reader.served.renewed == ["second key"], "once for a generation"
+    await reader.follower.stop()
+    assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
 
 
 async def test_a_generation_that_is_emptied_before_the_next_look_takes_nothing_away() -> None:
