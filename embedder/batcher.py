@@ -1,11 +1,12 @@
 """What waits for the model, and what goes into the next forward pass. No thread, no model, no clock of its own.
 
-1. Interactive entries go before bulk ones. Only where no bulk entry has run for a second does bulk get a trickle: a
-   batch of an eighth of the size.
+1. Interactive entries go before bulk ones. Only where no bulk batch has run for a second, since the end of the last
+   one, does bulk get a trickle: a batch of an eighth of the size. So no interactive entry waits for two bulk batches in
+   a row.
 2. The oldest entry of the lane decides what the batch is of: pictures, or texts of one length (by steps of 8 tokens,
    since a batch of texts is padded to its longest). Room that is left goes to shorter texts, down to half the length.
 3. Nobody is waited for: what is there goes. With a waiting time, a batch that is not full waits until its oldest entry
-   has waited that long.
+   has waited that long; meanwhile a full batch of bulk may go.
 4. An entry that nobody waits for any more is dropped as it is come across.
 """
 
@@ -51,6 +52,7 @@ class BatchQueue:
         self._clock = clock
         self._groups: dict[Lane, dict[_Group, deque[Entry]]] = {lane: {} for lane in Lane}
         self._bulk_ran = clock()
+        self._bulk_runs = False
         self.limits: dict[Kind, int] = {"image": max_batch, "text": max_batch}
 
     def put(self, entry: Entry) -> None:
@@ -62,14 +64,20 @@ class BatchQueue:
         self._groups[entry.lane].setdefault(group, deque()).append(entry)
 
     def take(self) -> list[Entry]:
-        """The next batch: entries of one kind, at most the limit; empty if there is nothing to run yet."""
+        """The next batch: entries of one kind, at most the limit; empty if there is nothing to run yet.
+
+        To be asked for as soon as the batch before has ended.
+        """
         now = self._clock()
+        if self._bulk_runs:  # until now, and what waited meanwhile is interactive
+            self._bulk_ran, self._bulk_runs = now, False
         interactive, bulk = self._oldest(Lane.INTERACTIVE, now), self._oldest(Lane.BULK, now)
         if interactive and bulk and now - self._bulk_ran > STARVING_S:
             return self._batch(Lane.BULK, bulk, TRICKLE, now)
-        for lane, group in ((Lane.INTERACTIVE, interactive), (Lane.BULK, bulk)):
-            if group:
-                return self._batch(lane, group, 1, now) if self._is_due(lane, group, now) else []
+        if interactive and self._is_due(Lane.INTERACTIVE, interactive, now):
+            return self._batch(Lane.INTERACTIVE, interactive, 1, now)
+        if bulk and (self._is_full(Lane.BULK, bulk) if interactive else self._is_due(Lane.BULK, bulk, now)):
+            return self._batch(Lane.BULK, bulk, 1, now)
         return []
 
     def due_in(self) -> float | None:
@@ -84,7 +92,9 @@ class BatchQueue:
     def room(self, kind: Kind, length: int) -> int:
         """Most entries in one batch: of pictures the limit, of texts as many tokens as that many full texts have."""
         limit = min(self._max_batch, self.limits[kind])
-        return limit if kind == "image" or not self._texts_cut else max(1, limit * self._context_length // length)
+        if kind == "image" or not self._texts_cut:
+            return limit
+        return max(1, limit * self._context_length // max(1, length))
 
     def waiting(self, lane: Lane) -> int:
         """Entries of a lane, those that will be dropped included."""
@@ -119,8 +129,10 @@ class BatchQueue:
         return oldest
 
     def _is_due(self, lane: Lane, group: _Group, now: float) -> bool:
-        entries = self._groups[lane][group]
-        return now >= entries[0].entered + self._wait_s or len(entries) >= self.room(group.kind, group.length)
+        return now >= self._groups[lane][group][0].entered + self._wait_s or self._is_full(lane, group)
+
+    def _is_full(self, lane: Lane, group: _Group) -> bool:
+        return len(self._groups[lane][group]) >= self.room(group.kind, group.length)
 
     def _batch(self, lane: Lane, group: _Group, share: int, now: float) -> list[Entry]:
         room = max(1, self.room(group.kind, group.length) // share)
@@ -134,7 +146,7 @@ class BatchQueue:
                 if not _is_stale(entry, lane, now):
                     batch.append(entry)
         if lane is Lane.BULK:
-            self._bulk_ran = now
+            self._bulk_runs = True
         return batch
 
 

@@ -3,7 +3,7 @@
 A picture is begun only when there is a row for its pixels, so that decoding runs ahead of the model by a few batches
 and no further. Interactive pictures go first, and keep something back for themselves: one thread, half of the rows and
 a pixel budget of their own, so that they need not wait for the large pictures of a bulk load. Bulk pictures keep an
-eighth of the rows, and have a turn where none has been begun for a second.
+eighth of the rows, and have a turn where none has been begun for a second and none is being decoded.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ class Decoding:
         self._took = RunningMean()
         self._bulk_began = time.monotonic()
         self._waiting: dict[Lane, deque[Entry]] = {lane: deque() for lane in Lane}
-        self._running = 0
+        self._running = dict.fromkeys(Lane, 0)
         self._stopped = False
         self._pixels = dict.fromkeys(Lane, 0)
         self._slots: dict[Lane, set[int]] = {lane: set() for lane in Lane}
@@ -111,14 +111,14 @@ class Decoding:
         if self._stopped:
             return
         now = time.monotonic()
-        if now - self._bulk_began > STARVING_S:
+        if not self._running[Lane.BULK] and now - self._bulk_began > STARVING_S:
             self._feed(Lane.BULK, threads=self._thread_count + 1, most=1)
         self._feed(Lane.INTERACTIVE, threads=self._thread_count + 1)
         self._feed(Lane.BULK, threads=self._thread_count)
 
     def _feed(self, lane: Lane, threads: int, most: int | None = None) -> None:
         now, waiting, begun = time.monotonic(), self._waiting[lane], 0
-        while waiting and self._running < threads and begun != most:
+        while waiting and sum(self._running.values()) < threads and begun != most:
             entry = waiting[0]
             if entry.lane is not lane or entry.drop_unwanted(now):
                 waiting.popleft()
@@ -141,7 +141,7 @@ class Decoding:
         self._slots[lane].add(entry.slot)
         if lane is Lane.BULK:
             self._bulk_began = time.monotonic()
-        self._running += 1
+        self._running[lane] += 1
         self._pixels[lane] += pixels
         job = asyncio.get_running_loop().run_in_executor(self._threads, self._decode, entry, entry.slot)
         job.add_done_callback(lambda done: self._end(entry, lane, pixels, done))
@@ -150,7 +150,7 @@ class Decoding:
         if job.cancelled():  # by ``stop``, or with the event loop
             return
         result = job.result()
-        self._running -= 1
+        self._running[lane] -= 1
         self._pixels[lane] -= pixels
         entry.picture = entry.opened = None
         self._decoded(entry)

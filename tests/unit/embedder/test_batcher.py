@@ -185,3 +185,35 @@ def test_every_entry_runs_exactly_once_within_the_limits(
         longest = max((len(e.tokens) for e in batch if e.tokens is not None), default=0)
         assert len(batch) <= (min(max_batch, limit) if not longest else min(max_batch, limit) * 64 / longest)
     assert sorted(id(e) for batch in ran for e in batch) == sorted(map(id, entries))
+
+
+def test_what_waited_through_a_long_bulk_batch_goes_before_the_next_one() -> None:
+    clock = Clock()
+    queue = make_queue(clock)
+    bulk = fill(queue, [entry(Lane.BULK) for _ in range(8)])
+    assert queue.take() == bulk[:4]
+    clock.now += 5.0
+    urgent = entry()
+    queue.put(urgent)
+    assert queue.take() == [urgent]
+    assert queue.take() == bulk[4:]
+
+
+def test_a_full_bulk_batch_goes_while_an_interactive_one_waits_to_fill() -> None:
+    clock = Clock()
+    queue = make_queue(clock, wait_s=0.05)
+    urgent = entry()
+    queue.put(urgent)
+    bulk = fill(queue, [entry(Lane.BULK) for _ in range(3)])
+    assert queue.take() == [], "neither is full"
+    queue.put(last := entry(Lane.BULK))
+    assert queue.take() == [*bulk, last]
+    clock.now += 0.05
+    assert queue.take() == [urgent]
+
+
+def test_a_text_without_tokens_has_room() -> None:
+    queue = make_queue(Clock())
+    empty = entry(length=0)
+    queue.put(empty)
+    assert queue.take() == [empty]

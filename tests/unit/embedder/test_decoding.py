@@ -30,16 +30,16 @@ def slab() -> Iterator[Slab]:
     os.close(descriptor)
 
 
-def entry(number: int) -> Entry:
+def entry(number: int, lane: Lane = Lane.INTERACTIVE) -> Entry:
     return Entry(
         kind="image",
-        lane=Lane.INTERACTIVE,
+        lane=lane,
         key=bytes([number]),
         stage=Stage.TO_DECODE,
         on_drop=lambda entry, why: None,
         on_done=lambda entry, outcome: None,
         picture=grey(number),
-        waiters=[Waiter(Call(1, Lane.INTERACTIVE, None), 0, "")],
+        waiters=[Waiter(Call(1, lane, None), 0, "")],
     )
 
 
@@ -97,3 +97,32 @@ async def test_after_a_stop_nothing_is_begun_and_what_was_begun_ends_quietly(
     assert ready == entries[:1]
     assert len(preprocessed) == 1
     assert [each.stage for each in entries] == [Stage.TO_INFER, Stage.DECODING] + [Stage.TO_DECODE] * 2
+
+
+async def test_long_bulk_pictures_leave_the_interactive_ones_their_thread(
+    slab: Slab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+
+    def preprocess(picture: Image.Image, row: Pixels) -> None:
+        assert go_on.wait(WAIT_S)
+
+    monkeypatch.setattr("embedder.decoding.STARVING_S", -1.0)  # any picture takes longer than that
+    decoding = Decoding(
+        threads=1,
+        slab=slab,
+        preprocess=preprocess,
+        geometry=Geometry(SIDE, SIDE, "shortest", "bicubic"),
+        limits=PictureLimits(2**20, 10**6),
+        decoded=lambda entry: None,
+        ready=lambda entry: None,
+        metrics=Metrics(CollectorRegistry()),
+    )
+    bulk = [entry(number, Lane.BULK) for number in range(2)]
+    urgent = entry(2)
+    for each in (*bulk, urgent):
+        decoding.put(each)
+    stages = [each.stage for each in (*bulk, urgent)]
+    go_on.set()
+    await decoding.stop()
+    assert stages == [Stage.DECODING, Stage.TO_DECODE, Stage.DECODING]
