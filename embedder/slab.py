@@ -1,4 +1,7 @@
-"""Rows of pixels in memory that the serving process and the model process share: decoded once, copied to nobody."""
+"""Rows of pixels in memory that the serving process and the model process share.
+
+Decoding writes them here, and the model process gathers each batch from here: a copy within memory. None are sent.
+"""
 
 import mmap
 import os

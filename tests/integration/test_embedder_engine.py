@@ -199,5 +199,5 @@ def test_the_poison_corpus_again_and_again_leaves_memory_and_readiness_as_they_w
         feed(4)
         before = rss_mb()
         feed(8)
-        assert rss_mb() - before < 100, "200 rounds are run by benchmarks.embedder; here a leak of a round shows"
+        assert rss_mb() - before < 100, "a leak of some MB a round would show"
         assert serving(channel)
