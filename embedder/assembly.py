@@ -22,6 +22,7 @@ from embedder.settings import EmbedderSettings
 from embedder.supervisor import SayReady, Supervisor
 from embedder.text_cache import TextCache
 from embedder.tokens import Tokenizer
+from embedder.vital import GiveUp
 from embedder.worker_process import COMMAND
 
 log = structlog.get_logger()
@@ -31,26 +32,31 @@ _LOOK_S = 1.0
 
 @asynccontextmanager
 async def open_pipeline(
-    settings: EmbedderSettings, say_ready: SayReady, metrics: Metrics, command: Sequence[str] = COMMAND
+    settings: EmbedderSettings,
+    say_ready: SayReady,
+    give_up: GiveUp,
+    metrics: Metrics,
+    command: Sequence[str] = COMMAND,
 ) -> AsyncIterator[Pipeline]:
     """A warmed-up pipeline over a model process of its own, stopped at the end.
 
     Args:
         settings: the embedder's.
         say_ready: told when the model is lost later, and when it is back.
+        give_up: told if it cannot go on, for a fault of ours.
         metrics: told everything.
         command: runs a model process.
 
     Raises:
         LikenessError: the model cannot be loaded, or its vectors are none.
     """
-    supervisor = Supervisor(settings, say_ready, metrics, command)
+    supervisor = Supervisor(settings, say_ready, give_up, metrics, command)
     try:
         await supervisor.start()
+        pipeline, watching = _assembled(settings, supervisor, give_up, metrics)
     except BaseException:
         await supervisor.stop()
         raise
-    pipeline, watching = _assembled(settings, supervisor, metrics)
     try:
         await _warm_up(pipeline)
         yield pipeline
@@ -60,7 +66,7 @@ async def open_pipeline(
 
 
 def _assembled(
-    settings: EmbedderSettings, supervisor: Supervisor, metrics: Metrics
+    settings: EmbedderSettings, supervisor: Supervisor, give_up: GiveUp, metrics: Metrics
 ) -> tuple[Pipeline, asyncio.Task[None]]:
     spec, threads = supervisor.spec, settings.decode_thread_count
     queue = BatchQueue(
@@ -70,7 +76,7 @@ def _assembled(
         wait_s=settings.batch_wait_ms / 1000,
         clock=time.monotonic,
     )
-    inference = Inference(queue, supervisor, metrics)
+    inference = Inference(queue, supervisor, metrics, give_up)
     bounds = Bounds(
         inputs=settings.max_waiting_inputs,
         encoded_bytes=int(settings.max_waiting_mb * 2**20),

@@ -1,10 +1,12 @@
 """Runs batches on the model process, one after another, and isolates what makes one fail.
 
 1. A batch that fails runs again in halves, until the culprit is alone and fails alone.
-2. Where memory ran out, or the process died (the kernel kills what takes too much), batches get half as large; after a
-   while without trouble they grow again.
+2. Where memory ran out, the process died (the kernel kills what takes too much), or a batch took too long, batches get
+   half as large; after a while without trouble they grow again.
 3. A batch whose process was lost waits for the next process and runs there, in halves. An entry that is alone when it
    is lost for the second time or more is taken for the cause.
+4. Where entry after entry fails alone, the process is taken for the cause (a CUDA error stays until its process ends):
+   it is replaced, and the last of them runs again.
 """
 
 import asyncio
@@ -23,26 +25,37 @@ from embedder.inputs import KINDS, Array, Kind, Lane, Outcome, Tokens
 from embedder.metrics import Metrics
 from embedder.running_mean import RunningMean
 from embedder.supervisor import Supervisor
+from embedder.vital import GiveUp, vital
 from embedder.worker_process import ForwardError, WorkerLostError, WorkerProcess
 
 log = structlog.get_logger()
 
 _GROW_AFTER = 32  # good batches
+_BROKEN_AFTER = 4  # entries that failed alone, one after another, other than for want of memory
 
 
 class Inference:
     """Takes batches from the queue and gives their entries vectors. Used from one event loop."""
 
-    def __init__(self, queue: BatchQueue, supervisor: Supervisor, metrics: Metrics) -> None:
+    def __init__(self, queue: BatchQueue, supervisor: Supervisor, metrics: Metrics, give_up: GiveUp) -> None:
+        """Begins to take batches.
+
+        Args:
+            queue: what waits.
+            supervisor: the model.
+            metrics: told what becomes of batches.
+            give_up: told if no further batch can be taken.
+        """
         self._queue, self._supervisor, self._metrics = queue, supervisor, metrics
         self._more = asyncio.Event()
         self._good: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+        self._failed_alone = 0
         self._seconds_each: dict[Kind, RunningMean] = {kind: RunningMean() for kind in KINDS}
         for kind in KINDS:
             metrics.batch_limit(kind, queue.limits[kind])
         # One batch at a time: sending the next ahead would save a device the fraction of a millisecond of our answer,
         # and make an interactive batch wait for two.
-        self._running = asyncio.create_task(self._run())
+        self._running = vital(self._run, "running batches", give_up)
 
     def put(self, entry: Entry) -> None:
         """Takes an entry that is ready for the model."""
@@ -98,13 +111,13 @@ class Inference:
             if error.out_of_memory:
                 self._shrink(kind, len(batch))
             if len(batch) == 1:
-                batch[0].finish(Outcome(_failure(error)))
+                await self._alone(worker, batch, error)
             else:
                 log.warning("a forward pass failed; halving the batch", kind=kind, rows=len(batch), error=str(error))
                 await self._halves(batch)
         except WorkerLostError as error:
             self._metrics.batch_failed("lost")
-            if error.why == "died":
+            if error.why == "died" or (error.why == "stuck" and len(batch) > 1):  # it may have been merely slow
                 self._shrink(kind, len(batch))
             for entry in batch:
                 entry.losses += 1
@@ -130,6 +143,17 @@ class Inference:
         self._metrics.tokens(padded.size, padded.size - sum(lengths))
         return padded
 
+    async def _alone(self, worker: WorkerProcess, batch: Sequence[Entry], error: ForwardError) -> None:
+        """An entry has failed alone: for its own fault, or is it the process that is broken?"""
+        if not error.out_of_memory:
+            self._failed_alone += 1
+        if self._failed_alone < _BROKEN_AFTER:
+            batch[0].finish(Outcome(_failure(error)))
+            return
+        self._failed_alone = 0
+        worker.lose("failing")
+        await self._halves(batch)
+
     async def _halves(self, batch: Sequence[Entry]) -> None:
         for entry in batch:
             entry.stage = Stage.TO_INFER
@@ -139,6 +163,7 @@ class Inference:
 
     def _done(self, kind: Kind, batch: Sequence[Entry], vectors: Array, span: Span) -> None:
         seconds = span.ended - span.begun
+        self._failed_alone = 0
         self._metrics.batch(kind, len(batch), seconds)
         self._seconds_each[kind].add(seconds / len(batch))
         self._grow(kind)

@@ -15,14 +15,14 @@ Result = Literal["ok", "invalid", "overloaded", "expired", "cancelled", "failed"
 Stage = Literal["decode", "model"]
 DropStage = Literal["decode", "inference"]
 DropWhy = Literal["cancelled", "expired"]
-LostWhy = Literal["died", "stuck"]
+LostWhy = Literal["died", "stuck", "failing"]
 FailureWhy = Literal["error", "out_of_memory", "lost"]
 
 RESULTS: tuple[Result, ...] = ("ok", "invalid", "overloaded", "expired", "cancelled", "failed")
 STAGES: tuple[Stage, ...] = ("decode", "model")
 DROP_STAGES: tuple[DropStage, ...] = ("decode", "inference")
 DROP_WHYS: tuple[DropWhy, ...] = ("cancelled", "expired")
-LOST_WHYS: tuple[LostWhy, ...] = ("died", "stuck")
+LOST_WHYS: tuple[LostWhy, ...] = ("died", "stuck", "failing")
 FAILURE_WHYS: tuple[FailureWhy, ...] = ("error", "out_of_memory", "lost")
 
 _NAMESPACE = "likeness_embedder"

@@ -158,7 +158,7 @@ class Pipeline:
         await self._stages.inference.stop()
         await self._stages.decoding.stop()
         for threads in self._preparing.values():
-            threads.shutdown()
+            await asyncio.to_thread(threads.shutdown, cancel_futures=True)
         await self._stages.supervisor.stop()
 
     async def _embed(
@@ -269,13 +269,21 @@ class Pipeline:
             waiters=[waiter],
         )
         self._in_flight[one.key] = entry
-        if one.picture is None:
-            self._stages.inference.put(entry)
-        else:
-            entry.counted = lane
-            self._stages.admission.add_pixels(lane, entry.pixels)
-            self._stages.decoding.put(entry)
+        try:
+            self._put(entry)
+        except Exception as error:  # a fault of ours costs this input, not every equal one that joins it later
+            failure = Outcome(incident("an input could not be put into its queue", error))
+            if entry.stage in (Stage.TO_DECODE, Stage.TO_INFER):
+                entry.finish(failure)
         return entry
+
+    def _put(self, entry: Entry) -> None:
+        if entry.kind == "text":
+            self._stages.inference.put(entry)
+            return
+        entry.counted = entry.lane
+        self._stages.admission.add_pixels(entry.lane, entry.pixels)
+        self._stages.decoding.put(entry)
 
     def _hurry(self, entry: Entry, lane: Lane) -> None:
         """A caller in a better lane has joined: the entry takes that lane, unless it is being worked on."""

@@ -49,7 +49,8 @@ class EmbedderService:
             if self._started:  # before, the chassis says so when this method returns
                 await readiness.set(serving, why)
 
-        pipeline = await self._open.enter_async_context(open_pipeline(self._settings, say_ready, self._metrics))
+        opened = open_pipeline(self._settings, say_ready, readiness.give_up, self._metrics)
+        pipeline = await self._open.enter_async_context(opened)
         readiness.on_stop(self._servicer.end_streams)
         window = self._settings.stream_window or 8 * pipeline.max_batch
         self._started = True

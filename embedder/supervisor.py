@@ -4,16 +4,16 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import structlog
 from likeness.common.v1 import error_pb2
 
-from chassis.errors import LikenessError
+from chassis.errors import LikenessError, incident
 from embedder.metrics import Metrics
 from embedder.settings import EmbedderSettings
 from embedder.slab import Slab, SlabShape, shared_file
 from embedder.spec import ModelSpec
+from embedder.vital import GiveUp, vital
 from embedder.worker_process import COMMAND, WorkerLostError, WorkerProcess
 
 log = structlog.get_logger()
@@ -40,17 +40,24 @@ class Supervisor:
     max_batch: int
 
     def __init__(
-        self, settings: EmbedderSettings, say_ready: SayReady, metrics: Metrics, command: Sequence[str] = COMMAND
+        self,
+        settings: EmbedderSettings,
+        say_ready: SayReady,
+        give_up: GiveUp,
+        metrics: Metrics,
+        command: Sequence[str] = COMMAND,
     ) -> None:
         """Starts nothing yet.
 
         Args:
             settings: the embedder's.
             say_ready: told when the model is lost and when it is back.
+            give_up: told if the model is looked after no more.
             metrics: told likewise.
             command: runs a model process.
         """
-        self._settings, self._say_ready, self._metrics, self._command = settings, say_ready, metrics, command
+        self._settings, self._metrics, self._command = settings, metrics, command
+        self._say_ready, self._give_up = say_ready, give_up
         self._shared = shared_file()
         self._worker: WorkerProcess | None = None
         self._up = asyncio.Event()
@@ -77,7 +84,7 @@ class Supervisor:
         geometry = worker.spec.geometry
         self.slab = Slab(self._shared, SlabShape(_SLOTS * self.max_batch, geometry.height, geometry.width))
         self._take_on(worker)
-        self._watching = asyncio.create_task(self._watch(worker))
+        self._watching = vital(lambda: self._watch(worker), "watching the model process", self._give_up)
 
     async def worker(self) -> WorkerProcess:
         """The model process; waits, without limit, while there is none."""
@@ -125,9 +132,11 @@ class Supervisor:
             await self._say_ready(True, "the model is back")
 
     async def _replacement(self) -> WorkerProcess:
-        """Another one of the same model; tries, at growing intervals, until there is one."""
+        """Another one of the same model, run in the same way; tries, at growing intervals, until there is one."""
         wait_s, longest_s = _AGAIN_S
-        settings = self._settings
+        # ``GetModel`` has told what it runs on, and callers count on the speed: a GPU that has gone is an error.
+        how = {name: getattr(self.spec, name) for name in ("backend", "device", "precision")}
+        pinned = settings = self._settings.model_copy(update=how)
         if self.spec.again:  # a second or two, where loading it through torch takes many
             settings = settings.model_copy(update={"model": self.spec.again, "pretrained": "", "preprocess_like": ""})
         while True:
@@ -136,16 +145,17 @@ class Supervisor:
                     worker = await self._start(settings)
                 if _same(worker.spec, self.spec):
                     return worker
-                log.error("the model's files have changed since the start; restart the embedder to serve the new model")
+                log.error("the model, or what runs it, has changed since the start; restart the embedder to serve it")
                 await worker.close()
             except (LikenessError, WorkerLostError, OSError) as error:  # no memory or no file handles, perhaps
                 log.error("the model cannot be started again", error=str(error), again_in_s=wait_s)
-            settings = self._settings  # the converted copy may be gone, or another one's
+            except Exception as error:  # a fault of ours may pass as well
+                incident("the model cannot be started again", error)
+            settings = pinned  # the converted copy may be gone, or another one's
             await asyncio.sleep(wait_s)
             wait_s = min(longest_s, 2 * wait_s)
 
 
 def _same(one: ModelSpec, other: ModelSpec) -> bool:
-    """Whether two processes run the same model: what runs it, where and how precisely may differ."""
-    how: dict[str, Any] = {"backend": "", "device": "", "precision": "", "best_batch": 0, "again": ""}
-    return replace(one, **how) == replace(other, **how)
+    """Whether two processes run the same model in the same way: only how it is loaded quickly may differ."""
+    return replace(one, again="") == replace(other, again="")

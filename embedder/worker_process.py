@@ -11,7 +11,7 @@ import numpy as np
 import structlog
 from google.rpc import status_pb2
 
-from chassis.errors import from_status
+from chassis.errors import from_status, incident
 from embedder.inputs import Array, Tokens
 from embedder.metrics import LostWhy
 from embedder.settings import EmbedderSettings
@@ -25,7 +25,7 @@ COMMAND = (sys.executable, "-m", "embedder.worker")
 
 
 class WorkerLostError(Exception):
-    """The model process has died or does not answer; ``why`` is "died" or "stuck"."""
+    """The model process has died, does not answer or fails always: ``why`` is "died", "stuck" or "failing"."""
 
     def __init__(self, why: LostWhy) -> None:
         super().__init__(why)
@@ -136,7 +136,7 @@ class WorkerProcess:
                 answered, content = await answer
         except TimeoutError:
             log.error("the model process does not answer", seconds=self._stuck_s, pid=self.pid)
-            self._lose("stuck")
+            self.lose("stuck")
             raise WorkerLostError("stuck") from None
         finally:
             self._answers.pop(number, None)
@@ -146,9 +146,8 @@ class WorkerProcess:
 
     async def close(self) -> None:
         """Ends it at once and waits until it is gone."""
-        self._lose("died")
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._reading
+        self.lose("died")
+        await asyncio.wait({self._reading})  # a cancellation of the caller's own goes on to the caller
         self._writer.close()
         await self._process.wait()
 
@@ -160,9 +159,13 @@ class WorkerProcess:
                 if answer is not None and not answer.done():
                     answer.set_result((head, body))
         except (asyncio.IncompleteReadError, ConnectionError):
-            self._lose("died")
+            self.lose("died")
+        except Exception as error:
+            incident("the model process's answers cannot be read", error)
+            self.lose("died")
 
-    def _lose(self, why: LostWhy) -> None:
+    def lose(self, why: LostWhy) -> None:
+        """Kills it and says so to all who wait for it; once."""
         if self.lost.done():
             return
         self.lost.set_result(why)

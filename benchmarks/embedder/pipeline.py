@@ -61,10 +61,14 @@ async def _note_health(up: bool, why: str) -> None:
     print(f"model up: {up} ({why})", flush=True)
 
 
+async def _note_end(why: str) -> None:
+    print(f"the pipeline cannot go on: {why}", flush=True)
+
+
 async def _serve(desk: Desk) -> None:
     settings = EmbedderSettings.parse("python -m benchmarks.embedder.pipeline", [])
     inputs = Inputs()
-    async with open_pipeline(settings, _note_health, Metrics()) as pipeline:
+    async with open_pipeline(settings, _note_health, _note_end, Metrics()) as pipeline:
         desk.say({**spec_told(pipeline.spec), "max_batch": pipeline.max_batch})
         while (request := await asyncio.to_thread(desk.read)) is not None:
             desk.say(await _measure(pipeline, inputs.of(request["kind"]), request))

@@ -41,6 +41,7 @@ class Bench:
     registry: CollectorRegistry
     said: list[tuple[bool, str]]
     held: "asyncio.Queue[Held]"
+    gave_up: list[str] = field(default_factory=list)
     started: list["asyncio.Task[Any]"] = field(default_factory=list)
 
     def embed(self, *inputs: Input, **options: Any) -> Coroutine[Any, Any, Any]:
@@ -94,6 +95,10 @@ class Bench:
 
 
 Build = Callable[..., Awaitable[Bench]]
+
+
+async def ignore(*said: object) -> None:
+    """Hears what a pipeline says, and does nothing."""
 
 
 def model_processes() -> list[psutil.Process]:

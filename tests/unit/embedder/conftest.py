@@ -65,14 +65,19 @@ async def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
         async def make(**settings: Any) -> Bench:
             said: list[tuple[bool, str]] = []
+            gave_up: list[str] = []
 
             async def say_ready(serving: bool, why: str) -> None:
                 said.append((serving, why))
 
+            async def give_up(why: str) -> None:
+                gave_up.append(why)
+
             registry = CollectorRegistry()
             usual = {"decode_threads": 2, "max_queue_s": 3600.0, "max_bulk_queue_s": 3600.0, "stuck_s": 3600.0}
-            opened = open_pipeline(EmbedderSettings(**{**usual, **settings}), say_ready, Metrics(registry), COMMAND)
-            return Bench(await stack.enter_async_context(opened), registry, said, held)
+            chosen = EmbedderSettings(**{**usual, **settings})
+            opened = open_pipeline(chosen, say_ready, give_up, Metrics(registry), COMMAND)
+            return Bench(await stack.enter_async_context(opened), registry, said, held, gave_up)
 
         yield make
     control.close()

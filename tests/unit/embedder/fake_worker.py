@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from chassis.errors import invalid
 from embedder.inputs import Array, Pixels, Tokens
 from embedder.settings import EmbedderSettings
 from embedder.spec import Geometry, ModelSpec, TokenizerSpec
 from embedder.worker import main
 
+GPU = "FAKE_WORKER_GPU"  # set where this machine has one
 CONTROL = "FAKE_WORKER_CONTROL"  # a Unix socket's path; there a held batch is told of, and released
-RAISE, NOT_A_NUMBER, NO_MEMORY, DIE, HANG, HOLD = 13, 14, 15, 16, 17, 18
+RAISE, NOT_A_NUMBER, NO_MEMORY, DIE, HANG, HOLD, BREAK = 13, 14, 15, 16, 17, 18, 19
 MOST_IN_MEMORY = 2  # rows, of a batch with NO_MEMORY in it
 SIDE, CONTEXT = 8, 64
 
@@ -28,7 +30,7 @@ def angle(level: float) -> Array:
     return np.array([np.cos(level / 100), np.sin(level / 100)], np.float32)
 
 
-def spec() -> ModelSpec:
+def spec(device: str = "cpu") -> ModelSpec:
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 1}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return ModelSpec(
@@ -36,7 +38,7 @@ def spec() -> ModelSpec:
         digest="f" * 64,
         dimension=2,
         backend="torch",
-        device="cpu",
+        device=device,
         precision="fp32",
         best_batch=4,
         geometry=Geometry(SIDE, SIDE, "shortest", "bicubic"),
@@ -54,6 +56,7 @@ class FakeBackend:
     device: str = "cpu"
     precision: str = "fp32"
     dimension: int = 2
+    is_broken: bool = False
 
     def encode_images(self, pixels: Pixels) -> Array:
         return self._encode([int(p[0, 0, 0]) for p in pixels])
@@ -62,6 +65,9 @@ class FakeBackend:
         return self._encode([int(np.count_nonzero(t)) for t in tokens])
 
     def _encode(self, levels: list[int]) -> Array:
+        if self.is_broken:
+            raise RuntimeError("an illegal memory access was encountered")
+        self.is_broken = BREAK in levels
         if DIE in levels:
             os._exit(1)
         if HANG in levels:
@@ -91,7 +97,12 @@ class Engine:
 
 
 def load(settings: EmbedderSettings) -> Any:
-    return Engine(spec(), FakeBackend())
+    device = settings.device
+    if device == "auto":
+        device = "cuda:0" if GPU in os.environ else "cpu"
+    if device != "cpu" and GPU not in os.environ:
+        raise invalid("LIKENESS_DEVICE", f"{device} is asked for, but there is none")
+    return Engine(spec(device), FakeBackend())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ import asyncio
 import os
 import signal
 import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,11 +17,26 @@ from prometheus_client import CollectorRegistry
 
 from chassis.errors import LikenessError, invalid
 from embedder.assembly import open_pipeline
-from embedder.inputs import EncodedPicture, Faulty, Lane, RgbPicture
+from embedder.batcher import BatchQueue
+from embedder.inputs import Array, EncodedPicture, Faulty, Lane, RgbPicture
 from embedder.metrics import Metrics
 from embedder.settings import EmbedderSettings
+from embedder.slab import shared_file
+from embedder.supervisor import Supervisor
+from embedder.worker_process import WorkerLostError, WorkerProcess
 from tests.unit.embedder import fake_worker as fake
-from tests.unit.embedder.bench import COMMAND, WAIT_S, Bench, Build, grey, model_processes, reason, vectors, words
+from tests.unit.embedder.bench import (
+    COMMAND,
+    WAIT_S,
+    Bench,
+    Build,
+    grey,
+    ignore,
+    model_processes,
+    reason,
+    vectors,
+    words,
+)
 from tests.unit.embedder.fake_worker import angle
 
 
@@ -157,32 +175,178 @@ async def test_a_fault_of_ours_in_running_a_batch_costs_that_batch_only(
     assert np.allclose(vectors(await bench.outcomes(words(5))), [angle(5)])
 
 
-async def test_stopping_leaves_no_process_behind() -> None:
-    async def ignore(serving: bool, why: str) -> None: ...
+async def test_after_a_batch_that_took_too_long_the_next_are_smaller(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = WorkerProcess.encode_images
 
-    async with open_pipeline(EmbedderSettings(), ignore, Metrics(CollectorRegistry()), COMMAND):
+    async def slow(worker: WorkerProcess, slots: Sequence[int]) -> Array:
+        if len(slots) > 4:
+            raise WorkerLostError("stuck")
+        return await encode(worker, slots)
+
+    monkeypatch.setattr(WorkerProcess, "encode_images", slow)
+    bench = await build(max_batch=8)
+    levels = range(20, 28)
+    outcomes, _ = await bench.together(*[grey(level) for level in levels])
+    assert np.allclose(vectors(outcomes), [angle(level) for level in levels])
+    assert bench.count("batch_limit", kind="image") == 4
+
+
+async def test_a_model_process_that_fails_always_is_replaced(build: Build) -> None:
+    bench = await build()
+    assert np.allclose(vectors(await bench.outcomes(grey(fake.BREAK))), [angle(fake.BREAK)])
+    broken = bench.model_pid
+    for level in (30, 31, 32):
+        assert reason((await bench.outcomes(grey(level)))[0]) == "INTERNAL"
+    assert np.allclose(vectors(await bench.outcomes(words(5), words(6))), [angle(5), angle(6)])
+    assert bench.model_pid != broken
+    assert bench.count("model_restarts_total", why="failing") == 1
+
+
+async def test_inputs_that_fail_alone_one_after_another_hurt_no_other(build: Build) -> None:
+    bench = await build()
+    poison = words(fake.RAISE)
+    for _ in range(3):
+        assert reason((await bench.outcomes(poison))[0]) == "INTERNAL"
+    outcomes = await bench.outcomes(poison, words(9), words(10), words(11))  # one batch
+    assert reason(outcomes.pop(0)) == "INTERNAL"
+    assert np.allclose(vectors(outcomes), [angle(level) for level in (9, 10, 11)])
+    assert bench.count("model_restarts_total", why="failing") == 1
+    assert bench.gave_up == []
+
+
+async def test_a_model_whose_gpu_has_gone_is_not_replaced_by_one_on_the_cpu(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(fake.GPU, "1")
+    bench = await build()
+    assert bench.pipeline.spec.device == "cuda:0"
+    monkeypatch.delenv(fake.GPU)
+    with structlog.testing.capture_logs() as logs:
+        os.kill(bench.model_pid, signal.SIGKILL)
+        await bench.until(lambda: any("cuda:0 is asked for" in str(line.get("error")) for line in logs))
+    assert [serving for serving, _ in bench.said] == [False]
+    monkeypatch.setenv(fake.GPU, "1")
+    await bench.until(lambda: len(bench.said) > 1)
+    assert np.allclose(vectors(await bench.outcomes(grey(7))), [angle(7)])
+
+
+async def test_an_unforeseen_fault_in_starting_a_model_again_is_tried_again(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = await build()
+    faults = iter([ZeroDivisionError("once")])
+    start = Supervisor._start
+
+    async def start_late(supervisor: Supervisor, settings: EmbedderSettings) -> WorkerProcess:
+        for fault in faults:
+            raise fault
+        return await start(supervisor, settings)
+
+    monkeypatch.setattr(Supervisor, "_start", start_late)
+    os.kill(bench.model_pid, signal.SIGKILL)
+    await bench.until(lambda: len(bench.said) >= 2)
+    assert np.allclose(vectors(await bench.outcomes(grey(7))), [angle(7)])
+    assert bench.gave_up == []
+
+
+async def test_a_fault_of_ours_in_taking_batches_ends_the_service(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = await build()
+    monkeypatch.setattr(BatchQueue, "take", lambda queue: 1 / 0)
+    call = bench.start(bench.embed(grey(7)))
+    await bench.until(lambda: bench.gave_up == ["running batches has come to an end"])
+    call.cancel()
+
+
+async def test_a_fault_of_ours_in_watching_the_model_ends_the_service(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = await build()
+    monkeypatch.setattr(Supervisor, "_replacement", lambda supervisor: 1 / 0)
+    os.kill(bench.model_pid, signal.SIGKILL)
+    await bench.until(lambda: bench.gave_up == ["watching the model process has come to an end"])
+
+
+async def test_a_fault_of_ours_in_queueing_an_input_costs_that_input_only(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = await build()
+    for stage in ("embedder.inference.Inference.put", "embedder.decoding.Decoding.put"):
+        with monkeypatch.context() as patch:
+            patch.setattr(stage, lambda *_: 1 / 0)
+            outcomes = await bench.outcomes(words(5), grey(7))
+            assert "INTERNAL" in [reason(o) for o in outcomes if isinstance(o.result, LikenessError)]
+    assert np.allclose(vectors(await bench.outcomes(words(5), grey(7))), [angle(5), angle(7)])
+
+
+async def test_a_pipeline_that_cannot_be_put_together_leaves_no_process_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("embedder.assembly._assembled", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        async with open_pipeline(EmbedderSettings(), ignore, ignore, Metrics(CollectorRegistry()), COMMAND):
+            pass
+    assert model_processes() == []
+
+
+async def test_closing_a_model_process_can_be_cancelled() -> None:
+    shared = shared_file()
+    worker = await WorkerProcess.start(EmbedderSettings(), shared, COMMAND)
+    closing = asyncio.create_task(worker.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait({closing})
+    assert closing.cancelled()
+    await worker.close()
+    os.close(shared)
+    assert model_processes() == []
+
+
+async def test_stopping_waits_for_threads_without_holding_up_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+
+    class Held(ThreadPoolExecutor):
+        """Its last work needs the event loop."""
+
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            go_on = threading.Event()
+            loop.call_soon_threadsafe(go_on.set)
+            assert go_on.wait(WAIT_S)
+            super().shutdown(wait, cancel_futures=cancel_futures)
+
+    monkeypatch.setattr("embedder.pipeline.ThreadPoolExecutor", Held)
+    async with open_pipeline(EmbedderSettings(), ignore, ignore, Metrics(CollectorRegistry()), COMMAND) as pipeline:
+        await pipeline.embed([words(3)])
+    assert model_processes() == []
+
+
+async def test_stopping_leaves_no_process_behind() -> None:
+    async with open_pipeline(EmbedderSettings(), ignore, ignore, Metrics(CollectorRegistry()), COMMAND):
         assert len(model_processes()) == 1
     assert model_processes() == []
 
 
 async def test_a_model_process_that_cannot_load_says_why() -> None:
-    async def ignore(serving: bool, why: str) -> None: ...
-
+    command = (sys.executable, "-c", "1")
     with pytest.raises(LikenessError, match="died while loading"):
-        async with open_pipeline(EmbedderSettings(), ignore, Metrics(CollectorRegistry()), (sys.executable, "-c", "1")):
+        async with open_pipeline(EmbedderSettings(), ignore, ignore, Metrics(CollectorRegistry()), command):
             pass
 
 
 async def test_calls_that_outlive_the_pipeline_end_quietly() -> None:
-    async def ignore(serving: bool, why: str) -> None: ...
-
     faults: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
     registry = CollectorRegistry()
     settings = EmbedderSettings(decode_threads=2, max_bulk_queue_s=3600, stuck_s=3600)
-    async with open_pipeline(settings, ignore, Metrics(registry), COMMAND) as pipeline:
+    async with open_pipeline(settings, ignore, ignore, Metrics(registry), COMMAND) as pipeline:
         bench = Bench(pipeline, registry, [], asyncio.Queue())
+        decoded = bench.count("decode_seconds_count", kind="image")
         calls = [bench.start(bench.embed(grey(fake.HANG)))]
+        await bench.until(lambda: bench.count("decode_seconds_count", kind="image") > decoded)
+        await bench.until(lambda: pipeline.waiting_for_model == 0)  # the model has it, and hangs
         calls += [bench.start(bench.embed(grey(20 + n), lane=Lane.BULK)) for n in range(40)]
         await bench.until(lambda: pipeline.waiting_for_model >= 4)
     for call in calls:
