@@ -59,6 +59,7 @@ class Registry:
     told: Callable[[Collection], Awaitable[int]] | None = None
     _engine: Engine = field(init=False)
     _served: dict[str, Served] = field(default_factory=dict)
+    _staged: dict[str, int] = field(default_factory=dict)  # bytes that collections being made will take, by uid
     _ending: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -204,21 +205,25 @@ class Registry:
         """
         if self.settings.reads is Reads.CHROMA:
             return None
-        if self.nbytes + items * estimate(collection) > self._budget:
+        used, more = self.nbytes + sum(self._staged.values()), items * estimate(collection)
+        if used + more > self._budget:
             if self.settings.reads is Reads.MEMORY:
-                raise self._memory_full(self.nbytes)
+                raise self._memory_full(used)
             return None
+        self._staged[collection.uid] = more
         return ServingCollection(collection, self._engine.table(collection), 0)
 
     def complete(self, collection: Collection, serving: ServingCollection | None) -> None:
         """A collection that was staged is complete: it is served from now on."""
+        self._staged.pop(collection.uid, None)
         why = "LIKENESS_READS is chroma" if self.settings.reads is Reads.CHROMA else over_budget(self._budget)
         served = self._served[collection.uid] = Served(collection, Mode.CHROMA, why)
         if serving is not None:
             self._serve(served, serving)
 
     def deleted(self, uid: str) -> None:
-        """A collection was deleted just now; ``uid`` is the collection's."""
+        """A collection was deleted just now, or is not made after all; ``uid`` is the collection's."""
+        self._staged.pop(uid, None)
         served = self._served.pop(uid, None)
         if served is None:
             return
