@@ -34,6 +34,7 @@ from tests.integration.indexer.calls import (
     unit,
     upsert,
 )
+from tests.integration.indexer.test_erase import erase, make, traces
 from tests.processes import Service, free_port, launch, metric, run_to_end, start_chroma
 
 LEASE_S = 4.0
@@ -96,6 +97,22 @@ def same(one: Stub, other: Stub, name: str) -> bool:
         return False
     mine, others = (np.array([np.frombuffer(i.vector.f32, "<f4") for i in page]) for page in pages)
     return np.allclose(mine, others, rtol=1e-5, atol=1e-6)
+
+
+def test_what_the_writer_erases_leaves_the_files_of_a_reader_too(indexer: Start, tmp_path: Path) -> None:
+    writer, reader = indexer(), indexer("reader-1")
+    with stubs(writer, reader) as (write, read):
+        make(write, "photos", types_pb2.METRIC_COSINE, 300)
+        seen(lambda: same(write, read, "photos"))
+        reader.stop()  # and a snapshot is written
+        before = traces(tmp_path / "reader-1", [7])
+        assert "7: id" in before, before.keys()
+        reader = indexer("reader-1")
+        assert erase(write, "photos", 7).deleted == 1
+        seen(lambda: traces(tmp_path / "reader-1", [7]) == {}, 60)
+    reader.stop()
+    assert traces(tmp_path / "reader-1", [7]) == {}
+    assert traces(tmp_path / "reader-1", [8]) != {}, "a new snapshot was written"
 
 
 def test_readers_follow_and_refuse_writes(indexer: Start, tmp_path: Path) -> None:
