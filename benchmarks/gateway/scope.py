@@ -41,5 +41,5 @@ class Scope:
     def of(model: str, *, quick: bool) -> "Scope":
         """The whole measurement, or the cut."""
         if quick:
-            return Scope(model, True, 5_000, 3, 4.0, 0.5, 8.0, 2.0, 500, 5_000)
+            return Scope(model, True, 5_000, 3, 4.0, 0.5, 8.0, 2.0, 500, 2_500)
         return Scope(model, False, 20_000, 7, 8.0, 1.0, 20.0, 3.0, 500, 20_000)
