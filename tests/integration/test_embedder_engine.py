@@ -125,12 +125,13 @@ def test_a_killed_model_process_fails_no_call_and_is_replaced(start: Start) -> N
     with connect(service) as channel, ThreadPoolExecutor(4) as clients:
         stub = Stub(channel)
 
-        def bulk(seed: int) -> embedder_pb2.EmbedResponse:
+        def bulk(seed: int) -> embedder_pb2.EmbedRequest:
             inputs = [picture(noise(seed * 1000 + n, (300, 200))) for n in range(40)]
-            request = embedder_pb2.EmbedRequest(inputs=inputs, priority=embedder_pb2.PRIORITY_BULK)
-            return stub.Embed(request, timeout=90)
+            return embedder_pb2.EmbedRequest(inputs=inputs, priority=embedder_pb2.PRIORITY_BULK)
 
-        calls = [clients.submit(bulk, seed) for seed in range(4)]
+        # Made before any is sent: a call that comes while the model is away is refused, with a time to try again.
+        requests = [bulk(seed) for seed in range(4)]
+        calls = [clients.submit(stub.Embed, request, timeout=90) for request in requests]
         while metric(port, "likeness_embedder_batch_size_count", kind="image") < 3:
             pass
         os.kill(first.pid, signal.SIGKILL)
