@@ -5,6 +5,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 # Files of tests that run at once. The slow ones come first, so that no worker ends with one alone.
 WORKERS ?= 2
+# These interrupt their own process, which a worker may not outlive: they run by themselves, after the others.
+INTERRUPTED := tests/unit/client/test_cli_index.py
 BIN := $(CURDIR)/.venv/bin
 SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 PROTOS := $(wildcard protos/likeness/*/v1/*.proto)
@@ -65,7 +67,8 @@ down: setup ## stop what `make up` started
 # --- habits ----------------------------------------------------------------------------------------------------------
 .PHONY: test
 test: setup ## every test but the container one, two files at once (ARGS="-k name" for some; WORKERS=0: one after another)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(or $(ARGS),$(INTERRUPTED:%=--ignore=%))
+	@$(if $(ARGS),,$(BIN)/python -m pytest $(INTERRUPTED))
 
 .PHONY: lint
 lint: setup build/protos.binpb ## ruff, mypy --strict, buf lint, buf breaking against the main branch
