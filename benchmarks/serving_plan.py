@@ -111,7 +111,7 @@ def filtered(view: View, share: Shares, rows: Array, queries: Array) -> None:
         where = None if percent == 100 else Comparison("share", Op.LT, Kind.NUMBER, (percent / 100,))
         searches = [_search(query, where) for query in queries]
         ways: Counter[str] = Counter()
-        answers = answer(view, searches, Fields(), planner, lambda way: ways.update([way.value]))  # noqa: B023
+        answers = answer(view, searches, Fields(), planner, on_way=lambda way: ways.update([way.value]))  # noqa: B023
         members = share < percent / 100 if where else np.ones(len(rows), np.bool_)
         best = np.argsort(np.where(members, -alike, np.inf), axis=1)[:, :10]
         most = min(10, int(members.sum()))

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from fsspec import get_filesystem_class
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
 from chassis.keys import Keys, KeysError
 from chassis.names import is_loopback
+from chassis.places import Place
 from chassis.settings import ServiceSettings
 from chassis.tls import ChannelTls
 
@@ -132,7 +132,7 @@ class GatewaySettings(ServiceSettings):
     ingest_call_s: float = Field(
         120, gt=0, le=3600, description="Longest wait for one embedding or storing call of an ingest, in seconds."
     )
-    media_url: str = Field(
+    media_url: Place = Field(
         "data/media",
         description="Where thumbnails and originals are: a directory, or a URL that fsspec knows, such as "
         "s3://bucket/media (which needs the package s3fs). Gateways of one indexer share it; others use another.",
@@ -177,16 +177,6 @@ class GatewaySettings(ServiceSettings):
         description="The only hosts fetched from, separated by commas; .example.org: everything below it. Empty: any.",
     )
     fetch_at_once: int = Field(16, ge=1, le=256, description="Pictures fetched at once; more wait.")
-
-    @field_validator("media_url")
-    @classmethod
-    def _is_a_place(cls, where: str) -> str:
-        if "://" in where:
-            try:
-                get_filesystem_class(where.partition("://")[0])
-            except (ImportError, ValueError) as error:
-                raise ValueError(f"expected a directory or a URL that can be used here: {error}") from error
-        return where
 
     @property
     def keyed(self) -> bool:

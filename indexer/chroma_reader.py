@@ -60,14 +60,14 @@ class ChromaReader:
     """``reads.Reader`` over Chroma."""
 
     def __init__(
-        self, store: ChromaStore, turnstile: Turnstile, on_search: Callable[[int, float], None] = lambda *_: None
+        self, store: ChromaStore, turnstile: Turnstile, on_search: Callable[[int, float, float], None] = lambda *_: None
     ) -> None:
         """A reader.
 
         Args:
             store: where the collections are.
             turnstile: bounds what is under way.
-            on_search: told of how many searches were sent together, and the seconds they took.
+            on_search: told of how many searches were sent together, the seconds they waited, and those they took.
         """
         self._on_search = on_search
         self._store = store
@@ -92,10 +92,11 @@ class ChromaReader:
             own = all(s.scoring is OF_METRIC[collection.metric] for s in group)
             wanted = Fields(metadata=fields.metadata, vector=fields.vector or not own)
             vectors = np.stack([s.vector for s in group])
+            came = time.perf_counter()
             async with self._turnstile:
                 began = time.perf_counter()
                 rows = await self._store.search(collection, vectors, group[0].where, _reach(group[0]), wanted)
-                self._on_search(len(group), time.perf_counter() - began)
+                self._on_search(len(group), began - came, time.perf_counter() - began)
             for i, candidates in zip(positions, rows, strict=True):
                 found[i] = _best(collection, searches[i], candidates, fields)
 

@@ -13,11 +13,13 @@ from prometheus_client.registry import REGISTRY
 from indexer.status import CollectionStatus, Mode
 
 SearchPath = Literal["graph", "exact", "chroma"]
+SearchStage = Literal["queue", "filter", "nearest", "score", "rows", "chroma"]
 WriteKind = Literal["upsert", "update", "delete"]
 Source = Literal["snapshot", "chroma"]
 SnapshotResult = Literal["written", "failed"]
 
 PATHS: tuple[SearchPath, ...] = ("graph", "exact", "chroma")
+SEARCH_STAGES: tuple[SearchStage, ...] = ("queue", "filter", "nearest", "score", "rows", "chroma")
 WRITE_KINDS: tuple[WriteKind, ...] = ("upsert", "update", "delete")
 SOURCES: tuple[Source, ...] = ("snapshot", "chroma")
 SNAPSHOT_RESULTS: tuple[SnapshotResult, ...] = ("written", "failed")
@@ -39,6 +41,13 @@ class Metrics:
         self._queries = {p: queries.labels(p) for p in PATHS}
         seconds = self._histogram("search_seconds", "Searching for the queries that were batched.", _SECONDS, "path")
         self._seconds = {p: seconds.labels(p) for p in PATHS}
+        stages = self._histogram(
+            "search_stage_seconds",
+            "A call's wait; of a batch of queries each stage of its search.",
+            _SECONDS,
+            "stage",
+        )
+        self._stages = {s: stages.labels(s) for s in SEARCH_STAGES}
         self._batch = self._histogram("search_batch_size", "Queries that were searched for together.", _SIZES)
         self._waiting = self._gauge("search_queue_queries", "Queries that wait to be searched for.")
 
@@ -83,6 +92,10 @@ class Metrics:
         for path, count in paths.items():
             self._queries[path].inc(count)
             self._seconds[path].observe(seconds)
+
+    def searched_stage(self, stage: SearchStage, seconds: float) -> None:
+        """A stage of answering queries has ended: "queue" of one call, the others of what is searched for together."""
+        self._stages[stage].observe(seconds)
 
     def search_queue(self, queries: int) -> None:
         """So many queries wait."""

@@ -48,8 +48,10 @@ class IndexerService:
         )
         metrics = self._metrics = Metrics()
 
-        def searched(count: int, seconds: float) -> None:
+        def searched(count: int, waited_s: float, seconds: float) -> None:
             metrics.searched({"chroma": count}, seconds)
+            metrics.searched_stage("queue", waited_s)
+            metrics.searched_stage("chroma", seconds)
 
         self._registry = Registry(
             settings,

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
-from fsspec import get_filesystem_class
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from chassis.places import Place
 from chassis.settings import ServiceSettings
 from indexer.memory import memory_bytes
 from indexer.status import Role
@@ -160,7 +160,7 @@ class IndexerSettings(ServiceSettings):
         description="Share of a collection's rows that must have changed since the last serving snapshot before "
         "another is written (and at least 2,000 rows; one is also written when the indexer stops).",
     )
-    snapshots: str = Field(
+    snapshots: Place = Field(
         "data/snapshots",
         description="Where backups of collections are: a directory, or a URL that fsspec knows, such as "
         "s3://bucket/backups (which needs the package s3fs). No other indexer may use the same.",
@@ -192,16 +192,6 @@ class IndexerSettings(ServiceSettings):
         """What every request to Chroma carries."""
         token = self.chroma_token.get_secret_value()
         return {"x-chroma-token": token} if token else {}
-
-    @field_validator("snapshots")
-    @classmethod
-    def _is_a_place(cls, where: str) -> str:
-        if "://" in where:
-            try:
-                get_filesystem_class(where.partition("://")[0])
-            except (ImportError, ValueError) as error:
-                raise ValueError(f"expected a directory or a URL that can be used here: {error}") from error
-        return where
 
     @property
     def chroma_ca(self) -> str:

@@ -5,10 +5,11 @@ of faiss and one reading of vectors then serve all searches of the batch.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -30,6 +31,7 @@ class _Call:
     searches: Sequence[Search]
     fields: Fields
     answer: asyncio.Future[Answered]
+    came: float = field(default_factory=time.perf_counter)
 
 
 class Batcher(Generic[View]):
@@ -44,6 +46,7 @@ class Batcher(Generic[View]):
         jobs: int,
         max_batch: int,
         max_waiting: int,
+        on_wait: Callable[[float], None] = lambda _: None,
     ) -> None:
         """Idle.
 
@@ -55,6 +58,7 @@ class Batcher(Generic[View]):
             jobs: most batches under way at once, at least 1.
             max_batch: most searches in a batch, but a call is never parted.
             max_waiting: most searches that wait; beyond: OVERLOADED.
+            on_wait: told of each call how many seconds it waited for its turn.
         """
         self._view = view
         self._answer = answer
@@ -62,6 +66,7 @@ class Batcher(Generic[View]):
         self._jobs = jobs
         self._max_batch = max_batch
         self._max_waiting = max_waiting
+        self._on_wait = on_wait
         self._waiting: deque[_Call] = deque()
         self._running = 0
 
@@ -94,7 +99,9 @@ class Batcher(Generic[View]):
 
     def _set_off(self) -> None:
         while self._waiting and self._running < self._jobs:
-            batch = self._take()
+            batch, now = self._take(), time.perf_counter()
+            for call in batch:
+                self._on_wait(now - call.came)
             loop = asyncio.get_running_loop()
             try:
                 job = loop.run_in_executor(self._executor, self._run, self._view(), batch)

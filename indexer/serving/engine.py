@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -67,6 +67,7 @@ class Engine:
             jobs=self._jobs,
             max_batch=_MAX_BATCH,
             max_waiting=self._settings.search_queue,
+            on_wait=partial(self._metrics.searched_stage, "queue"),
         )
 
     def maintenance(self, serving: ServingCollection, folder: Path, observer: Observer) -> Maintenance:
@@ -89,20 +90,16 @@ class Engine:
         )
 
     def _answer(
-        self,
-        serving: ServingCollection,
-        view: View,
-        searches: Sequence[Search],
-        fields: Fields,
-        on_way: Callable[[Way], None] = lambda _: None,
+        self, serving: ServingCollection, view: View, searches: Sequence[Search], fields: Fields
     ) -> list[list[Row]]:
-        return answer(view, searches, fields, self.planner(serving.collection), on_way)
+        return answer(view, searches, fields, self.planner(serving.collection))
 
     def _counted(
         self, serving: ServingCollection, view: View, searches: Sequence[Search], fields: Fields
     ) -> list[list[Row]]:
         began, ways = time.perf_counter(), Counter[Way]()
-        found = self._answer(serving, view, searches, fields, on_way=lambda way: ways.update((way,)))
+        planner, stage = self.planner(serving.collection), self._metrics.searched_stage
+        found = answer(view, searches, fields, planner, on_way=lambda way: ways.update((way,)), on_stage=stage)
         paths: dict[SearchPath, int] = {"graph": ways[Way.GRAPH], "exact": ways[Way.EXACT]}
         self._metrics.searched({path: count for path, count in paths.items() if count}, time.perf_counter() - began)
         return found

@@ -5,15 +5,13 @@ import time
 from likeness.gateway.v1 import gateway_pb2
 
 from likeness_client import wire, wire_collections
+from likeness_client.backoff import backoff_s
 from likeness_client.connection import Connection, OnProgress
 from likeness_client.errors import LikenessError
 from likeness_client.indexer.types import Alias, Collection, Metric
 from likeness_client.items import Fingerprint
 from likeness_client.reembedding import Reembedded, ReembedFailure
 
-ATTEMPTS = 6
-FIRST_BACKOFF_S = 0.5
-MAX_BACKOFF_S = 10.0
 PAGE = 1000
 
 
@@ -146,11 +144,10 @@ class CollectionCalls(Connection):
                     last.switched = True  # by the stream that broke before it could say so
                 else:
                     broken, ever_broken = broken + 1, True
-                    if not error.passing or broken == ATTEMPTS:
-                        raise
+                    wait_s = backoff_s(error, broken)
                     _add(before, last)
                     last = gateway_pb2.ReembedCollectionResponse()
-                    time.sleep(error.retry_after_s or min(FIRST_BACKOFF_S * 2 ** (broken - 1), MAX_BACKOFF_S))
+                    time.sleep(wait_s)
                     continue
             failed = last.failed
             _add(before, last)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from likeness.gateway.v1 import gateway_pb2
 
 from likeness_client import wire, wire_labels
+from likeness_client.backoff import backoff_s
 from likeness_client.connection import Connection, OnProgress
 from likeness_client.errors import LikenessError
 from likeness_client.filters import Filter
@@ -17,9 +18,6 @@ MAX_INPUTS = 256
 MAX_PROBABILITIES = 20_000
 DEFAULT_TOP_K = 5
 MAX_INPUT_BYTES = 32 * 2**20
-ATTEMPTS = 6
-FIRST_BACKOFF_S = 0.5
-MAX_BACKOFF_S = 10.0
 
 
 class LabelCalls(Connection):
@@ -185,9 +183,7 @@ class LabelCalls(Connection):
                     yield from map(wire_labels.suggestion_from_proto, page.suggestions)
             except LikenessError as error:
                 failures, done_before = failures + 1, done
-                if not error.passing or failures == ATTEMPTS:
-                    raise
-                time.sleep(error.retry_after_s or min(FIRST_BACKOFF_S * 2 ** (failures - 1), MAX_BACKOFF_S))
+                time.sleep(backoff_s(error, failures))
                 continue
             return
 

@@ -145,6 +145,8 @@ def test_readers_follow_and_refuse_writes(indexer: Start, tmp_path: Path) -> Non
         assert status.role == pb.ROLE_READER
         assert 0 < status.lag_seconds < 10
         assert 0 < metric(port, "likeness_indexer_reader_lag_seconds") < 10
+        for stage in ("queue", "filter", "nearest", "score", "rows"):
+            assert metric(port, "likeness_indexer_search_stage_seconds_count", stage=stage) > 0
         assert [c.mode for c in status.collections] == [pb.SERVING_MODE_MEMORY]
         assert write.GetStatus(pb.GetStatusRequest()).role == pb.ROLE_WRITER
 

@@ -8,7 +8,7 @@ import pytest
 from likeness.common.v1 import error_pb2
 from likeness.gateway.v1 import gateway_pb2 as pb
 
-from likeness_client import Client, LikenessError, collection_calls
+from likeness_client import Client, LikenessError, backoff
 from likeness_client.indexer.types import Alias, Metric
 from tests.unit.client.command import likeness
 from tests.unit.client.fake_collections import failure
@@ -98,7 +98,7 @@ def test_a_collection_is_embedded_anew_and_the_end_is_told(client: Client, gatew
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collection_calls, "FIRST_BACKOFF_S", 0.001)
+    monkeypatch.setattr(backoff, "FIRST_S", 0.001)
 
 
 @pytest.mark.usefixtures("hasty")

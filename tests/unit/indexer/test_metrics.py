@@ -26,7 +26,10 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None
 
 def test_a_search_tells_its_paths_size_and_time(metrics: Metrics, registry: CollectorRegistry) -> None:
     metrics.searched({"graph": 7, "exact": 1}, 0.002)
+    metrics.searched_stage("score", 0.001)
     metrics.search_queue(3)
+    assert value(registry, "search_stage_seconds_sum", stage="score") == 0.001
+    assert value(registry, "search_stage_seconds_count", stage="queue") == 0
     assert value(registry, "queries_total", path="graph") == 7
     assert value(registry, "queries_total", path="exact") == 1
     assert value(registry, "queries_total", path="chroma") == 0

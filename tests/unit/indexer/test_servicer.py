@@ -40,7 +40,7 @@ class Indexer:
         self.shelf = Shelf()
         self.collections = Collections(self.shelf)
         store = ChromaStore({}, 1)
-        reader = ChromaReader(store, Turnstile(1, 1), lambda _count, _seconds: None)
+        reader = ChromaReader(store, Turnstile(1, 1))
         settings, metrics = IndexerSettings(), Metrics(CollectorRegistry())
         self.writers = Writers(HeldStore(), 64, 1024)
         upgrade = self.collections.upgrade

@@ -8,6 +8,7 @@ from typing import Protocol, Self
 import grpc
 from likeness.indexer.v1 import indexer_pb2
 
+from likeness_client.backoff import backoff_s
 from likeness_client.errors import RESUME_REFUSED, LikenessError
 from likeness_client.indexer import wire
 from likeness_client.indexer.types import Batch, Collection
@@ -15,10 +16,6 @@ from likeness_client.indexer.types import Batch, Collection
 Open = Callable[[indexer_pb2.ExportItemsRequest], "Stream"]
 Explain = Callable[[grpc.RpcError], LikenessError]
 OnReconnect = Callable[[LikenessError, float], None]
-
-ATTEMPTS = 6
-FIRST_BACKOFF_S = 0.5
-MAX_BACKOFF_S = 10.0
 
 
 class Stream(Protocol):
@@ -51,7 +48,6 @@ class Export:
         *,
         explain: Explain,
         on_reconnect: OnReconnect | None = None,
-        first_backoff_s: float = FIRST_BACKOFF_S,
     ) -> None:
         """Opens the stream and reads what it is of.
 
@@ -60,7 +56,6 @@ class Export:
             request: what to ask; ``after_id`` moves on with what has come.
             explain: what a failed call ended with.
             on_reconnect: called before the stream is opened again, with what broke it and the seconds until then.
-            first_backoff_s: seconds before the first attempt to open it again; doubles with each.
 
         Raises:
             LikenessError: the indexer refused, or could not be reached.
@@ -69,7 +64,6 @@ class Export:
         self._request = request
         self._explain = explain
         self._on_reconnect = on_reconnect
-        self._first_backoff_s = first_backoff_s
         self._closed = threading.Event()
         self.last_id = request.after_id
         first = self._open()
@@ -139,9 +133,7 @@ class Export:
         """Waits before the next attempt; returns how many have failed in a row, or raises what broke the stream."""
         # DEADLINE_EXCEEDED: the indexer waits some minutes for whoever reads slowly, and then lets go.
         may_pass = error.passing or error.code == "DEADLINE_EXCEEDED"
-        if not may_pass or failures + 1 >= ATTEMPTS:
-            raise error
-        wait_s = error.retry_after_s or min(self._first_backoff_s * 2**failures, MAX_BACKOFF_S)
+        wait_s = backoff_s(error, failures + 1, may_pass=may_pass)
         if self._on_reconnect is not None:
             self._on_reconnect(error, wait_s)
         self._closed.wait(wait_s)

@@ -158,7 +158,7 @@ def large(request: pytest.FixtureRequest) -> Large:
 def recall(large: Large, where: Node | None, chosen: Numbers | None, ways: Counter[Way] | None = None) -> float:
     searches = [search(query, large.metric, where=where) for query in large.queries]
     seen: Counter[Way] = Counter() if ways is None else ways
-    answers = answer(large.view, searches, NOTHING, GRAPH, lambda way: seen.update([way]))
+    answers = answer(large.view, searches, NOTHING, GRAPH, on_way=lambda way: seen.update([way]))
     expected = [large.truth.found(each, large.metric, chosen) for each in searches]
     hits = sum(len(set(a) & set(given_back(b))) for a, b in zip(expected, answers, strict=True))
     return hits / sum(map(len, expected))
