@@ -9,7 +9,7 @@ A call whose key is revoked meanwhile ends with KEY_INVALID.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,8 +21,9 @@ from likeness.common.v1 import error_pb2
 
 from chassis.deadline import Timed
 from chassis.errors import LikenessError, incident
-from chassis.keys import Caller, Keys, Limits, Scope
-from chassis.quota import Allowance, Quota
+from chassis.guard import Guard, Metadata
+from chassis.keys import Caller, Limits
+from chassis.quota import Allowance
 from chassis.readiness import Readiness
 from chassis.settings import ServiceSettings
 
@@ -30,6 +31,9 @@ log = structlog.get_logger()
 
 # How a client sees what a service that is starting waits for.
 ANSWERED_WHILE_STARTING = frozenset({"GetStatus"})
+# Refusals that come by the hundred a second, when there is no time to write of each: one a second is logged.
+_CROWDED = frozenset({"OVERLOADED", "RATE_LIMITED"})
+_CROWDED_S = 1.0
 # Between two looks at the file of keys, in seconds.
 LOOK_S = 1.0
 
@@ -37,7 +41,6 @@ LOOK_S = 1.0
 DEADLINE_APPLIED = "likeness-deadline-ms"
 
 Transport = Literal["grpc", "http"]
-Metadata = Iterable[tuple[str, str | bytes]]
 
 
 class CallContext(Timed, Protocol):
@@ -45,19 +48,6 @@ class CallContext(Timed, Protocol):
 
     async def write(self, message: Any, /) -> None:
         """Sends a message of a stream; returns when there is room for the next."""
-
-
-@dataclass(frozen=True)
-class Rpc:
-    """What an rpc asks of its caller.
-
-    Attributes:
-        scope: what the key needs.
-        items: how many items a request counts as, against the key's rate.
-    """
-
-    scope: Scope
-    items: Callable[[Any], int] = lambda _request: 1
 
 
 @dataclass(frozen=True)
@@ -85,52 +75,6 @@ class Outcome:
 
 def _unobserved(_outcome: Outcome) -> None:
     pass
-
-
-class Guard:
-    """Who may call what."""
-
-    def __init__(self, keys: Keys, rpcs: Mapping[str, Rpc]) -> None:
-        """Takes both.
-
-        Args:
-            keys: the API keys.
-            rpcs: every rpc by its full method name; any other is refused.
-        """
-        self.keys = keys
-        self._rpcs = rpcs
-        self._quota = Quota()
-
-    def caller(self, metadata: Metadata) -> Caller:
-        """Whose key a call brings.
-
-        Raises:
-            LikenessError: KEY_MISSING, KEY_INVALID.
-        """
-        key = _key(metadata)
-        if key is None:
-            message = "an API key is needed: send it as metadata `authorization: Bearer KEY` or `x-api-key: KEY`"
-            raise LikenessError(error_pb2.REASON_KEY_MISSING, message)
-        caller = self.keys.ring.find(key)
-        if caller is None:
-            raise LikenessError(error_pb2.REASON_KEY_INVALID, "the API key is none of those that are known here")
-        return caller
-
-    def check_scope(self, caller: Caller, method: str) -> None:
-        """Raises SCOPE_MISSING if the caller may not call the method."""
-        rpc = self._rpcs.get(method)
-        if rpc is None or caller.scope < rpc.scope:
-            needed = "no scope" if rpc is None else f"the scope {rpc.scope.name.lower()}"
-            message = f"{method.rpartition('/')[2]} is open to {needed}; the API key has {caller.scope.name.lower()}"
-            raise LikenessError(error_pb2.REASON_SCOPE_MISSING, message)
-
-    def allowance(self, caller: Caller) -> Allowance:
-        """What is left to the caller."""
-        return self._quota.of(caller)
-
-    def items(self, method: str, request: Any) -> int:
-        """How many items a request counts as; at least one."""
-        return max(1, self._rpcs[method].items(request))
 
 
 class Call:
@@ -267,6 +211,7 @@ class Calls:
         self._max_calls = max_calls
         self._observe = observe
         self._open: set[Call] = set()
+        self._told_of_a_crowd = float("-inf")
 
     @classmethod
     def of(
@@ -348,8 +293,8 @@ class Calls:
         self._open.discard(call)
 
     def tell(self, outcome: Outcome) -> None:
-        """One log line a call."""
-        write = log.debug if outcome.code is grpc.StatusCode.OK else log.info
+        """One log line a call, at INFO if it failed."""
+        write = log.debug if outcome.code is grpc.StatusCode.OK or not self._worth_telling(outcome) else log.info
         write(
             "call",
             method=outcome.method,
@@ -361,6 +306,15 @@ class Calls:
         )
         self._observe(outcome)
 
+    def _worth_telling(self, outcome: Outcome) -> bool:
+        if outcome.reason not in _CROWDED:
+            return True
+        now = time.monotonic()
+        if now < self._told_of_a_crowd + _CROWDED_S:
+            return False
+        self._told_of_a_crowd = now
+        return True
+
 
 _current: ContextVar[Call | None] = ContextVar("call", default=None)
 _UNLIMITED = Allowance(Limits())
@@ -370,20 +324,3 @@ def allowance() -> Allowance:
     """What is left to the caller of the call that is being answered; without limits where there are no keys."""
     call = _current.get()
     return _UNLIMITED if call is None else call.allowance
-
-
-def caller() -> Caller | None:
-    """Whose call is being answered; None where there are no keys."""
-    call = _current.get()
-    return None if call is None else call.caller
-
-
-def _key(metadata: Metadata) -> str | None:
-    found: dict[str, str] = {}
-    for name, value in metadata:
-        if name in ("authorization", "x-api-key"):
-            found.setdefault(name, value if isinstance(value, str) else value.decode(errors="replace"))
-    scheme, _, token = found.get("authorization", "").strip().partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
-        return token.strip()
-    return found.get("x-api-key", "").strip() or None

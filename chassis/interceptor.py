@@ -9,8 +9,9 @@ import grpc
 from google.protobuf.message import DecodeError
 from likeness.common.v1 import error_pb2
 
-from chassis.calls import DEADLINE_APPLIED, Call, Calls, Metadata, Outcome
+from chassis.calls import DEADLINE_APPLIED, Call, Calls, Outcome
 from chassis.errors import LikenessError, invalid, to_status
+from chassis.guard import Metadata
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Callable[[Any, Context], Awaitable[Any]]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from chassis.calls import Rpc
+from chassis.guard import Rpc
 from chassis.keys import Scope
 
 SERVICE = "likeness.gateway.v1.SearchService"

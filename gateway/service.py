@@ -10,8 +10,9 @@ from likeness.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import REGISTRY
 
-from chassis.calls import Calls, Guard
+from chassis.calls import Calls
 from chassis.errors import LikenessError
+from chassis.guard import Guard
 from chassis.keys import Keys
 from chassis.names import is_loopback
 from chassis.readiness import Readiness

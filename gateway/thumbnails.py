@@ -18,7 +18,6 @@ from chassis.pictures import FORMATS
 log = structlog.get_logger()
 
 LONGEST_SIDE = 256
-CONTENT_TYPE = "image/webp"
 
 # Method 0 takes 2.4 ms for 256 × 256, method 4 8 ms, for a file a sixth smaller.
 _QUALITY, _METHOD = 75, 0

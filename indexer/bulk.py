@@ -26,8 +26,8 @@ from indexer.violations import merged
 Requests = AsyncIterator[indexer_pb2.UpsertItemsStreamRequest]
 
 MAX_REFUSALS = 100
-# Items of a stream in the writer's queue: the chunk under way, the next one, and two that come in meanwhile.
-_AHEAD = 4 * SLICE
+# Items of a stream in the writer's queue: the chunk under way, the next one, and as many that come in meanwhile.
+_AHEAD = 12 * SLICE
 # How soon a slice is offered again to a writer whose queue others have filled.
 _AGAIN_S = 0.05
 

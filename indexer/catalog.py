@@ -12,6 +12,7 @@ from likeness.common.v1 import error_pb2
 from chassis.errors import LikenessError
 from indexer.alias_changes import AliasChanges
 from indexer.collections import (
+    DEFAULT_HNSW,
     SCHEMA_VERSION,
     STAMPED_SCHEMA,
     Collection,
@@ -25,7 +26,7 @@ from indexer.collections import (
 )
 from indexer.generations import Generations
 from indexer.listed import DROPPED
-from indexer.namespace import DEFAULTS, copy_name, exists, new
+from indexer.namespace import copy_name, exists, new
 
 log = structlog.get_logger()
 
@@ -69,7 +70,7 @@ class Collections(AliasChanges, Generations):
                     waiting.set()
 
     async def create(
-        self, name: str, fingerprint: Fingerprint, metric: Metric, hnsw: Hnsw = DEFAULTS, description: str = ""
+        self, name: str, fingerprint: Fingerprint, metric: Metric, hnsw: Hnsw = DEFAULT_HNSW, description: str = ""
     ) -> Collection:
         """Makes an empty collection.
 

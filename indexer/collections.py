@@ -59,6 +59,9 @@ class Hnsw:
     ef_search: int = 0
 
 
+DEFAULT_HNSW = Hnsw()
+
+
 @dataclass(frozen=True)
 class Collection:
     """A collection that this release can read and write.

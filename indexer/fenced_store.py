@@ -8,8 +8,8 @@ from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
 from indexer.changes import Change, Changes
-from indexer.collections import Collection, Fingerprint, Hnsw, Metric, StoredCollection
-from indexer.store import DEFAULTS, ChromaStore
+from indexer.collections import DEFAULT_HNSW, Collection, Fingerprint, Hnsw, Metric, StoredCollection
+from indexer.store import ChromaStore
 
 # A document holds no vectors; Chroma has collections only.
 _NOTHING = Fingerprint("", "", 0)
@@ -43,7 +43,7 @@ class FencedStore(ChromaStore):
         await self._permit()
 
     async def create(
-        self, name: str, metric: Metric, metadata: Mapping[str, Any], hnsw: Hnsw = DEFAULTS
+        self, name: str, metric: Metric, metadata: Mapping[str, Any], hnsw: Hnsw = DEFAULT_HNSW
     ) -> StoredCollection | None:
         """See ``ChromaStore``."""
         await self._permit()

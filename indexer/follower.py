@@ -24,6 +24,7 @@ from indexer.collections import Collection, StoredCollection
 from indexer.heartbeat import Heartbeat, Published
 from indexer.lease import BEAT_S
 from indexer.listed import sort_out
+from indexer.patience import patiently
 from indexer.registry import Registry
 from indexer.serving.collection import ServingCollection
 from indexer.serving.following import Following
@@ -126,11 +127,11 @@ class Follower:
         Raises:
             LikenessError: a collection has a fault of ours.
         """
-        stored = await self._registry.patiently(self._store.collections)
+        stored = await patiently(self._store.collections)
         self._hear(stored)
         self._documents = [each for each in stored if _is_of_aliases(each)]
         await self._registry.load(self._refresh(stored))
-        await self._registry.patiently(self.look)
+        await patiently(self.look)
         self._task = asyncio.create_task(self._run(), name="following the writer")
 
     async def stop(self) -> None:

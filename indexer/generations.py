@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import structlog
 
-from indexer.collections import Collection, Fingerprint, Hnsw, Metric, not_found, readable
+from indexer.collections import DEFAULT_HNSW, Collection, Fingerprint, Hnsw, Metric, not_found, readable
 from indexer.listed import COPY_OF, RESTORES
-from indexer.namespace import DEFAULTS, Namespace, copy_name, new
+from indexer.namespace import Namespace, copy_name, new
 
 log = structlog.get_logger()
 
@@ -33,7 +33,7 @@ class Generations(Namespace):
         return await self._stage(copy, {COPY_OF: copy.uid})
 
     async def stage_new(
-        self, name: str, fingerprint: Fingerprint, metric: Metric, hnsw: Hnsw = DEFAULTS, description: str = ""
+        self, name: str, fingerprint: Fingerprint, metric: Metric, hnsw: Hnsw = DEFAULT_HNSW, description: str = ""
     ) -> Collection:
         """Makes an empty collection that nobody sees before ``commit``; until then nobody else gets its name.
 

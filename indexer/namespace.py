@@ -40,7 +40,6 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 LEAVE_S = 30.0
-DEFAULTS = Hnsw()
 _TRY_AGAIN_S = 0.2
 
 

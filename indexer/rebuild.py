@@ -29,7 +29,7 @@ from indexer.writes import StoredRecord
 log = structlog.get_logger()
 
 _PAGE = 256
-_CHUNK = 64
+_CHUNK = 256  # nobody asks the copy anything yet
 # Items that may be left when the writer is held: half a second's work.
 _LEFT = 256
 # Now and then Chroma takes many seconds for a chunk: it should not be while the writer is held.

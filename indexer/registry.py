@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import structlog
 from likeness.common.v1 import error_pb2
@@ -15,6 +14,7 @@ from likeness.common.v1 import error_pb2
 from chassis.errors import LikenessError
 from indexer.collections import Collection, NewerCollection
 from indexer.metrics import Metrics
+from indexer.patience import patiently
 from indexer.reads import Reader
 from indexer.served import OverBudgetError, Served, estimate, over_budget, status_of
 from indexer.serving import snapshot
@@ -30,10 +30,6 @@ from indexer.store import ChromaStore
 from indexer.writes import Mirror
 
 log = structlog.get_logger()
-
-Answer = TypeVar("Answer")
-
-_TRY_AGAIN_S = 0.5
 
 
 @dataclass(eq=False)
@@ -253,7 +249,7 @@ class Registry:
 
     async def _count(self, collection: Collection) -> int:
         try:
-            return await self.patiently(partial(self.store.count, collection))
+            return await patiently(partial(self.store.count, collection))
         except LikenessError as error:
             if error.reason == error_pb2.REASON_COLLECTION_NOT_FOUND:  # whoever lists the collections next will see
                 return 0
@@ -274,9 +270,9 @@ class Registry:
         try:
             progress(0, count)
             if self.told is None:
-                await self.patiently(partial(self.upgrade, collection))
-            told = None if self.told is None else await self.patiently(partial(self.told, collection))
-            loaded = await self.patiently(
+                await patiently(partial(self.upgrade, collection))
+            told = None if self.told is None else await patiently(partial(self.told, collection))
+            loaded = await patiently(
                 lambda: load(
                     self.store,
                     collection,
@@ -335,17 +331,6 @@ class Registry:
             "LIKENESS_MEMORY_BUDGET_MB, delete collections or items (whose room comes back with the next rebuild), "
             "or set LIKENESS_READS to auto or chroma",
         )
-
-    async def patiently(self, work: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Does it again as long as Chroma is away: whoever looks after Chroma brings it back."""
-        while True:
-            try:
-                return await work()
-            except LikenessError as error:
-                if error.reason not in (error_pb2.REASON_STORE_UNAVAILABLE, error_pb2.REASON_STORE_FULL):
-                    raise
-                log.warning("loading waits for Chroma", why=error.message)
-                await asyncio.sleep(_TRY_AGAIN_S)
 
     def keep_in_budget(self) -> None:
         """Makes room where another indexer writes: nothing can be refused there. To be called now and then."""

@@ -23,6 +23,7 @@ from indexer.follower import Follower
 from indexer.heartbeat import Journal, Published
 from indexer.lease import Lease, ReadOnly, this_process
 from indexer.lock import DirectoryLock
+from indexer.patience import patiently
 from indexer.registry import Registry
 from indexer.servicing import Lease as AnyLease
 from indexer.servicing import Sole
@@ -246,5 +247,5 @@ def standing(settings: IndexerSettings) -> Standing:
 
 
 async def _load(collections: Collections, registry: Registry) -> None:
-    listed, _ = await registry.patiently(lambda: collections.list("", sys.maxsize))
+    listed, _ = await patiently(lambda: collections.list("", sys.maxsize))
     await registry.load(listed)

@@ -17,19 +17,20 @@ from indexer.chroma_reader import ChromaReader, Turnstile
 from indexer.chroma_remote import RemoteChroma
 from indexer.chroma_server import ChromaServer, LocalChroma
 from indexer.collections import Collection
-from indexer.commit import Surroundings
 from indexer.disk import DiskGuard
 from indexer.disk_usage import DiskUsage
 from indexer.erase import Erasure
 from indexer.figures import Figures
 from indexer.jobs import Jobs
 from indexer.metrics import Metrics
+from indexer.patience import patiently
 from indexer.rebuild import Rebuild
 from indexer.registry import Registry
 from indexer.roles import standing
 from indexer.servicer import IndexerServicer
 from indexer.settings import IndexerSettings
 from indexer.status import Role
+from indexer.surroundings import Surroundings
 from indexer.upkeep import OwnFiles, Upkeep
 from indexer.writers import Writers
 
@@ -155,7 +156,7 @@ class IndexerService:
         await self._chroma.start()
         await self._standing.begin(readiness.give_up)
         if settings.role is Role.WRITER:
-            await self._registry.patiently(self._collections.recover)
+            await patiently(self._collections.recover)
         await self._standing.load(self._collections, self._registry, self._writers)
         started = True
         self._figures.start()

@@ -77,10 +77,11 @@ class IndexerSettings(ServiceSettings):
         60, gt=0, le=3600, description="Longest wait for one answer of Chroma, in seconds; then it counts as away."
     )
     write_chunk: int = Field(
-        64,
+        256,
         ge=1,
-        le=64,
-        description="Most items written to Chroma at once, 1 to 64. A chunk holds up queries while it is written.",
+        le=1024,
+        description="Most items written to Chroma at once, 1 to 1,024; at most 64 where Chroma answers the reads, "
+        "which a chunk holds up while it is written.",
     )
     write_queue: int = Field(
         4096,

@@ -1,7 +1,6 @@
-"""Collections and items in Chroma: the only module, with ``chroma``, that speaks to it."""
+"""Items in Chroma: the only module, with ``chroma_collections`` and ``chroma``, that speaks to it."""
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -14,167 +13,29 @@ from chassis.metadata import Plain
 from chassis.vectors import Array
 from indexer import chroma_rows
 from indexer.changes import NOTHING, Change, Changes, Move
-from indexer.chroma import ChromaConnection
+from indexer.chroma_collections import ChromaCollections
 from indexer.chroma_where import STAMP, from_stored, replacing, stamp_of, to_where
-from indexer.collections import Collection, Hnsw, Metric, StoredCollection
+from indexer.collections import Collection
 from indexer.filters import Node
-from indexer.listed import DROPPED
 from indexer.reads import Fields, Row, StoredItem
 from indexer.scoring import OF_METRIC, distances
 from indexer.writes import StoredRecord
 
 T = TypeVar("T")
 
-# Among 20,000 clustered vectors of 512 numbers: recall 1.00 at 10 and at 100 hits, 0.92 at 1,000. Chroma's own defaults
-# (ef_construction and ef_search 100) gave 0.92 at 100 hits among only 5,000. A graph with 32 neighbours gave 0.97 at
-# 1,000 for three quarters of the write rate. ef_search cannot be changed later without a reload of the collection.
-HNSW = {"ef_construction": 200, "max_neighbors": 16, "ef_search": 256}
-
-DEFAULTS = Hnsw()
-
 # Another vector under a known id makes the index rewire itself around it, under its lock: 2,048 vectors of 512 numbers
 # were added at 296 a second, replaced at 19 a second. (Deleting first would be faster, and lose the item if Chroma died
 # in between.) So few at a time, lest queries wait.
 _MOVED_AT_ONCE = 8
 
-_PAGE, _OVERLAP = 1000, 50
 # SQLite under Chroma takes 32,766 parameters a statement: ids in one request.
 _IDS_AT_ONCE = 10_000
-# Deleted while others write: 60 ms.
-_DROPPED_AT_ONCE = 256
 # Metadata of one request, at most 64 KiB an item.
 _METADATA_AT_ONCE = 1024
 
 
-class ChromaStore:
-    """Collections and items in Chroma.
-
-    Every method raises STORE_UNAVAILABLE while Chroma is away, and COLLECTION_NOT_FOUND where there is no collection.
-    """
-
-    def __init__(self, headers: dict[str, str], timeout_s: float, ca_file: str = "") -> None:
-        """A store that is not connected yet; for the arguments see ``ChromaConnection``."""
-        self._chroma = ChromaConnection(headers, timeout_s, ca_file)
-
-    @property
-    def connected(self) -> bool:
-        """Whether there is a server to speak to."""
-        return self._chroma.connected
-
-    async def connect(self, url: str) -> str:
-        """Speaks to the server at ``url`` from now on; returns the version it names."""
-        return await self._chroma.connect(url)
-
-    def quiet(self) -> AbstractAsyncContextManager[None]:
-        """Holds back what is asked of Chroma while the block restarts it; nothing is under way then."""
-        return self._chroma.quiet()
-
-    def disconnect(self) -> None:
-        """Fails everything with STORE_UNAVAILABLE until the next ``connect``."""
-        self._chroma.disconnect()
-
-    async def _before_request(self) -> None:
-        """Called before each request of those that write or delete: between two of them, much may have happened."""
-
-    async def find(self, name: str) -> StoredCollection | None:
-        """The collection of that name, ours or foreign."""
-        async with self._chroma.client("reading a collection") as client:
-            try:
-                return _stored(await client.get_collection(name, embedding_function=None))
-            except chroma_errors.NotFoundError:
-                return None
-
-    async def create(
-        self, name: str, metric: Metric, metadata: Mapping[str, Any], hnsw: Hnsw = DEFAULTS
-    ) -> StoredCollection | None:
-        """Makes a collection; None: there is one of that name."""
-        refused: chroma_errors.ChromaError | None = None
-        async with self._chroma.client("creating a collection") as client:
-            try:
-                created = await client.create_collection(
-                    name,
-                    configuration=cast(Any, {"hnsw": {"space": metric.value, **_configured(hnsw)}}),
-                    metadata=dict(metadata),
-                    embedding_function=None,
-                )
-            except chroma_errors.ChromaError as error:
-                refused = error
-        if refused is None:
-            return _stored(created)
-        # Of a name that exists, Chroma says no more than ChromaError. Whether that was it, the name tells.
-        if await self.find(name) is not None:
-            return None
-        async with self._chroma.client("creating a collection"):
-            raise refused
-
-    async def describe(self, collection: Collection, metadata: Mapping[str, Any]) -> None:
-        """Replaces the metadata of a collection itself."""
-        async with self._chroma.handle("describing a collection", collection) as handle:
-            await handle.modify(metadata=dict(metadata))
-
-    def moved(self, collection: Collection) -> None:
-        """The collection is kept under this key from now on: whoever names an earlier generation means this one."""
-        self._chroma.moved(collection)
-
-    async def idle(self, collection: Collection) -> None:
-        """Returns when no request to just this generation of a collection is under way."""
-        await self._chroma.idle(collection)
-
-    async def drop(self, name: str, key: str | None = None) -> None:
-        """Deletes what Chroma has under a name, and everything in it: some 5,000 items a second.
-
-        Args:
-            name: the name it has, or had before an attempt that failed.
-            key: its id; what has the name and another id is left alone. None: whatever has the name.
-        """
-        if key is not None:
-            name = await self._apart(name, key)
-        await self._drop(name, self._before_request)
-
-    async def _drop(self, name: str, before_request: Callable[[], Awaitable[None]]) -> None:
-        # Chroma 1.5.9 leaves the lists of a deleted collection's items where they are, under row numbers that it gives
-        # to items written later, which then have those lists. So the items go first.
-        while True:
-            async with self._chroma.client("deleting a collection's items", name) as client:
-                handle = await client.get_collection(name, embedding_function=None)
-                ids = (await handle.get(limit=_DROPPED_AT_ONCE, include=[]))["ids"]
-                if ids:
-                    await before_request()
-                    await handle.delete(ids=ids)
-            if len(ids) < _DROPPED_AT_ONCE:
-                break
-        async with self._chroma.client("deleting a collection", name) as client:
-            await before_request()
-            await client.delete_collection(name)
-
-    async def _apart(self, name: str, key: str) -> str:
-        """Gives what is to be dropped a name that nothing else ever has; returns it.
-
-        Chroma drops by name, and a request that is repeated, or late, must not hit what was made under it meanwhile.
-        """
-        apart = f"Likeness.Dropped.{key}"
-        async with self._chroma.client("deleting a collection", name) as client:
-            try:
-                handle = await client.get_collection(name, embedding_function=None)
-            except chroma_errors.NotFoundError:
-                return apart
-            if str(handle.id) == key and name != apart:
-                await self._before_request()
-                await handle.modify(name=apart, metadata={DROPPED: key})
-        return apart
-
-    async def collections(self) -> list[StoredCollection]:
-        """All of them, foreign ones too, in no particular order."""
-        # A collection that goes while this reads shifts those behind it, so the pages overlap; a name counts once.
-        found: dict[str, StoredCollection] = {}
-        offset = 0
-        async with self._chroma.client("listing the collections") as client:
-            while True:
-                page = await client.list_collections(limit=_PAGE, offset=offset)
-                found.update({c.name: _stored(c) for c in page})
-                if len(page) < _PAGE:
-                    return list(found.values())
-                offset += _PAGE - _OVERLAP
+class ChromaStore(ChromaCollections):
+    """Collections and items in Chroma; its errors are those of ``ChromaCollections``."""
 
     async def count(self, collection: Collection | str) -> int:
         """Items in a collection, given by itself or by the name that Chroma has for it."""
@@ -364,15 +225,6 @@ async def _beyond(handle: AsyncCollection, stamp: int) -> int | None:
 def _parts(sequence: Sequence[T], size: int) -> Iterator[list[T]]:
     for start in range(0, len(sequence), size):
         yield list(sequence[start : start + size])
-
-
-def _configured(hnsw: Hnsw) -> dict[str, int]:
-    """What is asked for, and the defaults in place of the rest."""
-    return {name: getattr(hnsw, name) or value for name, value in HNSW.items()}
-
-
-def _stored(collection: AsyncCollection) -> StoredCollection:
-    return StoredCollection(collection.name, str(collection.id), collection.metadata or {})
 
 
 def _inexpressible(error: Exception) -> Exception:

@@ -18,8 +18,13 @@ from indexer.reads import Item
 from indexer.writes import Update
 
 
+@dataclass(eq=False, kw_only=True)
+class _Waiting:
+    since: float = field(default_factory=time.monotonic)
+
+
 @dataclass(eq=False)
-class ItemsCall:
+class ItemsCall(_Waiting):
     """What one call wants written, each id once: upserts, or deletions where the item is None.
 
     ``done`` is how many items were stored, or how many of the deleted ones existed.
@@ -42,7 +47,7 @@ class ItemsCall:
 
 
 @dataclass(eq=False)
-class UpdatesCall:
+class UpdatesCall(_Waiting):
     """Changes of metadata. ``done`` is how many of the items existed, and the ids of those that did not."""
 
     updates: Sequence[Update]
@@ -50,7 +55,7 @@ class UpdatesCall:
 
 
 @dataclass(eq=False)
-class FilterCall:
+class FilterCall(_Waiting):
     """A deletion of everything for which a filter is true. ``done`` is how many items that were."""
 
     where: Node
@@ -79,26 +84,19 @@ Taken = ItemsChunk | list[UpdatesCall] | FilterCall
 class WriteQueue:
     """Calls that wait."""
 
-    def __init__(self, chunk: int) -> None:
-        """An empty queue.
-
-        Args:
-            chunk: most items in what is taken at once, but for a single larger call of updates.
-        """
-        self._chunk = chunk
+    def __init__(self) -> None:
+        """An empty queue."""
         self._calls: deque[Call] = deque()
-        self._since: deque[float] = deque()  # when each was put there
         self.waiting = 0
 
     @property
     def age_s(self) -> float:
         """How long the call in front has waited, in seconds; 0: none waits."""
-        return time.monotonic() - self._since[0] if self._since else 0.0
+        return time.monotonic() - self._calls[0].since if self._calls else 0.0
 
     def put(self, call: Call) -> None:
         """Adds a call at the end."""
         self._calls.append(call)
-        self._since.append(time.monotonic())
         self.waiting += _size(call)
 
     def fail(self, error: Exception) -> None:
@@ -106,8 +104,12 @@ class WriteQueue:
         for call in self._calls:
             fail(call, error)
 
-    def take(self) -> Taken | None:
-        """What is to be written next; None: nothing. Calls whose caller went away, or which failed, are dropped."""
+    def take(self, most: int) -> Taken | None:
+        """What is to be written next; None: nothing. Calls whose caller went away, or which failed, are dropped.
+
+        Args:
+            most: items in it, but for a single larger call of updates.
+        """
         while self._calls and self._calls[0].done.done():
             self._pop()
         if not self._calls:
@@ -117,16 +119,16 @@ class WriteQueue:
                 self._pop()
                 return call
             case UpdatesCall():
-                return self._take_updates()
+                return self._take_updates(most)
             case ItemsCall():
-                return self._take_items()
+                return self._take_items(most)
 
-    def _take_updates(self) -> list[UpdatesCall]:
+    def _take_updates(self, most: int) -> list[UpdatesCall]:
         taken: list[UpdatesCall] = []
         size = 0
         while self._calls:
             call = self._calls[0]
-            if not isinstance(call, UpdatesCall) or (taken and size + len(call.updates) > self._chunk):
+            if not isinstance(call, UpdatesCall) or (taken and size + len(call.updates) > most):
                 break
             self._pop()
             if not call.done.done():
@@ -134,7 +136,7 @@ class WriteQueue:
                 size += len(call.updates)
         return taken
 
-    def _take_items(self) -> ItemsChunk:
+    def _take_items(self, most: int) -> ItemsChunk:
         chunk = ItemsChunk()
         while self._calls:
             call = self._calls[0]
@@ -144,7 +146,7 @@ class WriteQueue:
             if not isinstance(call, ItemsCall) or (chunk.owners and call.deletes != chunk.deletes):
                 break
             chunk.deletes = call.deletes
-            while call.untaken and (len(chunk.owners) < self._chunk or call.untaken[0] in chunk.owners):
+            while call.untaken and (len(chunk.owners) < most or call.untaken[0] in chunk.owners):
                 chunk.owners.setdefault(call.untaken.popleft(), []).append(call)
                 self.waiting -= 1
             if call.untaken:
@@ -154,7 +156,6 @@ class WriteQueue:
 
     def _pop(self) -> None:
         self.waiting -= _size(self._calls.popleft())
-        self._since.popleft()
 
 
 def fail(call: Call, error: Exception) -> None:

@@ -4,8 +4,9 @@
 2. The writer takes up to a chunk of it from the front, from as many calls as it takes.
 3. Chroma has it first, then the serving index; then the calls whose last item that was are acknowledged.
 
-Chroma holds one lock over its index for a whole chunk: the worst wait of a query was 414 ms beside chunks of 64 and
-4,531 ms beside chunks of 2,000.
+A chunk of 256 costs Chroma two thirds of what four of 64 do. But Chroma holds one lock over its index for a whole
+chunk: the worst wait of a query that it answered was 414 ms beside chunks of 64, 638 ms beside 256 and 4,531 ms beside
+2,000. So chunks are small where there is no mirror, which answers queries in Chroma's place.
 """
 
 import asyncio
@@ -20,9 +21,10 @@ from likeness.common.v1 import error_pb2
 from chassis.errors import LikenessError
 from indexer.changes import Change, same
 from indexer.collections import Collection, not_found
-from indexer.commit import Committer, Surroundings, WriteStore
+from indexer.commit import Committer
 from indexer.filters import Node
 from indexer.reads import Item
+from indexer.surroundings import Surroundings, WriteStore
 from indexer.write_queue import Call, FilterCall, ItemsCall, ItemsChunk, UpdatesCall, WriteQueue, fail, merge
 from indexer.writes import Update
 
@@ -31,6 +33,8 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _HEAL_AGAIN_S = 1.0
+# Most items of a chunk where Chroma answers queries of the collection.
+_BESIDE_QUERIES = 64
 
 
 class CollectionWriter:
@@ -44,15 +48,16 @@ class CollectionWriter:
         Args:
             collection: what it writes to.
             store: where that is kept.
-            chunk: most items written at once.
+            chunk: most items written at once; of a collection without a mirror at most 64.
             room: most items waiting.
             surroundings: the rest of the indexer; None: there is none.
         """
         self.collection = collection
         self._chunk = chunk
         self._room = room
-        self._queue = WriteQueue(chunk)
-        self._committer = Committer(collection, store, surroundings or Surroundings())
+        self._queue = WriteQueue()
+        self._surroundings = surroundings or Surroundings()
+        self._committer = Committer(collection, store, self._surroundings)
         self._work = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
         self._refused: frozenset[str] = frozenset()
@@ -215,6 +220,13 @@ class CollectionWriter:
                 raise self._gone
             yield
 
+    @property
+    def _most(self) -> int:
+        """Items of the next chunk."""
+        if self._surroundings.mirror_of(self.collection) is None:
+            return min(self._chunk, _BESIDE_QUERIES)
+        return self._chunk
+
     async def _run(self) -> None:
         try:
             await self._work_off()
@@ -241,7 +253,7 @@ class CollectionWriter:
 
     async def _step(self) -> bool:
         """Writes what is next; False: there is nothing."""
-        match self._queue.take():
+        match self._queue.take(self._most):
             case None:
                 return False
             case ItemsChunk() as chunk:
@@ -298,13 +310,14 @@ class CollectionWriter:
         try:
             async with self._turn():
                 ids = await self._committer.matching(call.where)
-            for start in range(0, len(ids), self._chunk):
+            most = self._most
+            for start in range(0, len(ids), most):
                 async with self._turn():
                     if self._closed is not None:
                         raise self._closed
                     if call.done.done():  # its caller went away
                         return
-                    await self._committer.delete(ids[start : start + self._chunk])
+                    await self._committer.delete(ids[start : start + most])
         except BaseException as error:
             _fail([call], error)
             return
@@ -318,8 +331,9 @@ class CollectionWriter:
                 after = dict(before)
                 calls = [call for call in calls if merge(call, after)]
                 labels = [Change(i, after[i], before[i]) for i in before if not same(before[i], after[i])]
-                for start in range(0, len(labels), self._chunk):
-                    await self._committer.relabel(labels[start : start + self._chunk])
+                most = self._most
+                for start in range(0, len(labels), most):
+                    await self._committer.relabel(labels[start : start + most])
         except BaseException as error:
             _fail(calls, error)
             return

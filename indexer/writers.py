@@ -6,9 +6,9 @@ from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, asynccontextmanager
 
 from indexer.collections import Collection, NewerCollection, not_found
-from indexer.commit import Surroundings, WriteStore
 from indexer.filters import Node
 from indexer.reads import Item
+from indexer.surroundings import Surroundings, WriteStore
 from indexer.writer import CollectionWriter, stopping
 from indexer.writes import Update
 

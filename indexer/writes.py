@@ -83,6 +83,9 @@ class Mirror(Protocol):
     async def stored(self, ids: Sequence[str]) -> dict[str, tuple[Array, Mapping[str, Plain]]]:
         """Vector (as written) and metadata of those of ``ids`` that exist."""
 
+    def existing(self, ids: Sequence[str]) -> set[str]:
+        """Those of ``ids`` that exist."""
+
     def metadata(self, ids: Sequence[str]) -> dict[str, Mapping[str, Plain]]:
         """The metadata alone."""
 

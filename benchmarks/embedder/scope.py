@@ -83,8 +83,8 @@ class Scope:
     @staticmethod
     def of(target: Target, quick: bool, clients: int, peers: bool) -> "Scope":
         """The whole measurement, or the cut."""
-        if quick:  # on two cores, with all on disk: methods 9 to 10 minutes, inputs 0.7, load 2.1, growth 1.4
-            return Scope(target, True, 5, 3, 5.0, 2.0, 0.7, 14.0, 3, 60.0, clients, peers, 120.0)
+        if quick:  # on two cores, with all on disk: methods 9 to 10 minutes, inputs 0.7, load 3.5, growth 1.2
+            return Scope(target, True, 5, 5, 5.0, 1.5, 0.7, 14.0, 3, 50.0, clients, peers, 120.0)
         return Scope(target, False, 9, 7, 6.0, 4.0, 1.5, 20.0, 5, 1200.0, clients, peers, 1800.0)
 
     def seconds(self, kind: str) -> float:

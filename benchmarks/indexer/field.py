@@ -24,7 +24,6 @@ from benchmarks.indexer.theirs import embedded_client, http_client, search_alike
 OURS, CHROMA, EMBEDDED, FAISS = "ours", "chroma http", "chroma embedded", "faiss"
 COLLECTION = "cosine"
 _RUN = WORK / "run"
-_WARM = 256
 
 
 class Field:

@@ -45,9 +45,17 @@ class ServingCollection:
         view, known = self.view, self._rows(ids)
         if not known:
             return {}
+
         # Vectors are behind the graph's lock, which the event loop must not wait for.
-        vectors = await asyncio.to_thread(view.originals, np.array([row for _, row in known], np.int64))
-        return {i: (vector, unpacked(view.packed[row])) for (i, row), vector in zip(known, vectors, strict=True)}
+        def read() -> dict[str, tuple[Array, Mapping[str, Plain]]]:
+            vectors = view.originals(np.array([row for _, row in known], np.int64))
+            return {i: (vector, unpacked(view.packed[row])) for (i, row), vector in zip(known, vectors, strict=True)}
+
+        return await asyncio.to_thread(read)
+
+    def existing(self, ids: Sequence[str]) -> set[str]:
+        """Those of the ids that exist."""
+        return {item_id for item_id, _ in self._rows(ids)}
 
     def metadata(self, ids: Sequence[str]) -> dict[str, Mapping[str, Plain]]:
         """The metadata alone."""

@@ -54,9 +54,9 @@ class MemoryReader:
         rows = [row for item_id in ids if (row := row_of.get(item_id)) is not None]
         # Vectors are behind the graph's lock, which the event loop must not wait for.
         if fields.vector:
-            items = await self._on_view(lambda view: _items(view, rows, fields))
+            items = await self._on_view(lambda view: view.items(rows, fields))
         else:
-            items = _items(self._serving.view, rows, fields)
+            items = self._serving.view.items(rows, fields)
         return {item.id: item for item in items}
 
     async def count(self, collection: Collection, where: Node | None) -> int:
@@ -71,7 +71,7 @@ class MemoryReader:
         def read(view: View) -> Page:
             alive = _alive(view, listing.where)
             rows, after = view.orders.page(alive, listing)
-            items = _items(view, rows, fields)
+            items = view.items(rows, fields)
             kept = listings.fitting(items)
             if kept < len(items):
                 # Rare: what is asked for again is where the next page begins.
@@ -106,18 +106,6 @@ class MemoryReader:
 
 def _alive(view: View, where: Node | None) -> Bools:
     return view.live if where is None else view.live & view.masks.mask(where, view.count)
-
-
-def _items(view: View, rows: Sequence[int], fields: Fields) -> list[StoredItem]:
-    vectors = view.originals(np.array(rows, np.int64)) if fields.vector and rows else None
-    return [
-        StoredItem(
-            view.ids[row],
-            None if vectors is None else vectors[i],
-            view.packed[row] if fields.metadata else None,
-        )
-        for i, row in enumerate(rows)
-    ]
 
 
 def _batch(view: View, rows: npt.NDArray[np.int32], fields: Fields) -> Batch:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from chassis.vectors import Array
 from indexer.filters import Node
-from indexer.reads import Fields, Row, Search, StoredItem
+from indexer.reads import Fields, Row, Search
 from indexer.scoring import OF_METRIC, Scoring, distance, scores
 from indexer.serving.planner import Planner
 from indexer.serving.table import View
@@ -302,17 +302,5 @@ def _at_least(least: float, rows: list[int], points: list[float]) -> tuple[list[
 
 def _rows(view: View, search: Search, rows: list[int], points: list[float], fields: Fields) -> list[Row]:
     page = slice(search.offset, search.offset + search.top_k)
-    rows, points = rows[page], points[page]
-    vectors = view.originals(np.array(rows, np.int64)) if fields.vector and rows else None
-    return [
-        Row(
-            StoredItem(
-                view.ids[row],
-                None if vectors is None else vectors[i],
-                view.packed[row] if fields.metadata else None,
-            ),
-            point,
-            distance(search.scoring, point),
-        )
-        for i, (row, point) in enumerate(zip(rows, points, strict=True))
-    ]
+    items = view.items(rows[page], fields)
+    return [Row(item, point, distance(search.scoring, point)) for item, point in zip(items, points[page], strict=True)]

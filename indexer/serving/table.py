@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from chassis.vectors import Array
 from indexer.collections import Metric
+from indexer.reads import Fields, StoredItem
 from indexer.serving.columns import Columns, Dumped
 from indexer.serving.graph import Graph, GraphSettings
 from indexer.serving.growing import Growing
@@ -89,6 +90,18 @@ class View:
         """The rows' vectors as they were written (of a cosine collection, with the last digit rounded)."""
         vectors = self.vectors(rows)
         return vectors if self.lengths is None else vectors * self.lengths[rows, None]
+
+    def items(self, rows: Sequence[int], fields: Fields) -> list[StoredItem]:
+        """What was asked for of the rows."""
+        vectors = self.originals(np.array(rows, np.int64)) if fields.vector and rows else None
+        return [
+            StoredItem(
+                self.ids[row],
+                None if vectors is None else vectors[i],
+                self.packed[row] if fields.metadata else None,
+            )
+            for i, row in enumerate(rows)
+        ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -77,7 +77,6 @@ class Load:
         self.acknowledged: dict[str, bool] = {}  # id → whether it is there
         self.failures: list[BaseException] = []
         self.queries = 0
-        self.tolerant = False
         self._stopping = threading.Event()
 
     @contextmanager

@@ -21,7 +21,7 @@ def test_help_prints_every_setting() -> None:
     ("name", "value"),
     [
         (PORT, "70000"),
-        ("LIKENESS_WRITE_CHUNK", "65"),
+        ("LIKENESS_WRITE_CHUNK", "1025"),
         ("LIKENESS_CHROMA_URL", "chroma:8000"),
         ("LIKENESS_CHROMA_URL", "http://host:99999"),
     ],

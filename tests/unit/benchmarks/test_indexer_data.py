@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from benchmarks.indexer import data, scope
+from indexer.chroma_collections import HNSW
 from indexer.serving.graph import GraphSettings
 from indexer.serving.planner import PlannerSettings
-from indexer.store import HNSW
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean", "product"])

@@ -14,9 +14,9 @@ from grpc_reflection.v1alpha import reflection
 from likeness.common.v1 import error_pb2
 from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 
-from chassis import calls as chassis_calls
-from chassis.calls import Call, Calls, Guard, Outcome, Rpc, Transport
+from chassis.calls import Call, Calls, Outcome, Transport
 from chassis.errors import from_rpc_error
+from chassis.guard import Guard, Rpc
 from chassis.interceptor import CallInterceptor
 from chassis.keys import Keys, Scope
 from chassis.readiness import Readiness
@@ -46,7 +46,6 @@ class Servicer(embedder_pb2_grpc.EmbedderServiceServicer):
 
     def __init__(self) -> None:
         self.reached: list[str] = []
-        self.callers: list[str | None] = []
         self.hold = asyncio.Event()
         self.hold.set()
         self.holding = asyncio.Event()
@@ -66,8 +65,6 @@ class Servicer(embedder_pb2_grpc.EmbedderServiceServicer):
             await context.write(embedder_pb2.EmbedStreamResponse())
 
     async def _reach(self, rpc: str) -> None:
-        caller = chassis_calls.caller()
-        self.callers.append(None if caller is None else caller.name)
         self.reached.append(rpc)
         self.holding.set()
         await self.hold.wait()

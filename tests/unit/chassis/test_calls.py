@@ -12,8 +12,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from likeness.common.v1 import error_pb2
 from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+from structlog.testing import capture_logs
 
-from chassis.calls import Calls
+from chassis.calls import Calls, Outcome
 from chassis.errors import LikenessError, from_rpc_error, invalid
 from chassis.interceptor import CallInterceptor
 from chassis.readiness import Readiness
@@ -112,6 +113,23 @@ async def test_a_request_that_is_no_message_is_refused_as_bad_input() -> None:
             await call(b"\xff\xff\xff", timeout=10)
 
     assert from_rpc_error(caught.value, error_pb2.REASON_UNSPECIFIED, "").reason_name == "FIELD_INVALID"
+
+
+async def test_of_refusals_for_want_of_room_few_are_logged_and_of_other_failures_all() -> None:
+    calls = Calls(Readiness(SERVICE))
+
+    def told(code: grpc.StatusCode, reason: str | None) -> list[str]:
+        with capture_logs() as lines:
+            for _ in range(100):
+                calls.tell(Outcome(f"/{SERVICE}/Embed", "grpc", False, code, reason, 0.001, None))
+        return [line["log_level"] for line in lines]
+
+    crowded = told(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+    assert crowded[0] == "info"
+    assert len(crowded) == 100
+    assert crowded.count("debug") > 90
+    assert told(grpc.StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL") == ["info"] * 100
+    assert told(grpc.StatusCode.OK, None) == ["debug"] * 100
 
 
 async def test_a_call_without_a_deadline_gets_the_default_one() -> None:

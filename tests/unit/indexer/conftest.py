@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 import pytest
 
 from indexer.collections import Collection, Fingerprint, Metric
-from indexer.commit import Committer, Surroundings
+from indexer.commit import Committer
 from indexer.reads import Item
 from indexer.store import ChromaStore
+from indexer.surroundings import Surroundings
 from tests.processes import start_chroma
 
 DIGEST = "a1" * 32

@@ -110,6 +110,9 @@ class DictMirror:
     async def stored(self, ids: Sequence[str]) -> dict[str, tuple[Array, Mapping[str, Plain]]]:
         return {i: self.items[i] for i in ids if i in self.items}
 
+    def existing(self, ids: Sequence[str]) -> set[str]:
+        return self.items.keys() & set(ids)
+
     def metadata(self, ids: Sequence[str]) -> dict[str, Mapping[str, Plain]]:
         return {i: self.items[i][1] for i in ids if i in self.items}
 

@@ -7,8 +7,7 @@ from typing import Any
 from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
-from indexer.collections import Collection, Hnsw, Metric, StoredCollection, not_found
-from indexer.namespace import DEFAULTS
+from indexer.collections import DEFAULT_HNSW, Collection, Hnsw, Metric, StoredCollection, not_found
 
 NO_ANSWER = LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, "no answer")
 
@@ -48,7 +47,7 @@ class Shelf:
         return not self.away
 
     async def create(
-        self, name: str, metric: Metric, metadata: Mapping[str, Any], hnsw: Hnsw = DEFAULTS, /
+        self, name: str, metric: Metric, metadata: Mapping[str, Any], hnsw: Hnsw = DEFAULT_HNSW, /
     ) -> StoredCollection | None:
         self._hear()
         if name in self.kept:

@@ -2,9 +2,10 @@ from collections.abc import Sequence
 
 from indexer.aftermath import look_again
 from indexer.collections import Collection
-from indexer.commit import Committer, Surroundings
+from indexer.commit import Committer
 from indexer.reads import Item
 from indexer.serving.collection import ServingCollection
+from indexer.surroundings import Surroundings
 from indexer.writes import StoredRecord
 from tests.unit.indexer.held_store import HeldStore
 from tests.unit.indexer.serving.tables import collection, empty, items, vectors

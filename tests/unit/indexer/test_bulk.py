@@ -137,12 +137,12 @@ async def test_no_more_is_read_than_a_few_chunks_ahead_of_the_writer() -> None:
         for n in range(100):
             read += 1
             yield part(*numbered(64 * n, 64), collection="col")
-            if n == 3:
+            if n == 11:
                 asyncio.get_running_loop().call_later(0.05, stuck.set)
 
     stream = asyncio.create_task(BulkUpsert(Collections(shelf()), writer)(requests()))
     await stuck.wait()
-    assert read == 5, "four slices with the writer, and the one that waits"
+    assert read == 13, "twelve slices with the writer, and the one that waits"
     assert len(writer.calls) == 4
     writer.let.set()
     assert (await stream).stored == 6400

@@ -11,9 +11,10 @@ from chassis.errors import LikenessError
 from chassis.metadata import Plain
 from indexer.changes import Change
 from indexer.collections import Collection, Fingerprint, Metric
-from indexer.commit import Committer, Surroundings
+from indexer.commit import Committer
 from indexer.filters import Comparison, Kind, Op
 from indexer.reads import Item
+from indexer.surroundings import Surroundings
 from indexer.writer import CollectionWriter
 from indexer.writes import Mirror, Update, Written, pack
 from tests.unit.indexer.held_store import DictMirror, HeldStore

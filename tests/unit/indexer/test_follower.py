@@ -153,9 +153,6 @@ class Served:
     def deleted(self, uid: str) -> None:
         self.there.pop(uid, None)
 
-    async def patiently(self, work: object) -> object:
-        return await work()  # type: ignore[operator]
-
     follower: Follower = None  # type: ignore[assignment]
 
     def ids(self, name: str) -> set[str]:

@@ -15,7 +15,7 @@ from chassis.vectors import Array
 from indexer import scan
 from indexer.chroma_reader import ChromaReader, Turnstile
 from indexer.collections import Collection, Metric
-from indexer.commit import Committer, Surroundings
+from indexer.commit import Committer
 from indexer.filters import Comparison, Kind, Op
 from indexer.reads import Fields, Item, Reader
 from indexer.scan import Batch
@@ -25,6 +25,7 @@ from indexer.serving.collection import ServingCollection
 from indexer.serving.planner import Planner, PlannerSettings
 from indexer.serving.reader import MemoryReader
 from indexer.serving.table import View
+from indexer.surroundings import Surroundings
 from indexer.writes import Written
 from tests.unit.indexer.conftest import Connected
 from tests.unit.indexer.serving.tables import DIMENSION, collection, filled, items

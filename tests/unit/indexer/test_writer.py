@@ -13,14 +13,14 @@ from chassis import metadata
 from chassis.errors import LikenessError
 from indexer.changes import Changes
 from indexer.collections import Collection, Fingerprint, Metric, not_found
-from indexer.commit import Surroundings
 from indexer.filters import Comparison, Kind, Op
 from indexer.reads import Item
 from indexer.stamps import now
+from indexer.surroundings import Surroundings
 from indexer.write_queue import Call, FilterCall, ItemsCall, UpdatesCall, WriteQueue
 from indexer.writer import CollectionWriter
 from indexer.writers import Writers
-from indexer.writes import StoredRecord, Update
+from indexer.writes import Mirror, StoredRecord, Update
 from tests.unit.indexer.held_store import DictMirror, HeldStore
 
 EVEN = Comparison("even", Op.EQ, Kind.BOOL, (True,))
@@ -102,12 +102,19 @@ async def test_calls_that_wait_become_chunks_of_at_most_64() -> None:
     await writer.drain()
 
 
-async def test_a_large_call_is_written_in_chunks_of_64() -> None:
+@pytest.mark.parametrize(
+    ("mirror", "chunks"), [(None, [64] * 15 + [40]), (DictMirror(), [250] * 4)], ids=["from Chroma", "from memory"]
+)
+async def test_chunks_are_small_where_chroma_answers_queries(mirror: Mirror | None, chunks: list[int]) -> None:
     store = HeldStore()
     store.gate.set()
-    writer = writer_over(store)
+    writer = CollectionWriter(COLLECTION, store, 250, 1024, Surroundings(mirror_of=lambda _: mirror))
     assert await writer.write(numbered(0, 1000)) == 1000
-    assert [len(ids) for _, ids in store.chunks] == [64] * 15 + [40]
+    assert [len(ids) for _, ids in store.chunks] == chunks
+    store.chunks.clear()
+    assert await writer.delete_matching(EVEN) == 0
+    assert await writer.write(dict.fromkeys(numbered(0, 1000))) == 1000
+    assert [len(ids) for _, ids in store.chunks] == chunks
     await writer.drain()
 
 
@@ -568,7 +575,7 @@ async def test_a_collection_is_prepared_once_and_a_refused_chunk_is_not_begun() 
 
 
 async def test_the_queue_gives_back_all_its_room() -> None:
-    queue = WriteQueue(chunk=4)
+    queue = WriteQueue()
     loop = asyncio.get_running_loop()
     calls: list[Call] = []
     for n in range(12):
@@ -582,7 +589,7 @@ async def test_the_queue_gives_back_all_its_room() -> None:
     for call in calls[::4]:
         call.done.cancel()
     taken = 0
-    while (each := queue.take()) is not None:
+    while (each := queue.take(4)) is not None:
         taken += sum(len(call.updates) for call in each) if isinstance(each, list) else 1
     assert taken > 0
     assert queue.waiting == 0

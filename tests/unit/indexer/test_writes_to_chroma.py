@@ -15,10 +15,10 @@ from likeness.common.v1 import error_pb2
 from chassis.errors import LikenessError
 from chassis.metadata import Plain
 from indexer.collections import Collection, Fingerprint, Metric
-from indexer.commit import Surroundings
 from indexer.filters import Node
 from indexer.reads import Item
 from indexer.store import ChromaStore
+from indexer.surroundings import Surroundings
 from indexer.writers import Writers
 from indexer.writes import Update
 from tests.processes import start_chroma
