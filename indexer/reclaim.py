@@ -1,13 +1,15 @@
 """Disk space and traces that Chroma leaves behind in its own files.
 
 Chroma 1.5.9 leaves the directory of a deleted collection's index where it is, and what was deleted in its SQLite file,
-in pages and in rows that belong to nothing any more. Directories can go while it runs; the file is written anew while
-it is stopped.
+in pages and in rows that belong to nothing any more. The files of an index that is smaller than a page of it hold what
+happened to be in Chroma's memory when they were made, such as vectors of other collections. Directories can go while it
+runs; the file is written anew, and the rest of an index's files cleared, while it is stopped.
 """
 
 import os
 import shutil
 import sqlite3
+import struct
 import time
 import uuid
 from collections.abc import Iterator
@@ -26,6 +28,13 @@ _NEW = "chroma.sqlite3.compacted"
 # Free pages beyond which writing the file anew is worth a moment in which writes wait.
 _WORTH_SHARE, _WORTH_BYTES = 0.25, 64 * 2**20
 _BUSY_S = 30.0
+
+# hnswlib's header: version; offset, rows that there is room for, rows, bytes of each; label and vector within a row;
+# top layer, entry; links in layers above, in the lowest, wanted; level factor; ef_construction.
+_HEADER = struct.Struct("<i6Q2i3QdQ")
+_ROWS, _ROW_BYTES = 3, 4
+_LENGTH_BYTES = 4  # of a row in length.bin
+_CLEARED_AT_ONCE = 2**20
 
 
 def remove_orphans(directory: Path) -> int:
@@ -111,13 +120,53 @@ def compact(directory: Path) -> None:
     to_disk(new)
     new.replace(path)
     to_disk(directory)
+    cleared = clear_unused(directory)
     log.info(
         "Chroma's file written anew",
         megabytes_before=round(before / 1e6, 1),
         megabytes=round(path.stat().st_size / 1e6, 1),
         lists_of_nothing=lists,
+        bytes_cleared=cleared,
         seconds=round(time.monotonic() - began, 2),
     )
+
+
+def clear_unused(directory: Path) -> int:
+    """Overwrites with zeros what the files of all indexes hold beyond their rows; Chroma must be stopped.
+
+    Args:
+        directory: Chroma's own.
+
+    Returns:
+        How many bytes other than zero there were.
+    """
+    cleared = 0
+    for path in sorted(path for path in directory.iterdir() if path.is_dir() and _is_uuid(path.name)):
+        if not (path / "header.bin").is_file():
+            continue
+        header = (path / "header.bin").read_bytes()
+        if len(header) != _HEADER.size:
+            log.warning("an index is of another layout, and is left as it is", path=str(path))
+            continue
+        fields = _HEADER.unpack(header)
+        for name, each in (("data_level0.bin", fields[_ROW_BYTES]), ("length.bin", _LENGTH_BYTES)):
+            cleared += _clear_from(path / name, fields[_ROWS] * each)
+    return cleared
+
+
+def _clear_from(path: Path, begin: int) -> int:
+    cleared = 0
+    with path.open("r+b") as file:
+        file.seek(begin)
+        while rest := file.read(_CLEARED_AT_ONCE):
+            if used := len(rest) - rest.count(0):
+                cleared += used
+                file.seek(-len(rest), os.SEEK_CUR)
+                file.write(bytes(len(rest)))
+        if cleared:
+            file.flush()
+            os.fsync(file.fileno())
+    return cleared
 
 
 def _require_room(directory: Path, size: int) -> None:

@@ -58,7 +58,11 @@ def start(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Star
 def service(start: Start) -> Service:
     """One embedder for the tests that leave it as it is."""
     return start(
-        LIKENESS_MAX_INPUTS="100", LIKENESS_MAX_ENCODED_MB="4", LIKENESS_MAX_TEXT_BYTES="500", LIKENESS_MAX_BATCH="4"
+        LIKENESS_MAX_INPUTS="100",
+        LIKENESS_MAX_ENCODED_MB="4",
+        LIKENESS_MAX_TEXT_BYTES="500",
+        LIKENESS_MAX_BATCH="4",
+        LIKENESS_PRECISION="fp32",
     )
 
 

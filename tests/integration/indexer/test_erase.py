@@ -1,5 +1,6 @@
 """Erasing: what was there is found in the files before, and nowhere in the data directory afterwards."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,25 @@ def test_what_is_left_of_items_deleted_earlier_goes_too_and_others_are_named(sta
         assert ids(stub, "others", "picture-000003") == ["picture-000003"]
         again = erase(stub, "photos", 200)
         assert (again.deleted, list(again.found_in)) == (0, [])
+
+
+def test_what_chroma_had_in_memory_when_it_made_an_index_goes_too(start: Start, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    service = start()
+    with connect(service) as channel:
+        stub = Stub(channel)
+        make(stub, "photos", types_pb2.METRIC_COSINE, 300)
+        make(stub, "others", types_pb2.METRIC_COSINE, 10)
+        files = (data / "chroma").glob
+        assert eventually(lambda: len(list(files("*/data_level0.bin"))) == 2)
+        for path in files("*/data_level0.bin"):  # of small collections: no rows are there yet
+            with path.open("r+b") as file:
+                file.seek(-1000, os.SEEK_END)
+                file.write(vector(200).tobytes())
+        assert traces(data, [200])
+        assert list(erase(stub, "photos", 200).found_in) == []
+        assert traces(data, [200]) == {}
+        assert count(stub, "others") == 10
 
 
 def test_a_backup_that_holds_an_erased_item_is_named_or_deleted(start: Start, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ sys.meta_path.insert(0, Blocked())
 import numpy as np
 from embedder.engine import load_engine
 from embedder.settings import EmbedderSettings
-engine = load_engine(EmbedderSettings(model=f"openvino:{sys.argv[1]}", model_threads=1))
+engine = load_engine(EmbedderSettings(model=f"openvino:{sys.argv[1]}", model_threads=1, precision="fp32"))
 vectors = engine.backend.encode_images(np.full((1, 64, 64, 3), 128, np.uint8))
 assert "torch" not in sys.modules and "openvino_telemetry" not in {k for k, v in sys.modules.items() if v}
 print(*vectors[0, :3])
@@ -77,8 +77,8 @@ def grey(loaded: Engine) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 
 @pytest.mark.usefixtures("here")
 def test_both_backends_serve_the_same_model(model: str, cache: Path) -> None:
-    ours = load_engine(settings(model=model, cache_dir=str(cache), backend="openvino"))
-    theirs = load_engine(settings(model=model, backend="torch"))
+    ours = load_engine(settings(model=model, cache_dir=str(cache), backend="openvino", precision="fp32"))
+    theirs = load_engine(settings(model=model, backend="torch", precision="fp32"))
     assert (ours.spec.backend, theirs.spec.backend) == ("openvino", "torch")
     assert ours.spec.digest == theirs.spec.digest
     assert ours.spec.texts_cut is theirs.spec.texts_cut is True
@@ -148,7 +148,7 @@ def test_a_converted_folder_serves_where_torch_cannot_be_imported(model: str, ca
         [sys.executable, "-c", WITHOUT_TORCH, str(folder)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    expected = grey(load_engine(settings(model=model, backend="torch")))[0, :3]
+    expected = grey(load_engine(settings(model=model, backend="torch", precision="fp32")))[0, :3]
     assert np.allclose([float(word) for word in run.stdout.split()[-3:]], expected, atol=1e-4)
 
 
