@@ -31,7 +31,8 @@ log = structlog.get_logger()
 
 # How a client sees what a service that is starting waits for.
 ANSWERED_WHILE_STARTING = frozenset({"GetStatus"})
-# Refusals that come by the hundred a second, when there is no time to write of each: one a second is logged.
+# Refusals that come by the hundred a second, when there is no time to write of each: of each kind, for each key, one
+# a second is logged, with how many were left out before it.
 _CROWDED = frozenset({"OVERLOADED", "RATE_LIMITED"})
 _CROWDED_S = 1.0
 # Between two looks at the file of keys, in seconds.
@@ -181,6 +182,14 @@ class Call:
         return Outcome(self.method, self.transport, True, self._code, self._reason, seconds, key)
 
 
+@dataclass
+class _Crowd:
+    """Refusals of one kind: when the last one was logged, and how many were not since."""
+
+    logged: float = float("-inf")
+    unlogged: int = 0
+
+
 class Calls:
     """All calls of a process."""
 
@@ -193,6 +202,7 @@ class Calls:
         max_calls: int = 1000,
         guard: Guard | None = None,
         observe: Callable[[Outcome], None] = _unobserved,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing is under way yet.
 
@@ -203,6 +213,7 @@ class Calls:
             max_calls: most calls and streams under way at once; more are refused with OVERLOADED.
             guard: who may call what; None: anybody anything.
             observe: told how each call went, refused ones too.
+            clock: in seconds.
         """
         self.readiness = readiness
         self.default_deadline_s = min(default_deadline_s, max_deadline_s)
@@ -211,7 +222,8 @@ class Calls:
         self._max_calls = max_calls
         self._observe = observe
         self._open: set[Call] = set()
-        self._told_of_a_crowd = float("-inf")
+        self._clock = clock
+        self._crowds: dict[tuple[str, str | None], _Crowd] = {}
 
     @classmethod
     def of(
@@ -293,8 +305,9 @@ class Calls:
         self._open.discard(call)
 
     def tell(self, outcome: Outcome) -> None:
-        """One log line a call, at INFO if it failed."""
-        write = log.debug if outcome.code is grpc.StatusCode.OK or not self._worth_telling(outcome) else log.info
+        """One log line a call, at INFO if it failed, but for refusals that come in crowds."""
+        unlogged = 0 if outcome.code is grpc.StatusCode.OK else self._unlogged(outcome)
+        write = log.debug if outcome.code is grpc.StatusCode.OK or unlogged is None else log.info
         write(
             "call",
             method=outcome.method,
@@ -303,17 +316,21 @@ class Calls:
             reason=outcome.reason,
             ms=round(outcome.seconds * 1000, 1),
             **({} if outcome.key is None else {"key": outcome.key}),
+            **({"unlogged": unlogged} if unlogged else {}),
         )
         self._observe(outcome)
 
-    def _worth_telling(self, outcome: Outcome) -> bool:
+    def _unlogged(self, outcome: Outcome) -> int | None:
+        """How many like it were left out of the log since the last line; None: so is this one."""
         if outcome.reason not in _CROWDED:
-            return True
-        now = time.monotonic()
-        if now < self._told_of_a_crowd + _CROWDED_S:
-            return False
-        self._told_of_a_crowd = now
-        return True
+            return 0
+        crowd = self._crowds.setdefault((outcome.reason, outcome.key), _Crowd())
+        now = self._clock()
+        if now < crowd.logged + _CROWDED_S:
+            crowd.unlogged += 1
+            return None
+        unlogged, crowd.logged, crowd.unlogged = crowd.unlogged, now, 0
+        return unlogged
 
 
 _current: ContextVar[Call | None] = ContextVar("call", default=None)

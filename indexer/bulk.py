@@ -26,8 +26,6 @@ from indexer.violations import merged
 Requests = AsyncIterator[indexer_pb2.UpsertItemsStreamRequest]
 
 MAX_REFUSALS = 100
-# Items of a stream in the writer's queue: the chunk under way, the next one, and as many that come in meanwhile.
-_AHEAD = 12 * SLICE
 # How soon a slice is offered again to a writer whose queue others have filled.
 _AGAIN_S = 0.05
 
@@ -42,9 +40,17 @@ class ItemWriter(Protocol):
 class BulkUpsert:
     """Serves streams of items to write."""
 
-    def __init__(self, collections: Collections, writer: ItemWriter) -> None:
+    def __init__(self, collections: Collections, writer: ItemWriter, ahead: int) -> None:
+        """No stream yet.
+
+        Args:
+            collections: by name.
+            writer: stores items.
+            ahead: most items of a stream that are with the writer at once; more than a chunk, so that chunks are full.
+        """
         self._collections = collections
         self._writer = writer
+        self._ahead = max(ahead, SLICE)
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -78,7 +84,7 @@ class BulkUpsert:
         async with self._collections.use(first.collection) as collection:
             check_fingerprint(collection, expected)
             async with _tasks() as writes:
-                stream = _Stream(collection, self._writer, writes)
+                stream = _Stream(collection, self._writer, writes, self._ahead)
                 await stream.take(first)
                 async for request in requests:
                     if request.collection not in ("", first.collection):
@@ -101,13 +107,13 @@ async def _tasks() -> AsyncIterator[asyncio.TaskGroup]:
 class _Stream:
     """One stream, opened."""
 
-    def __init__(self, collection: Collection, writer: ItemWriter, writes: asyncio.TaskGroup) -> None:
+    def __init__(self, collection: Collection, writer: ItemWriter, writes: asyncio.TaskGroup, most_ahead: int) -> None:
         self.answer = indexer_pb2.UpsertItemsStreamResponse()
         self._collection = collection
         self._writer = writer
         self._writes = writes
         self._seen = 0
-        self._ahead = 0
+        self._ahead, self._most_ahead = 0, most_ahead
         self._ids_ahead: set[str] = set()
         self._written = asyncio.Event()
 
@@ -130,7 +136,7 @@ class _Stream:
     async def _hand_over(self, items: list[Item]) -> None:
         """Waits until few enough items are ahead of these, and none of the same id: their order stays as sent."""
         ids = {item.id for item in items}
-        while self._ahead + len(items) > _AHEAD or not self._ids_ahead.isdisjoint(ids):
+        while self._ahead + len(items) > self._most_ahead or not self._ids_ahead.isdisjoint(ids):
             self._written.clear()
             await self._written.wait()
         self._ahead += len(items)

@@ -24,5 +24,5 @@ async def patiently(work: Callable[[], Awaitable[Answer]]) -> Answer:
         except LikenessError as error:
             if error.reason not in (error_pb2.REASON_STORE_UNAVAILABLE, error_pb2.REASON_STORE_FULL):
                 raise
-            log.warning("loading waits for Chroma", why=error.message)
+            log.warning("waiting for Chroma", why=error.message)
             await asyncio.sleep(_TRY_AGAIN_S)

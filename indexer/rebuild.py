@@ -1,7 +1,7 @@
 """Storing a collection anew, while it is read and written.
 
 1. An empty copy is staged, and the writer begins to record the ids of what it writes.
-2. Everything is copied, in chunks like everybody's, with the stamps that the items have.
+2. Everything is copied, 256 at a time, since nobody asks the copy anything yet, with the stamps that the items have.
 3. What was written meanwhile is copied once more, until little is left. Then the ids of both are compared.
 4. The writer is held for the rest. Both have the same number of items, and the copy becomes the collection.
 5. The generation before is dropped.
@@ -29,7 +29,6 @@ from indexer.writes import StoredRecord
 log = structlog.get_logger()
 
 _PAGE = 256
-_CHUNK = 256  # nobody asks the copy anything yet
 # Items that may be left when the writer is held: half a second's work.
 _LEFT = 256
 # Now and then Chroma takes many seconds for a chunk: it should not be while the writer is held.
@@ -203,11 +202,9 @@ class Rebuild:
         self, copy: Collection, records: Sequence[StoredRecord], copied: Sequence[StoredRecord] = ()
     ) -> None:
         stored = {record.id: (record.vector, record.metadata) for record in copied}
-        for begin in range(0, len(records), _CHUNK):
-            part = records[begin : begin + _CHUNK]
-            items = [Item(record.id, record.vector, record.metadata) for record in part]
-            changes = compare(items, stored, copy.metric)
-            await self._store.write(copy, changes, {record.id: record.stamp for record in part})
+        items = [Item(record.id, record.vector, record.metadata) for record in records]
+        changes = compare(items, stored, copy.metric)
+        await self._store.write(copy, changes, {record.id: record.stamp for record in records})
 
     async def _check(self, old: Collection, copy: Collection) -> None:
         there, copied = await self._store.count(old), await self._store.count(copy)

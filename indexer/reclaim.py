@@ -29,11 +29,9 @@ _NEW = "chroma.sqlite3.compacted"
 _WORTH_SHARE, _WORTH_BYTES = 0.25, 64 * 2**20
 _BUSY_S = 30.0
 
-# hnswlib's header: version; offset, rows that there is room for, rows, bytes of each; label and vector within a row;
-# top layer, entry; links in layers above, in the lowest, wanted; level factor; ef_construction.
+# hnswlib's header, of which the first eight are used here, and the bytes of a row's length in length.bin.
 _HEADER = struct.Struct("<i6Q2i3QdQ")
-_ROWS, _ROW_BYTES = 3, 4
-_LENGTH_BYTES = 4  # of a row in length.bin
+_VERSION, _LENGTH_BYTES = 1, 4
 _CLEARED_AT_ONCE = 2**20
 
 
@@ -92,9 +90,9 @@ def worth_compacting(directory: Path) -> bool:
 
 
 def compact(directory: Path) -> None:
-    """Writes Chroma's file anew, with only what belongs to a collection. Takes long; Chroma must be stopped.
+    """Writes Chroma's file anew, with only what belongs to a collection; clears the rest of its indexes' files.
 
-    The new file takes the old one's place at once and whole. Takes some 5 s for each GB.
+    Takes long, some 5 s for each GB; Chroma must be stopped. The new file takes the old one's place at once and whole.
 
     Args:
         directory: Chroma's own.
@@ -132,7 +130,9 @@ def compact(directory: Path) -> None:
 
 
 def clear_unused(directory: Path) -> int:
-    """Overwrites with zeros what the files of all indexes hold beyond their rows; Chroma must be stopped.
+    """Overwrites with zeros what the files of indexes hold beyond their rows; Chroma must be stopped.
+
+    An index whose files are not as they should be is left as it is, and named in the log.
 
     Args:
         directory: Chroma's own.
@@ -142,16 +142,34 @@ def clear_unused(directory: Path) -> int:
     """
     cleared = 0
     for path in sorted(path for path in directory.iterdir() if path.is_dir() and _is_uuid(path.name)):
-        if not (path / "header.bin").is_file():
+        try:
+            ends = _ends(path)
+        except (OSError, ValueError) as error:
+            log.warning("an index's files are left as they are", path=str(path), why=str(error))
             continue
-        header = (path / "header.bin").read_bytes()
-        if len(header) != _HEADER.size:
-            log.warning("an index is of another layout, and is left as it is", path=str(path))
-            continue
-        fields = _HEADER.unpack(header)
-        for name, each in (("data_level0.bin", fields[_ROW_BYTES]), ("length.bin", _LENGTH_BYTES)):
-            cleared += _clear_from(path / name, fields[_ROWS] * each)
+        cleared += sum(_clear_from(path / name, end) for name, end in ends.items())
     return cleared
+
+
+def _ends(path: Path) -> dict[str, int]:
+    """Where the rows end in each file of an index.
+
+    Raises:
+        OSError: one cannot be read.
+        ValueError: they do not fit together.
+    """
+    header = (path / "header.bin").read_bytes()
+    if len(header) != _HEADER.size:
+        raise ValueError(f"a header of {len(header)} bytes; expected {_HEADER.size}")
+    version, _, room, rows, row_bytes, label, vector, *_ = _HEADER.unpack(header)
+    # A row is its links, its vector of float32, and a label of 8 bytes.
+    if version != _VERSION or row_bytes != label + 8 or not 0 < vector < label or (label - vector) % 4:
+        raise ValueError(f"version {version}, rows of {row_bytes} bytes, labels at {label}, vectors at {vector}")
+    ends = {"data_level0.bin": rows * row_bytes, "length.bin": rows * _LENGTH_BYTES}
+    sizes = {name: (path / name).stat().st_size for name in ends}
+    if rows > room or any(sizes[name] < end for name, end in ends.items()):
+        raise ValueError(f"{rows} rows where there is room for {room}, in files of {sizes}")
+    return ends
 
 
 def _clear_from(path: Path, begin: int) -> int:

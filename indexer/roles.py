@@ -58,7 +58,7 @@ class Standing(Protocol):
         """How long what was replaced in Chroma is left alone, in seconds."""
 
     def done(self, collection: Collection, stamp: int, again: Sequence[str]) -> None:
-        """See ``commit.Surroundings.done``."""
+        """See ``surroundings.Surroundings.done``."""
 
     async def begin(self, lost: Lost) -> None:
         """Called once Chroma answers; returns when this indexer may do what its role is.

@@ -98,6 +98,7 @@ class IndexerService:
             upkeep=self._upkeep,
             disk=usage,
             message_bytes=settings.max_message_mb * 2**20,
+            stream_ahead=min(3 * settings.write_chunk, settings.write_queue // 8),
         )
         self._figures = Figures(
             metrics, self._registry, usage, lambda: self._writers.queues, lambda: self._standing.lease.lag_s

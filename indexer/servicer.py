@@ -38,6 +38,7 @@ class IndexerServicer(  # type: ignore[misc]  # streams are coroutines that writ
         upkeep: Upkeep,
         disk: DiskUsage = NOT_MEASURED,
         message_bytes: int = limits.MESSAGE_BYTES,
+        stream_ahead: int = 512,
     ) -> None:
         """The parts of the indexer, as in ``servicing``.
 
@@ -50,10 +51,11 @@ class IndexerServicer(  # type: ignore[misc]  # streams are coroutines that writ
             upkeep: stores collections anew.
             disk: measures files.
             message_bytes: of the largest message, for whoever asks.
+            stream_ahead: most items of a stream that wait to be written.
         """
         super().__init__(collections, writers, readers, lease, disk=disk)
         self._message_bytes = message_bytes
-        self._bulk = BulkUpsert(collections, writers)
+        self._bulk = BulkUpsert(collections, writers, stream_ahead)
         self._archive = archive
         self._upkeep = upkeep
 

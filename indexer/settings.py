@@ -80,8 +80,8 @@ class IndexerSettings(ServiceSettings):
         256,
         ge=1,
         le=1024,
-        description="Most items written to Chroma at once, 1 to 1,024; at most 64 where Chroma answers the reads, "
-        "which a chunk holds up while it is written.",
+        description="Most items written to Chroma at once, 1 to 1,024; at most 64 where this indexer leaves reads to "
+        "Chroma, which a chunk holds up while it is written.",
     )
     write_queue: int = Field(
         4096,

@@ -1,6 +1,6 @@
 """Items in Chroma: the only module, with ``chroma_collections`` and ``chroma``, that speaks to it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -27,6 +27,10 @@ T = TypeVar("T")
 # were added at 296 a second, replaced at 19 a second. (Deleting first would be faster, and lose the item if Chroma died
 # in between.) So few at a time, lest queries wait.
 _MOVED_AT_ONCE = 8
+# Of a request, as JSON, estimated from above; Chroma's server takes 40 MiB.
+_REQUEST_BYTES = 16 * 2**20
+# Of a number in JSON, and of a character, which may be escaped.
+_NUMBER_BYTES, _CHARACTER_BYTES = 24, 6
 
 # SQLite under Chroma takes 32,766 parameters a statement: ids in one request.
 _IDS_AT_ONCE = 10_000
@@ -174,9 +178,9 @@ class ChromaStore(ChromaCollections):
         Raises:
             LikenessError: STORE_FULL; whatever it raises, some may have been written.
         """
-        parts = [[Move(item, NOTHING) for item in changes.added]] if changes.added else []
+        added = _fitting([Move(item, NOTHING) for item in changes.added], _weight)
         async with self._chroma.handle("writing items", collection) as handle:
-            for part in (*parts, *_parts(changes.moved, _MOVED_AT_ONCE)):
+            for part in (*added, *_parts(changes.moved, _MOVED_AT_ONCE)):
                 await self._before_request()
                 await handle.upsert(
                     ids=[move.item.id for move in part],
@@ -194,11 +198,12 @@ class ChromaStore(ChromaCollections):
         if not labels:
             return
         async with self._chroma.handle("writing metadata", collection) as handle:
-            await self._before_request()
-            await handle.update(
-                ids=[change.id for change in labels],
-                metadatas=cast(Any, [_replacing(change.id, change.old, change.new, stamp) for change in labels]),
-            )
+            for part in _fitting(labels, lambda change: _metadata_weight(change.new)):
+                await self._before_request()
+                await handle.update(
+                    ids=[change.id for change in part],
+                    metadatas=cast(Any, [_replacing(change.id, change.old, change.new, stamp) for change in part]),
+                )
 
     async def delete(self, collection: Collection, ids: Sequence[str]) -> None:
         """Deletes items, each id once; at least one, and what does not exist is no error.
@@ -214,6 +219,38 @@ def _replacing(
     item_id: str, old: Mapping[str, Plain], new: Mapping[str, Plain], stamp: int | Mapping[str, int]
 ) -> dict[str, Any]:
     return replacing(old, new, stamp if isinstance(stamp, int) else stamp[item_id])
+
+
+def _fitting(sequence: Sequence[T], weight: Callable[[T], int]) -> Iterator[list[T]]:
+    """Parts that fit a request each; one alone always does."""
+    part: list[T] = []
+    size = 0
+    for each in sequence:
+        more = weight(each)
+        if part and size + more > _REQUEST_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(each)
+        size += more
+    if part:
+        yield part
+
+
+def _weight(move: Move) -> int:
+    return _NUMBER_BYTES * len(move.item.vector) + _metadata_weight(move.item.metadata)
+
+
+def _metadata_weight(metadata: Mapping[str, Plain]) -> int:
+    texts = 0
+    for key, value in metadata.items():
+        texts += 2 * len(key)  # also in the list of keys
+        if isinstance(value, str):
+            texts += len(value)
+        elif isinstance(value, list):
+            texts += sum(map(len, value)) + len(value)
+        else:
+            texts += _NUMBER_BYTES
+    return _CHARACTER_BYTES * texts
 
 
 async def _beyond(handle: AsyncCollection, stamp: int) -> int | None:

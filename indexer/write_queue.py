@@ -7,8 +7,10 @@ of metadata are taken by whole calls, as many as fit in a chunk; a deletion by f
 import asyncio
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from likeness.common.v1 import error_pb2
 
 from chassis import metadata
 from chassis.errors import LikenessError
@@ -162,6 +164,20 @@ def fail(call: Call, error: Exception) -> None:
     """Tells the caller, unless it went away or has its answer."""
     if not call.done.done():
         call.done.set_exception(error)
+
+
+def stopping() -> LikenessError:
+    """SHUTTING_DOWN."""
+    return LikenessError(error_pb2.REASON_SHUTTING_DOWN, "the indexer is stopping; try again")
+
+
+def fail_all(calls: Iterable[Call], error: BaseException) -> None:
+    """Tells the callers; raises what ends the writer as well, such as its cancellation."""
+    why = error if isinstance(error, Exception) else stopping()
+    for call in calls:
+        fail(call, why)
+    if why is not error:
+        raise error
 
 
 def merge(call: UpdatesCall, after: dict[str, dict[str, Plain]]) -> bool:

@@ -10,7 +10,7 @@ chunk: the worst wait of a query that it answered was 414 ms beside chunks of 64
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TypeVar
@@ -25,7 +25,17 @@ from indexer.commit import Committer
 from indexer.filters import Node
 from indexer.reads import Item
 from indexer.surroundings import Surroundings, WriteStore
-from indexer.write_queue import Call, FilterCall, ItemsCall, ItemsChunk, UpdatesCall, WriteQueue, fail, merge
+from indexer.write_queue import (
+    Call,
+    FilterCall,
+    ItemsCall,
+    ItemsChunk,
+    UpdatesCall,
+    WriteQueue,
+    fail_all,
+    merge,
+    stopping,
+)
 from indexer.writes import Update
 
 log = structlog.get_logger()
@@ -227,6 +237,11 @@ class CollectionWriter:
             return min(self._chunk, _BESIDE_QUERIES)
         return self._chunk
 
+    def _next(self, sequence: list[T]) -> tuple[list[T], list[T]]:
+        """What goes into the next chunk, and the rest."""
+        most = self._most
+        return sequence[:most], sequence[most:]
+
     async def _run(self) -> None:
         try:
             await self._work_off()
@@ -295,7 +310,7 @@ class CollectionWriter:
                     existed = set(chunk.owners)
         except BaseException as error:
             # The outcome of each call in the chunk, and of no other; the interceptor logs what nobody expected.
-            _fail(chunk.calls, error)
+            fail_all(chunk.calls, error)
             return
         for item_id, owners in chunk.owners.items():
             for position, call in enumerate(owners):
@@ -310,16 +325,17 @@ class CollectionWriter:
         try:
             async with self._turn():
                 ids = await self._committer.matching(call.where)
-            most = self._most
-            for start in range(0, len(ids), most):
+            left = ids
+            while left:
                 async with self._turn():
                     if self._closed is not None:
                         raise self._closed
                     if call.done.done():  # its caller went away
                         return
-                    await self._committer.delete(ids[start : start + most])
+                    part, left = self._next(left)
+                    await self._committer.delete(part)
         except BaseException as error:
-            _fail([call], error)
+            fail_all([call], error)
             return
         if not call.done.done():
             call.done.set_result(len(ids))
@@ -331,27 +347,13 @@ class CollectionWriter:
                 after = dict(before)
                 calls = [call for call in calls if merge(call, after)]
                 labels = [Change(i, after[i], before[i]) for i in before if not same(before[i], after[i])]
-                most = self._most
-                for start in range(0, len(labels), most):
-                    await self._committer.relabel(labels[start : start + most])
+                while labels:
+                    part, labels = self._next(labels)
+                    await self._committer.relabel(part)
         except BaseException as error:
-            _fail(calls, error)
+            fail_all(calls, error)
             return
         for call in calls:
             if not call.done.done():
                 missing = [update.id for update in call.updates if update.id not in before]
                 call.done.set_result((len(call.updates) - len(missing), missing))
-
-
-def stopping() -> LikenessError:
-    """SHUTTING_DOWN."""
-    return LikenessError(error_pb2.REASON_SHUTTING_DOWN, "the indexer is stopping; try again")
-
-
-def _fail(calls: Iterable[Call], error: BaseException) -> None:
-    """Tells the callers; raises what ends the writer as well, such as its cancellation."""
-    why = error if isinstance(error, Exception) else stopping()
-    for call in calls:
-        fail(call, why)
-    if why is not error:
-        raise error

@@ -9,7 +9,8 @@ from indexer.collections import Collection, NewerCollection, not_found
 from indexer.filters import Node
 from indexer.reads import Item
 from indexer.surroundings import Surroundings, WriteStore
-from indexer.writer import CollectionWriter, stopping
+from indexer.write_queue import stopping
+from indexer.writer import CollectionWriter
 from indexer.writes import Update
 
 

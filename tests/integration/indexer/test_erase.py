@@ -1,6 +1,7 @@
 """Erasing: what was there is found in the files before, and nowhere in the data directory afterwards."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +73,10 @@ def traces(data: Path, numbers: list[int]) -> dict[str, list[str]]:
     return found
 
 
-def make(stub: Stub, name: str, metric: types_pb2.Metric.ValueType, items: int) -> None:
+def make(stub: Stub, name: str, metric: types_pb2.Metric.ValueType, items: int, without: Collection[int] = ()) -> None:
     stub.CreateCollection(pb.CreateCollectionRequest(name=name, fingerprint=FINGERPRINT, metric=metric))
     for begin in range(0, items, 100):
-        upsert(stub, name, *(secret(n) for n in range(begin, min(items, begin + 100))))
+        upsert(stub, name, *(secret(n) for n in range(begin, min(items, begin + 100)) if n not in without))
 
 
 def erase(stub: Stub, name: str, *numbers: int, delete_snapshots: bool = False) -> pb.ErasureReport:
@@ -84,6 +85,20 @@ def erase(stub: Stub, name: str, *numbers: int, delete_snapshots: bool = False) 
     *_, last = stub.EraseItems(request, timeout=120)
     assert last.HasField("report")
     return last.report
+
+
+def all_vectors(stub: Stub, name: str) -> dict[str, list[float]]:
+    """By id, to six digits: of the cosine, Chroma keeps directions and lengths apart."""
+    request = pb.ExportItemsRequest(collection=name, fields=types_pb2.ItemFields(vector=True))
+    items = [item for part in stub.ExportItems(request, timeout=60) for item in part.items]
+    return {item.id: np.frombuffer(item.vector.f32, "<f4").astype(np.float64).round(5).tolist() for item in items}
+
+
+def nearest(stub: Stub, name: str, of: np.ndarray) -> str:
+    example = pb.Example(vector=types_pb2.Vector(f32=of.tobytes()))
+    answer = stub.Query(pb.QueryRequest(collection=name, queries=[pb.Query(examples=[example], top_k=1)]), timeout=60)
+    found: str = answer.results[0].hits[0].id
+    return found
 
 
 @pytest.mark.parametrize(
@@ -96,7 +111,10 @@ def test_nothing_of_erased_items_is_left_on_the_disk(
     data = tmp_path / "data"
     service = start(LIKENESS_READS=reads)
     with connect(service) as channel:
-        make(Stub(channel), "photos", metric, 1150)
+        stub = Stub(channel)
+        make(stub, "photos", metric, 1150)
+        make(stub, "untouched", metric, 1150, without=VICTIMS)
+        untouched = all_vectors(stub, "untouched")
     service.stop()  # and a serving snapshot is written
     service = start(LIKENESS_READS=reads)
     with connect(service) as channel:
@@ -128,6 +146,13 @@ def test_nothing_of_erased_items_is_left_on_the_disk(
     with connect(service) as channel:
         assert count(Stub(channel), "photos") == 1247
         assert traces(data, VICTIMS) == {}
+    service.stop()
+    service = start(LIKENESS_READS="chroma")  # which reads the files of the indexes
+    with connect(service) as channel:
+        stub = Stub(channel)
+        assert all_vectors(stub, "untouched") == untouched
+        for n in (0, 4, 701, 1149):
+            assert nearest(stub, "photos", vector(n)) == nearest(stub, "untouched", vector(n)) == f"picture-{n:06}"
 
 
 def test_what_is_left_of_items_deleted_earlier_goes_too_and_others_are_named(start: Start, tmp_path: Path) -> None:

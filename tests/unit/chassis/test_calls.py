@@ -115,21 +115,26 @@ async def test_a_request_that_is_no_message_is_refused_as_bad_input() -> None:
     assert from_rpc_error(caught.value, error_pb2.REASON_UNSPECIFIED, "").reason_name == "FIELD_INVALID"
 
 
-async def test_of_refusals_for_want_of_room_few_are_logged_and_of_other_failures_all() -> None:
-    calls = Calls(Readiness(SERVICE))
+async def test_of_refusals_for_want_of_room_one_a_second_is_logged_and_of_other_failures_all() -> None:
+    now = 100.0
+    calls = Calls(Readiness(SERVICE), clock=lambda: now)
 
-    def told(code: grpc.StatusCode, reason: str | None) -> list[str]:
+    def told(code: grpc.StatusCode, reason: str | None, key: str | None = None) -> list[Any]:
+        """Of ten such calls, what the lines at INFO say of those that were left out."""
         with capture_logs() as lines:
-            for _ in range(100):
-                calls.tell(Outcome(f"/{SERVICE}/Embed", "grpc", False, code, reason, 0.001, None))
-        return [line["log_level"] for line in lines]
+            for _ in range(10):
+                calls.tell(Outcome(f"/{SERVICE}/Embed", "grpc", False, code, reason, 0.001, key))
+        assert len(lines) == 10
+        return [line.get("unlogged") for line in lines if line["log_level"] == "info"]
 
-    crowded = told(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
-    assert crowded[0] == "info"
-    assert len(crowded) == 100
-    assert crowded.count("debug") > 90
-    assert told(grpc.StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL") == ["info"] * 100
-    assert told(grpc.StatusCode.OK, None) == ["debug"] * 100
+    full = grpc.StatusCode.RESOURCE_EXHAUSTED
+    for reason, key in (("OVERLOADED", None), ("RATE_LIMITED", "web"), ("RATE_LIMITED", "batch")):
+        assert told(full, reason, key) == [None]
+        assert told(full, reason, key) == []
+    now += 1
+    assert told(full, "OVERLOADED") == [19]
+    assert told(full, "STORE_FULL") == [None] * 10
+    assert told(grpc.StatusCode.OK, None) == []
 
 
 async def test_a_call_without_a_deadline_gets_the_default_one() -> None:

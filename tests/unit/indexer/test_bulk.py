@@ -30,6 +30,9 @@ METADATA: Mapping[str, Any] = {
 }
 
 
+AHEAD = 768
+
+
 def shelf() -> Shelf:
     """A store that knows one collection, "col", and an alias of it."""
     made = Shelf()
@@ -83,7 +86,7 @@ async def sent(*parts: pb.UpsertItemsStreamRequest) -> Requests:
 
 
 async def serve(writer: HeldWriter, *parts: pb.UpsertItemsStreamRequest) -> pb.UpsertItemsStreamResponse:
-    return await BulkUpsert(Collections(shelf()), writer)(sent(*parts))
+    return await BulkUpsert(Collections(shelf()), writer, AHEAD)(sent(*parts))
 
 
 async def failure(writer: HeldWriter, *parts: pb.UpsertItemsStreamRequest) -> LikenessError:
@@ -140,7 +143,7 @@ async def test_no_more_is_read_than_a_few_chunks_ahead_of_the_writer() -> None:
             if n == 11:
                 asyncio.get_running_loop().call_later(0.05, stuck.set)
 
-    stream = asyncio.create_task(BulkUpsert(Collections(shelf()), writer)(requests()))
+    stream = asyncio.create_task(BulkUpsert(Collections(shelf()), writer, AHEAD)(requests()))
     await stuck.wait()
     assert read == 13, "twelve slices with the writer, and the one that waits"
     assert len(writer.calls) == 12
@@ -180,7 +183,7 @@ async def test_a_store_that_fails_fails_the_stream_and_what_waits_is_given_up() 
 
 async def test_a_collection_deleted_meanwhile_is_forgotten() -> None:
     store, writer = shelf(), HeldWriter()
-    bulk = BulkUpsert(Collections(store), writer)
+    bulk = BulkUpsert(Collections(store), writer, AHEAD)
     writer.failures = [not_found("col")]
     with pytest.raises(LikenessError):
         await bulk(sent(part("a", collection="col")))
@@ -226,7 +229,7 @@ async def test_an_alias_may_be_repeated_and_nothing_else() -> None:
 
 async def test_a_stop_ends_open_streams_and_refuses_new_ones() -> None:
     writer = HeldWriter(held=True)
-    bulk = BulkUpsert(Collections(shelf()), writer)
+    bulk = BulkUpsert(Collections(shelf()), writer, AHEAD)
 
     async def endless() -> AsyncIterator[pb.UpsertItemsStreamRequest]:
         yield part("a", collection="col")

@@ -14,6 +14,7 @@ from indexer.collections import Metric
 from indexer.filters import Comparison, Kind, Op
 from indexer.listed import sort_out
 from indexer.reads import Item
+from indexer.stamps import now
 from indexer.store import ChromaStore
 from tests.unit.indexer.conftest import Connected
 
@@ -147,3 +148,16 @@ async def test_a_store_that_is_not_connected_says_so() -> None:
     with pytest.raises(LikenessError) as caught:
         await store.find("any")
     assert caught.value.reason == error_pb2.REASON_STORE_UNAVAILABLE
+
+
+def test_items_with_the_largest_metadata_are_written_in_requests_that_chroma_takes(connected: Connected) -> None:
+    collection = connected.collection("largest-metadata", Metric.COSINE, 4)
+    worst = "\x01" * 60_000  # six bytes each, as JSON
+    items = [Item(f"i{n:03}", np.full(4, n + 1, np.float32), {"note": worst, "n": n}) for n in range(200)]
+    stamp = now()
+    connected.loop.run(connected.store.write(collection, Changes(added=items), stamp))
+    labels = [Change(item.id, {**item.metadata, "n": -1}, item.metadata) for item in items]
+    connected.loop.run(connected.store.relabel(collection, labels, stamp + 1))
+    read = connected.loop.run(connected.store.read(collection, [item.id for item in items]))
+    assert {record.id for record in read} == {item.id for item in items}
+    assert all(record.metadata == {"note": worst, "n": -1} for record in read)

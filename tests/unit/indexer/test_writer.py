@@ -112,9 +112,28 @@ async def test_chunks_are_small_where_chroma_answers_queries(mirror: Mirror | No
     assert await writer.write(numbered(0, 1000)) == 1000
     assert [len(ids) for _, ids in store.chunks] == chunks
     store.chunks.clear()
-    assert await writer.delete_matching(EVEN) == 0
     assert await writer.write(dict.fromkeys(numbered(0, 1000))) == 1000
     assert [len(ids) for _, ids in store.chunks] == chunks
+    await writer.drain()
+
+
+async def test_a_mirror_that_goes_makes_the_chunks_small_that_follow() -> None:
+    store = HeldStore()
+    mirror = DictMirror()
+    there: list[Mirror | None] = [mirror]
+    writer = CollectionWriter(COLLECTION, store, 250, 1024, Surroundings(mirror_of=lambda _: there[0]))
+    store.gate.set()
+    even = {f"n{n}": Item(f"n{n}", np.ones(2, np.float32), {"even": True}) for n in range(500)}
+    assert await writer.write(dict(even)) == 500
+    store.chunks.clear()
+    store.gate.clear()
+    store.entered.clear()
+    deletion = asyncio.create_task(writer.delete_matching(EVEN))
+    await store.entered.wait()
+    there[0] = None
+    store.gate.set()
+    assert await deletion == 500
+    assert [len(ids) for _, ids in store.chunks] == [250, 64, 64, 64, 58]
     await writer.drain()
 
 
