@@ -1,4 +1,4 @@
-"""Keeps the figures that Prometheus reads up to date: each second, and what files take on the disk every 30 seconds."""
+"""Keeps the figures that Prometheus reads up to date: each second, and every 30 what files take and Chroma serves."""
 
 import asyncio
 import time
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
+from chassis.errors import LikenessError
 from indexer.disk_usage import DiskUsage
 from indexer.metrics import Metrics
 from indexer.registry import Registry
@@ -99,3 +100,11 @@ class Figures:
                 self._metrics.disk(collection.name, size)
         if (size := await self._disk.store()) is not None:
             self._metrics.store_bytes(size)
+        for uid, found in self._registry.in_chroma().items():
+            try:
+                items = await self._registry.store.count(found)
+            except LikenessError as error:  # Chroma is away, or the collection has gone
+                log.debug("cannot count the items", collection=found.name, why=error.message)
+                continue
+            if uid in self._registry.uids:
+                self._metrics.stored_items(found.name, items)

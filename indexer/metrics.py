@@ -59,7 +59,7 @@ class Metrics:
         self._age = self._gauge("write_queue_seconds", "How long the first of them has waited.", "collection")
 
         self._in_memory = self._gauge("in_memory", "Whether a collection is served from memory.", "collection")
-        self._items = self._gauge("items", "Items in memory.", "collection")
+        self._items = self._gauge("items", "Items of a collection; of one that Chroma serves, lately.", "collection")
         self._rows = self._gauge("rows", "Rows in memory, those of dead items included.", "collection")
         self._dead = self._gauge("dead_rows", "Rows of items that were replaced or deleted.", "collection")
         self._unindexed = self._gauge("unindexed_rows", "Rows in memory that are not in the graph yet.", "collection")
@@ -132,7 +132,8 @@ class Metrics:
         """Where a collection is served from, and what it takes."""
         name = status.name
         self._in_memory.labels(name).set(status.mode is Mode.MEMORY)
-        self._items.labels(name).set(status.rows - status.dead_rows)
+        if status.mode is not Mode.CHROMA:
+            self._items.labels(name).set(status.rows - status.dead_rows)
         self._rows.labels(name).set(status.rows)
         self._dead.labels(name).set(status.dead_rows)
         self._unindexed.labels(name).set(status.unindexed_rows)
@@ -141,6 +142,10 @@ class Metrics:
             self._recall.remove(name)
         elif status.recall is not None:
             self._recall.labels(name).set(status.recall)
+
+    def stored_items(self, collection: str, items: int) -> None:
+        """So many items are in a collection that Chroma serves."""
+        self._items.labels(collection).set(items)
 
     def collection_deleted(self, name: str) -> None:
         """Its figures are no longer shown."""

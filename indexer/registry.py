@@ -105,6 +105,10 @@ class Registry:
         """What is served from memory, by uid."""
         return {uid: served.serving for uid, served in self._served.items() if served.serving is not None}
 
+    def in_chroma(self) -> dict[str, Collection]:
+        """What Chroma answers reads of, by uid."""
+        return {uid: served.collection for uid, served in self._served.items() if served.mode is Mode.CHROMA}
+
     @property
     def searches_waiting(self) -> int:
         """Queries that wait to be searched for in memory."""

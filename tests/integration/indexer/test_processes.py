@@ -32,7 +32,8 @@ from tests.integration.indexer.calls import (
     unit,
     upsert,
 )
-from tests.processes import Service, launch, start_chroma
+from tests.integration.indexer.test_rebuild import eventually
+from tests.processes import Service, free_port, launch, metric, start_chroma
 
 
 @pytest.mark.parametrize("ending", ["stop", "kill"])
@@ -261,3 +262,14 @@ def test_a_stream_under_way_ends_when_the_indexer_stops(start: Start) -> None:
         assert begun.wait(30)
         assert service.stop() == 0
         assert upload.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_items_of_a_collection_that_chroma_serves_are_in_a_metric(start: Start) -> None:
+    service = start(LIKENESS_READS="chroma")
+    with connect(service) as channel:
+        name = create(Stub(channel), "counted")
+        upsert(Stub(channel), name, *(item(n) for n in range(3)))
+    service.stop()
+    port = free_port()
+    start(LIKENESS_READS="chroma", LIKENESS_INDEXER_METRICS_PORT=str(port))
+    assert eventually(lambda: metric(port, "likeness_indexer_items", collection=name) == 3)
