@@ -103,8 +103,11 @@ async def test_no_more_is_read_than_its_client_takes() -> None:
 async def test_a_client_that_goes_away_frees_what_was_held_for_it() -> None:
     endless = Endless()
     async with serving(endless) as (_, stub):
-        await stub.ExportItems(REQUEST).read()
-    await asyncio.wait_for(endless.ended.wait(), 30)
+        call = stub.ExportItems(REQUEST)
+        for _ in range(2):  # the collection, then items: the scan has begun
+            await call.read()
+        call.cancel()
+        await asyncio.wait_for(endless.ended.wait(), 30)
 
 
 async def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
