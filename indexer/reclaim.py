@@ -2,7 +2,7 @@
 
 Chroma 1.5.9 leaves the directory of a deleted collection's index where it is, and what was deleted in its SQLite file,
 in pages and in rows that belong to nothing any more. The files of an index that is smaller than a page of it hold what
-happened to be in Chroma's memory when they were made, such as vectors of other collections. Directories can go while it
+happened to be in Chroma's memory when they were made, which may be what is to be erased. Directories can go while it
 runs; the file is written anew, and the rest of an index's files cleared, while it is stopped.
 """
 
