@@ -306,7 +306,7 @@ class Calls:
 
     def tell(self, outcome: Outcome) -> None:
         """One log line a call, at INFO if it failed, but for refusals that come in crowds."""
-        unlogged = 0 if outcome.code is grpc.StatusCode.OK else self._unlogged(outcome)
+        unlogged = self._unlogged(outcome)
         write = log.debug if outcome.code is grpc.StatusCode.OK or unlogged is None else log.info
         write(
             "call",

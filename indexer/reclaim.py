@@ -181,9 +181,8 @@ def _clear_from(path: Path, begin: int) -> int:
                 cleared += used
                 file.seek(-len(rest), os.SEEK_CUR)
                 file.write(bytes(len(rest)))
-        if cleared:
-            file.flush()
-            os.fsync(file.fileno())
+    if cleared:
+        to_disk(path)
     return cleared
 
 

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from likeness.common.v1 import error_pb2
@@ -78,6 +79,17 @@ class ItemsChunk:
     def calls(self) -> set[ItemsCall]:
         """The calls that have something in it."""
         return {call for owners in self.owners.values() for call in owners}
+
+    def written(self, existed: AbstractSet[str]) -> None:
+        """Tells the calls whose last item this was; ``existed``: the ids that there were, or are now."""
+        for item_id, owners in self.owners.items():
+            for position, call in enumerate(owners):
+                call.unwritten -= 1
+                # An id that two calls delete existed for the first.
+                call.count += item_id in existed and (position == 0 or not self.deletes)
+        for call in self.calls:
+            if call.unwritten == 0 and not call.done.done():
+                call.done.set_result(call.count)
 
 
 Taken = ItemsChunk | list[UpdatesCall] | FilterCall

@@ -312,14 +312,7 @@ class CollectionWriter:
             # The outcome of each call in the chunk, and of no other; the interceptor logs what nobody expected.
             fail_all(chunk.calls, error)
             return
-        for item_id, owners in chunk.owners.items():
-            for position, call in enumerate(owners):
-                call.unwritten -= 1
-                # An id that two calls delete existed for the first.
-                call.count += item_id in existed and (position == 0 or not chunk.deletes)
-        for call in chunk.calls:
-            if call.unwritten == 0 and not call.done.done():
-                call.done.set_result(call.count)
+        chunk.written(existed)
 
     async def _clear(self, call: FilterCall) -> None:
         try:

@@ -1,7 +1,8 @@
 """Erasing: what was there is found in the files before, and nowhere in the data directory afterwards."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,16 @@ def make(stub: Stub, name: str, metric: types_pb2.Metric.ValueType, items: int, 
     stub.CreateCollection(pb.CreateCollectionRequest(name=name, fingerprint=FINGERPRINT, metric=metric))
     for begin in range(0, items, 100):
         upsert(stub, name, *(secret(n) for n in range(begin, min(items, begin + 100)) if n not in without))
+
+
+@contextmanager
+def two_collections(start: Start) -> Iterator[Stub]:
+    """Of which one has some of the other's items too."""
+    with connect(start()) as channel:
+        stub = Stub(channel)
+        make(stub, "photos", types_pb2.METRIC_COSINE, 300)
+        make(stub, "others", types_pb2.METRIC_COSINE, 10)
+        yield stub
 
 
 def erase(stub: Stub, name: str, *numbers: int, delete_snapshots: bool = False) -> pb.ErasureReport:
@@ -159,11 +170,7 @@ def test_nothing_of_erased_items_is_left_on_the_disk(
 
 def test_what_is_left_of_items_deleted_earlier_goes_too_and_others_are_named(start: Start, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    service = start()
-    with connect(service) as channel:
-        stub = Stub(channel)
-        make(stub, "photos", types_pb2.METRIC_COSINE, 300)
-        make(stub, "others", types_pb2.METRIC_COSINE, 10)
+    with two_collections(start) as stub:
         stub.DeleteItems(pb.DeleteItemsRequest(collection="photos", ids=["picture-000200"]))
         assert traces(data, [200])
         report = erase(stub, "photos", 200, 3)
@@ -179,11 +186,7 @@ def test_what_is_left_of_items_deleted_earlier_goes_too_and_others_are_named(sta
 
 def test_what_chroma_had_in_memory_when_it_made_an_index_goes_too(start: Start, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    service = start()
-    with connect(service) as channel:
-        stub = Stub(channel)
-        make(stub, "photos", types_pb2.METRIC_COSINE, 300)
-        make(stub, "others", types_pb2.METRIC_COSINE, 10)
+    with two_collections(start) as stub:
         files = (data / "chroma").glob
         assert eventually(lambda: len(list(files("*/data_level0.bin"))) == 2)
         for path in files("*/data_level0.bin"):  # of small collections: no rows are there yet
