@@ -7,6 +7,7 @@ import asyncio
 import os
 import signal
 import socket
+import sqlite3
 import sys
 import time
 from collections import deque
@@ -21,6 +22,7 @@ from likeness.common.v1 import error_pb2
 
 from chassis import tether
 from chassis.errors import LikenessError
+from indexer import mend
 from indexer.lock import DirectoryLock
 from indexer.unbroken import unbroken
 
@@ -172,6 +174,7 @@ class LocalChroma:
 
     async def _launch(self) -> None:
         await self._end()
+        await self._mend()
         port = _free_port()
         command = [
             sys.executable,
@@ -201,6 +204,13 @@ class LocalChroma:
         log.info("Chroma runs", url=url, pid=self._process.pid, path=str(self._directory))
         await self._up(url)
         self._answering = True
+
+    async def _mend(self) -> None:
+        """Whatever is wrong with the files, Chroma is started: it may do with them, and the log has both."""
+        try:
+            await asyncio.to_thread(mend.mend, self._directory)
+        except (OSError, sqlite3.Error) as error:
+            log.error("Chroma's files could not be looked through", path=str(self._directory), why=str(error))
 
     async def _spawn(self, command: list[str]) -> asyncio.subprocess.Process:
         self._directory.mkdir(parents=True, exist_ok=True)

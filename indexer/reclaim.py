@@ -9,7 +9,6 @@ runs; the file is written anew, and the rest of an index's files cleared, while 
 import os
 import shutil
 import sqlite3
-import struct
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,6 +19,8 @@ import structlog
 from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
+from indexer.durable import to_disk
+from indexer.index_files import LENGTH_BYTES, LENGTHS, ROWS, Header
 
 log = structlog.get_logger()
 
@@ -29,9 +30,6 @@ _NEW = "chroma.sqlite3.compacted"
 _WORTH_SHARE, _WORTH_BYTES = 0.25, 64 * 2**20
 _BUSY_S = 30.0
 
-# hnswlib's header, of which the first eight are used here, and the bytes of a row's length in length.bin.
-_HEADER = struct.Struct("<i6Q2i3QdQ")
-_VERSION, _LENGTH_BYTES = 1, 4
 _CLEARED_AT_ONCE = 2**20
 
 
@@ -158,17 +156,11 @@ def _ends(path: Path) -> dict[str, int]:
         OSError: one cannot be read.
         ValueError: they do not fit together.
     """
-    header = (path / "header.bin").read_bytes()
-    if len(header) != _HEADER.size:
-        raise ValueError(f"a header of {len(header)} bytes; expected {_HEADER.size}")
-    version, _, room, rows, row_bytes, label, vector, *_ = _HEADER.unpack(header)
-    # A row is its links, its vector of float32, and a label of 8 bytes.
-    if version != _VERSION or row_bytes != label + 8 or not 0 < vector < label or (label - vector) % 4:
-        raise ValueError(f"version {version}, rows of {row_bytes} bytes, labels at {label}, vectors at {vector}")
-    ends = {"data_level0.bin": rows * row_bytes, "length.bin": rows * _LENGTH_BYTES}
+    header = Header.read(path)
+    ends = {ROWS: header.rows * header.row_bytes, LENGTHS: header.rows * LENGTH_BYTES}
     sizes = {name: (path / name).stat().st_size for name in ends}
-    if rows > room or any(sizes[name] < end for name, end in ends.items()):
-        raise ValueError(f"{rows} rows where there is room for {room}, in files of {sizes}")
+    if any(sizes[name] < end for name, end in ends.items()):
+        raise ValueError(f"{header.rows} rows, in files of {sizes}")
     return ends
 
 
@@ -212,12 +204,3 @@ def _is_uuid(name: str) -> bool:
         return str(uuid.UUID(name)) == name
     except ValueError:
         return False
-
-
-def to_disk(path: Path) -> None:
-    """Forces a file, or the names in a directory, to the disk."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

@@ -20,6 +20,7 @@ from indexer.catalog import Collections
 from indexer.collections import Collection
 from indexer.disk import DiskGuard
 from indexer.disk_usage import folder_bytes
+from indexer.durable import to_disk
 from indexer.erase import Erased, Erasure
 from indexer.jobs import Job, Jobs
 from indexer.reads import Reader
@@ -319,8 +320,8 @@ class Upkeep:
         if kind == "rebuild" and path.exists():  # less than what is to be finished already
             return
         path.write_text(kind)
-        reclaim.to_disk(path)
-        reclaim.to_disk(self._unfinished)
+        to_disk(path)
+        to_disk(self._unfinished)
 
     async def _forget(self, uid: str) -> None:
         """There is nothing to finish, unless what was replaced is still there."""

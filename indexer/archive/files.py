@@ -15,6 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
+from indexer.durable import to_disk
 
 _READ_AT_ONCE = 2**20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -173,7 +174,7 @@ class Storage:
                 there = Path(self._path(path))
                 Path(self._path(partial)).rename(there)
                 for folder in (there.parent, there.parent.parent):
-                    _to_disk(folder)
+                    to_disk(folder)
 
     def remove(self, path: str, first: str) -> None:
         """Removes a folder and what is in it, which may be nothing; the folder around it too, if that is empty then.
@@ -242,11 +243,3 @@ class Storage:
 
     def _path(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root
-
-
-def _to_disk(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

@@ -10,7 +10,6 @@ A snapshot saves time and is never the only place of anything: one that is refus
 """
 
 import json
-import os
 import shutil
 import zlib
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ import numpy as np
 import structlog
 
 from indexer.collections import Collection
+from indexer.durable import to_disk
 from indexer.serving.graph import GraphSettings
 from indexer.serving.snapshot_files import FILES, read_files, write_files
 from indexer.serving.table import TableState
@@ -79,7 +79,7 @@ def write(folder: Path, collection: Collection, graph: GraphSettings, snapshot: 
         write_files(partial, snapshot.state)
         size = _seal(partial, {**_identity(collection, graph), **_counts(snapshot)})
         partial.rename(final)
-        _to_disk(folder)
+        to_disk(folder)
     except BaseException:
         _give_back(partial)
         raise
@@ -171,11 +171,11 @@ def _seal(folder: Path, manifest: dict[str, Any]) -> int:
     """Forces the files to the disk and adds the manifest; returns their bytes."""
     files: dict[str, dict[str, Any]] = {}
     for name in FILES:
-        _to_disk(folder / name)
+        to_disk(folder / name)
         files[name] = {"bytes": (folder / name).stat().st_size, "crc32": _crc32(folder / name)}
     (folder / MANIFEST).write_bytes(_signed({**manifest, "files": files}))
-    _to_disk(folder / MANIFEST)
-    _to_disk(folder)
+    to_disk(folder / MANIFEST)
+    to_disk(folder)
     return sum(file["bytes"] for file in files.values())
 
 
@@ -214,11 +214,3 @@ def _crc32(file: Path) -> int:
         while block := opened.read(_READ_AT_ONCE):
             found = zlib.crc32(block, found)
     return found
-
-
-def _to_disk(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
