@@ -2,8 +2,8 @@
 
 A piece of work that failed in Chroma may be there or not, so its ids are in doubt: they are read back, and the mirror
 put right, before anything else is written. A request that got no answer may even be carried out later, so they are read
-once more when that can hardly be. If that undid a later write that was acknowledged, the mirror has it, and it is
-written again.
+again every few seconds until that can hardly be. If that undid a later write that was acknowledged, the mirror has it,
+and it is written again.
 """
 
 import time
@@ -25,8 +25,10 @@ from indexer.writes import Mirror, StoredRecord, Written
 
 log = structlog.get_logger()
 
-# Ids that are read once more: those of the last failures.
+# Ids that are read again: those of the last failures.
 _MOST_DOUBTS = 1024
+# Whoever follows this indexer sees what was carried out late at once; so long it may be ahead.
+LOOK_S = 5.0
 
 
 class Committer:
@@ -42,6 +44,7 @@ class Committer:
         # Id in doubt → what was in use as a stamp when a later write of it was acknowledged, and is in the mirror.
         self._acknowledged: dict[str, int] = {}
         self._unread = False
+        self._looked = 0.0
         self._recorded: set[str] | None = None
 
     def record(self) -> set[str]:
@@ -58,7 +61,7 @@ class Committer:
         """Seconds until ``heal`` has something to do; 0 or less: now; None: nothing is in doubt."""
         if not self._doubts:
             return None
-        return 0.0 if self._unread else min(self._doubts.values()) - time.monotonic()
+        return 0.0 if self._unread else min(self._looked + LOOK_S, *self._doubts.values()) - time.monotonic()
 
     async def heal(self) -> None:
         """Reads from Chroma what is in doubt, and puts the mirror right.
@@ -84,6 +87,7 @@ class Committer:
         self._doubts = {item_id: last for item_id, last in self._doubts.items() if last > began}
         self._acknowledged = {i: stamp for i, stamp in self._acknowledged.items() if i in self._doubts}
         self._unread = False
+        self._looked = began
 
     async def _undo_late(
         self,

@@ -19,7 +19,7 @@ from tests.chaos.supervised import Supervised
 from tests.processes import free_port, launch, start_chroma
 from tests.proxy import Proxy
 
-LEASE_S = 4.0
+LEASE_S, STORE_TIMEOUT_S = 4.0, 20.0
 _PORT = "LIKENESS_INDEXER_PORT"
 
 
@@ -44,7 +44,7 @@ class Member:
             "LIKENESS_ROLE": role,
             "LIKENESS_CHROMA_URL": self.proxy.url,
             "LIKENESS_LEASE_S": str(LEASE_S),
-            "LIKENESS_STORE_TIMEOUT_S": "20",
+            "LIKENESS_STORE_TIMEOUT_S": str(STORE_TIMEOUT_S),
             _PORT: str(free_port()),
         }
         self._logs = logs

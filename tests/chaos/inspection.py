@@ -1,5 +1,7 @@
 """Everything the indexer holds, looked at while nobody writes."""
 
+import math
+
 import numpy as np
 
 from tests.chaos.checker import Below, Kind, Recall, Truth, Violation, check_items
@@ -13,10 +15,13 @@ FILTERS = (None, Below("n", 500.0), Below("n", 100.0), Below("n", 20.0), Below("
 LEAST_RECALL = 0.97
 
 
-def inspect(client: Client, ledger: Ledger, seed: int) -> tuple[list[Violation], Recall]:
-    """Compares items, counts and answers with the ledger, which takes over what it was in doubt about."""
+def inspect(client: Client, ledger: Ledger, seed: int, since: float = math.inf) -> tuple[list[Violation], Recall]:
+    """Compares items, counts and answers with the ledger, which takes over what it was in doubt about.
+
+    But for what was sent after ``since`` and got no answer: that may still be carried out.
+    """
     wrong, states = check_items(ledger, client.list_all(), client.count())
-    ledger.found(states)
+    ledger.found(states, since)
     truth = Truth.of((item_id, state) for item_id, state in states.items() if isinstance(state, Content))
     queries = list(Source((seed, 2000)).vectors(QUERIES))
     recall = Recall()

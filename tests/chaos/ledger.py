@@ -4,6 +4,7 @@ An item has one certain state, or, after a write whose answer never came, severa
 after it. Each id belongs to one writer, which does one thing after another.
 """
 
+import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -86,11 +87,19 @@ class Ledger:
         """Whether there is one possible state."""
         return len(self.possible(item_id)) == 1
 
-    def found(self, states: Mapping[str, State]) -> None:
-        """The states in which a check found these items are theirs from now on; what went before is forgotten."""
+    def found(self, states: Mapping[str, State], since: float = math.inf) -> None:
+        """The states in which a check found these items are theirs from now on; what went before is forgotten.
+
+        Args:
+            states: what the check found.
+            since: writes without an answer that were sent after this may still be carried out.
+        """
         with self._lock:
             for item_id, state in states.items():
-                self._versions[item_id] = [Version(state, 0.0)]
+                there = self._versions.get(item_id, [])
+                unanswered = [v for v in there if v.ended is None] if len(there) > 1 else []
+                late = [v for v in unanswered if v.began > since and v.state is not state]
+                self._versions[item_id] = [*late, Version(state, 0.0)]
 
     def ids(self) -> Iterable[str]:
         """Every id ever written."""

@@ -46,6 +46,21 @@ def test_what_a_check_found_ends_the_doubt() -> None:
     assert ledger.possible("x") == [B]
 
 
+def test_what_was_sent_lately_without_an_answer_may_still_come() -> None:
+    ledger = Ledger()
+    ledger.preload({"x": A, "y": A, "z": A})
+    ledger.sending({"x": B}, 1.0)
+    ledger.sending({"x": C, "y": B, "z": C}, 20.0)
+    ledger.acknowledged({"z": C}, 21.0)
+    ledger.found({"x": A, "y": B, "z": C}, since=10.0)
+    assert ledger.possible("x") == [C, A]
+    assert ledger.possible("y") == [B]
+    assert ledger.possible("z") == [C]
+    ledger.sending({"x": None}, 30.0)
+    ledger.acknowledged({"x": None}, 31.0)
+    assert ledger.possible("x") == [None]
+
+
 def test_a_span_allows_the_states_of_every_moment_in_it() -> None:
     ledger = Ledger()
     ledger.preload({"x": A})

@@ -9,6 +9,7 @@ import pytest
 
 from chassis.errors import LikenessError
 from chassis.metadata import Plain
+from indexer import commit
 from indexer.changes import Change
 from indexer.collections import Collection, Fingerprint, Metric
 from indexer.commit import Committer
@@ -129,6 +130,24 @@ async def test_what_is_carried_out_late_is_seen_in_the_end() -> None:
     pair.store.items["a"] = Item("a", np.ones(2, np.float32), {"n": 2})
     await pair.mirror.applied.wait()
     assert pair.agrees()
+    await pair.writer.drain()
+
+
+async def test_it_is_looked_for_again_and_again_until_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commit, "LOOK_S", 0.05)
+    pair = Pair(settle_s=600.0)
+    await pair.upsert("a", n=1)
+    pair.mirror.applied.clear()
+    pair.store.poison = {"a"}
+    with pytest.raises(LikenessError, match="poison"):
+        await pair.upsert("a", n=2)
+    await pair.mirror.applied.wait()
+    for n in (2, 3):
+        pair.store.items["a"] = Item("a", np.ones(2, np.float32), {"n": n})
+        async with asyncio.timeout(30):
+            while pair.mirror.items["a"][1] != {"n": n}:
+                pair.mirror.applied.clear()
+                await pair.mirror.applied.wait()
     await pair.writer.drain()
 
 
