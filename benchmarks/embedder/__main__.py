@@ -1,4 +1,4 @@
-"""``python -m benchmarks.embedder``: all four sections, or those that ``--only`` names."""
+"""``python -m benchmarks.embedder``: all sections, or those that ``--only`` names."""
 
 import argparse
 import os
@@ -7,17 +7,19 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.embedder import growth, input_kinds, load, methods, report
+from benchmarks.embedder import copies, growth, input_kinds, load, methods, poison, report
 from benchmarks.embedder.inputs import prepare
 from benchmarks.embedder.models import STARTER, local
 from benchmarks.embedder.processes import end_on_signals
-from benchmarks.embedder.scope import SECTIONS, Scope, Target
+from benchmarks.embedder.scope import QUICK_SECTIONS, SECTIONS, Scope, Target
 
 _RUN: Mapping[str, Callable[[Scope], dict[str, Any]]] = {
     "methods": methods.run,
     "inputs": input_kinds.run,
     "load": load.run,
     "growth": growth.run,
+    "poison": poison.run,
+    "copies": copies.run,
 }
 
 
@@ -35,7 +37,7 @@ def main() -> int:
         local(model)
     whole: dict[str, Any] = {}
     failed = []
-    for section in options.only or SECTIONS:
+    for section in options.only or (QUICK_SECTIONS if options.quick else SECTIONS):
         print(f"{section} …", flush=True)
         started = time.monotonic()
         found = _RUN[section](scope)
@@ -50,7 +52,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.embedder", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a cut of all sections, in a quarter of an hour")
+    parser.add_argument("--quick", action="store_true", help="a cut of the first four, in a quarter of an hour")
     parser.add_argument("--only", action="append", choices=SECTIONS, help="one section; may be given again")
     parser.add_argument("--model", default="ViT-B-32", help="starter, or an architecture of open_clip's (%(default)s)")
     parser.add_argument("--backend", default="auto", help="as LIKENESS_BACKEND")

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def show(whole: Mapping[str, Any]) -> None:
         f"{', '.join(about['flags'])}; {whole['date']}; commit {whole['commit']}"
     )
     sections = whole["sections"]
-    for name, show_section in (("methods", _methods), ("inputs", _inputs), ("load", _load), ("growth", _growth)):
+    for name, show_section in _SHOWN.items():
         if name in sections:
             console.print(f"\n[bold]{name}[/bold]: {sections[name]['date']}, {sections[name]['seconds']:.0f} s")
             show_section(console, sections[name])
@@ -185,6 +185,32 @@ def _growth(console: Console, found: Mapping[str, Any]) -> None:
         _table(console, f"Served, by {what}", served, found[f"by_{what}"])
     columns = ("seconds", "slope_mb_per_hour", "standard_error_mb_per_hour", "first_mib", "last_mib", "highest_mib")
     _table(console, "Memory under a mixture of inputs", (*columns, "per_s"), [found["memory"]])
+
+
+def _poison(console: Console, found: Mapping[str, Any]) -> None:
+    if found["missing"]:
+        console.print(found["missing"])
+        return
+    columns = ("files", "rounds", "seconds", "warm_mib", "last_mib", "highest_mib", "ready", "codes")
+    _table(console, "Hostile files, over and over", columns, [dict(found)])
+
+
+def _copies(console: Console, found: Mapping[str, Any]) -> None:
+    if found["missing"]:
+        console.print(found["missing"])
+        return
+    columns = ("name", "items", "allocations", "allocated_kb", "copies", "copied_kb")
+    _table(console, "For each picture, of 16 KiB or more", columns, found["rows"])
+
+
+_SHOWN: Mapping[str, Callable[[Console, Mapping[str, Any]], None]] = {
+    "methods": _methods,
+    "inputs": _inputs,
+    "load": _load,
+    "growth": _growth,
+    "poison": _poison,
+    "copies": _copies,
+}
 
 
 def _table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Row]) -> None:

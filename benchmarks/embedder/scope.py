@@ -7,7 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORK = ROOT / "build" / "benchmark"
-SECTIONS = ("methods", "inputs", "load", "growth")
+SECTIONS = ("methods", "inputs", "load", "growth", "poison", "copies")
+# Those of the cut.
+QUICK_SECTIONS = SECTIONS[:4]
 
 
 @dataclass(frozen=True)

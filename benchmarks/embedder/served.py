@@ -32,7 +32,7 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
 ]
-_PUSHBACK = "grpc-retry-pushback-ms"
+PUSHBACK = "grpc-retry-pushback-ms"
 _DEADLINE_S = 120.0
 # Field 11 of EmbedRequest and of EmbedStreamRequest.
 PRIORITY = {"interactive": b"\x58\x01", "bulk": b"\x58\x02"}
@@ -124,7 +124,7 @@ class Server:
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
                 trailers = dict(error.trailing_metadata() or ())
-                raise RefusedError(float(trailers.get(_PUSHBACK, 1000)) / 1000) from None
+                raise RefusedError(float(trailers.get(PUSHBACK, 1000)) / 1000) from None
             raise RuntimeError(f"{error.code().name}: {error.details()}") from None
         answer = embedder_pb2.EmbedResponse.FromString(raw)
         for result in answer.results:
