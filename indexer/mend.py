@@ -25,6 +25,8 @@ from indexer.index_files import DELETED, HEADER, NAMES, UPPER, Header, Names, Nu
 log = structlog.get_logger()
 
 _DATABASE = "chroma.sqlite3"
+# A place in the log behind all others.
+_END = 2**63 - 1
 _AT_ONCE = 65_536
 _ALIKE = 0.9999
 _BUSY_S = 30.0
@@ -181,7 +183,8 @@ def _mend(database: sqlite3.Connection, index: _Index) -> bool:
     if not changes:
         return False
     _write(index.path, changes)
-    if left := _changes(index.path, Header.read(index.path), Names.read(index.path), None):
+    now = Names.read(index.path)
+    if left := _changes(index.path, Header.read(index.path), now, None):
         raise ValueError(f"it was mended, and is still not as it should be: {left}")
     log.warning(
         "an index of Chroma's was cut off in writing and has been mended; Chroma takes the rest from its log",
@@ -192,7 +195,15 @@ def _mend(database: sqlite3.Connection, index: _Index) -> bool:
         links_dropped=changes.lost,
         names=why or "whole",
     )
+    if lost := _lost(database, index, now):
+        raise ValueError(f"it was mended, and the vectors of {len(lost)} items are lost, such as {lost[:3]}")
     return True
+
+
+def _lost(database: sqlite3.Connection, index: _Index, names: Names) -> list[str]:
+    """The ids of items that are neither in the index nor in the log, as after a power cut."""
+    logged = {item_id for item_id, _ in database.execute(_LOGGED, (f"%/{index.key}", _END))}
+    return sorted({item_id for (item_id,) in database.execute(_IDS, (index.ids,))} - names.labels.keys() - logged)
 
 
 def _names(database: sqlite3.Connection, index: _Index, header: Header) -> Names:

@@ -359,6 +359,26 @@ def test_what_cannot_be_mended_is_left_as_it_is_and_named(
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
 
 
+def test_items_whose_vectors_are_lost_are_told(seen: dict[str, Seen], folder: Path, tmp_path: Path) -> None:
+    """After a power cut the files may be older than what SQLite has noted of them, and the log has been shortened."""
+    assert seen
+    directory = tmp_path / "chroma"
+    shutil.copytree(folder / "after" / "chroma", directory)
+    with closing(sqlite3.connect(directory / "chroma.sqlite3")) as database, database:
+        segment = index_of(database, "l2-untouched")
+        database.execute("DELETE FROM embeddings_queue")
+    shutil.rmtree(directory / segment)
+    shutil.copytree(folder / "before" / "chroma" / segment, directory / segment)
+    whole(HEADER)(directory / segment, folder / "after" / "chroma" / segment)
+    with capture_logs() as lines:
+        assert mend(directory) == 0
+    (error,) = [line for line in lines if line["log_level"] == "error"]
+    assert (error["collection"], "the vectors of 930 items are lost, such as ['i1000'" in error["why"]) == (
+        "l2-untouched",
+        True,
+    )
+
+
 class Command:
     """Does something when it is read from a pickle."""
 
