@@ -4,15 +4,16 @@ Either tells the indexer when Chroma can be spoken to, and when it cannot.
 """
 
 import asyncio
+import json
+import logging
 import os
 import signal
 import socket
-import sqlite3
 import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +23,6 @@ from likeness.common.v1 import error_pb2
 
 from chassis import tether
 from chassis.errors import LikenessError
-from indexer import mend
 from indexer.lock import DirectoryLock
 from indexer.unbroken import unbroken
 
@@ -39,6 +39,7 @@ _START_TRIES = 3
 # What the command ``chroma`` does in the end. It imports chromadb's client before, which took 4 of the 5 seconds of a
 # start.
 _CHROMA = "import sys, chromadb_rust_bindings as chroma; chroma.cli(['chroma', *sys.argv[1:]])"
+_MEND = f"import sys; sys.path[:] = {sys.path!r}; from indexer.mend import main; sys.exit(main())"
 _TETHER = str(Path(tether.__file__).absolute())
 
 
@@ -76,6 +77,7 @@ class LocalChroma:
         self._silent_s = silent_s
         self._url = ""
         self._directory = data_dir.absolute() / "chroma"
+        self._copies = data_dir.absolute() / "names"
         self._lock = DirectoryLock(data_dir)
         self._start_s = start_s
         self._up = up
@@ -206,11 +208,27 @@ class LocalChroma:
         self._answering = True
 
     async def _mend(self) -> None:
-        """Whatever is wrong with the files, Chroma is started: it may do with them, and the log has both."""
+        """In a process of its own: reading the names of a million rows takes Python's lock for a second."""
+        process = await self._spawn([sys.executable, "-I", "-c", _MEND, str(self._directory), str(self._copies)])
         try:
-            await asyncio.to_thread(mend.mend, self._directory)
-        except (OSError, sqlite3.Error) as error:
-            log.error("Chroma's files could not be looked through", path=str(self._directory), why=str(error))
+            output, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        last = ""
+        for line in output.decode(errors="replace").splitlines():
+            last = line
+            with suppress(ValueError):
+                told = json.loads(line)
+                last = f"{told['event']}: {told.get('why', '')}"
+                log.log(logging.getLevelNamesMapping()[told.pop("level").upper()], told.pop("event"), **told)
+        if process.returncode:
+            message = (
+                f"Chroma is not started over {self._directory}, so that nothing is made worse: {last}; "
+                "where an index is damaged, restore a backup into a new data directory"
+            )
+            raise LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, message)
 
     async def _spawn(self, command: list[str]) -> asyncio.subprocess.Process:
         self._directory.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,10 @@ def to_disk(path: Path) -> None:
 def replace(path: Path, content: bytes) -> None:
     """Writes a file anew: whoever reads it finds what it was, or all of this."""
     new = path.with_name(f"{path.name}.new")
-    new.write_bytes(content)
-    to_disk(new)
-    new.replace(path)
+    try:
+        new.write_bytes(content)
+        to_disk(new)
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
     to_disk(path.parent)

@@ -137,7 +137,6 @@ class Upper:
         row: int64 [lists], whose list it is.
         level: int64 [lists], the level of it, from 1.
         lists: uint32 [lists, 1 + most_upper], how many links, and these.
-        end: bytes of the file that were read.
         readable: rows until the file ended, or made no sense; those after it have level 0 here.
     """
 
@@ -145,7 +144,6 @@ class Upper:
     row: npt.NDArray[np.int64]
     level: npt.NDArray[np.int64]
     lists: Numbers
-    end: int
     readable: int
 
     @classmethod
@@ -170,10 +168,9 @@ class Upper:
                     starts.extend(range(at + 1, at + 1 + count * each, each))
                 at += 1 + count * each
                 readable = row + 1
-            used = np.frombuffer(numbers[:at], np.uint32)
-            lists = used[np.asarray(starts, np.int64)[:, None] + np.arange(each)]
-            del used
-        return cls(levels, *_whose(levels), lists, at * _NUMBER_BYTES, readable)
+            used = np.array(numbers[:at], np.uint32)
+        lists = used[np.asarray(starts, np.int64)[:, None] + np.arange(each)]
+        return cls(levels, *_whose(levels), lists, readable)
 
     def packed(self) -> bytes:
         """As ``link_lists.bin`` has it."""
@@ -209,6 +206,10 @@ def _numbers(path: Path) -> Iterator["memoryview[int]"]:
             yield numbers
 
 
+class ForeignError(Exception):
+    """A pickle that is not made of dictionaries, numbers and texts alone."""
+
+
 @dataclass(frozen=True)
 class Names:
     """What ``index_metadata.pickle`` says.
@@ -227,15 +228,28 @@ class Names:
 
         Raises:
             OSError: there are none, or they cannot be read.
-            ValueError: it is not what Chroma writes.
+            ValueError: it was cut off, or is not what Chroma writes.
+            ForeignError: it is what other versions of Chroma write.
+        """
+        return cls.read_file(path / NAMES)
+
+    @classmethod
+    def read_file(cls, path: Path) -> Self:
+        """Those of a file with such a pickle.
+
+        Raises:
+            OSError, ValueError, ForeignError: as ``read``.
         """
         try:
-            found = _Plain(io.BytesIO((path / NAMES).read_bytes())).load()
+            found = _Plain(io.BytesIO(path.read_bytes())).load()
             total, labels, ids = found[_TOTAL], found[_LABELS], found[_IDS]
-            sound = len(ids) == len(labels) and all(ids.get(label) == item_id for item_id, label in labels.items())
+            sound = len(ids) == len(labels) and all(
+                isinstance(label, int) and 0 < label <= total and ids.get(label) == item_id
+                for item_id, label in labels.items()
+            )
         except (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{NAMES} cannot be read: {error!r}") from error
-        if not sound or not isinstance(total, int):
+        if not sound or not isinstance(total, int) or total < 0:
             raise ValueError(f"the ids and the labels of {NAMES} do not fit together")
         return cls(total, labels)
 
@@ -257,4 +271,4 @@ class _Plain(pickle.Unpickler):
     """Dictionaries, numbers and texts; whatever else a pickle may do is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
+        raise ForeignError(f"{NAMES} names {module}.{name}")

@@ -1,33 +1,36 @@
-"""Makes good what a killed Chroma leaves of an index that it was writing.
+"""Makes good what a killed Chroma leaves of an index that it was writing: ``python -m indexer.mend CHROMA COPIES``.
 
 Chroma 1.5.9 writes into the files of an index where they are: how many rows there will be, the rows that are new or
 have other links, then the links above them, then the pickle that names them. Started over what a kill has left of that,
-it takes rows that were never written for rows, and ends with SIGSEGV, then or later, and for ever. What it has written
-is noted in its SQLite file only after that, and kept in its log until then. So an index is brought back to what the
-pickle names, and Chroma takes the rest from its log again. If the pickle itself was cut off, the index is whole, and
-its ids are those that SQLite has: in the order in which they were added, as the labels of the rows are.
+it takes rows that were never written for rows, ends with SIGSEGV, or writes them over what was good. What it has
+written is noted in its SQLite file only after that, and kept in its log until then. So
+
+- an index is brought back to what its pickle names, and Chroma takes the rest from its log again;
+- where the pickle itself was cut off, the index is whole, and the names come from a copy made at the start before, and
+  for what was added since from SQLite, where ids are in the order in which their rows got their labels. Without the
+  copy that would not be so: what the index held already when it was taken from the log once more, after an earlier
+  kill, may have got another label then.
 """
 
+import shutil
 import sqlite3
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import structlog
 
 from indexer import durable
-from indexer.index_files import DELETED, HEADER, NAMES, UPPER, Header, Names, Numbers, Upper
+from indexer.index_files import DELETED, NAMES, ForeignError, Header, Names
+from indexer.index_repair import changes_of, write
+from indexer.reclaim import DATABASE
 
 log = structlog.get_logger()
 
-_DATABASE = "chroma.sqlite3"
-# A place in the log behind all others.
-_END = 2**63 - 1
-_AT_ONCE = 65_536
 _ALIKE = 0.9999
 _BUSY_S = 30.0
 
@@ -41,9 +44,15 @@ _INDEXES = """
     WHERE vectors.scope = 'VECTOR'
 """
 _IDS = "SELECT embedding_id FROM embeddings WHERE segment_id = ? ORDER BY id"
-_LOGGED = (
-    "SELECT id, vector FROM embeddings_queue WHERE topic LIKE ? AND seq_id <= ? AND vector IS NOT NULL ORDER BY seq_id"
-)
+_LOGGED = """
+    SELECT id, vector, seq_id FROM embeddings_queue
+    WHERE topic LIKE ? AND seq_id > ? AND vector IS NOT NULL
+    ORDER BY seq_id
+"""
+
+
+class DamagedError(Exception):
+    """An index is in a state that no kill leaves, and cannot be mended. Chroma must not be started over it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,8 @@ class _Index:
 
     Attributes:
         path: of its files.
+        copy: of its pickle, made at the start before; none: it has been made since.
+        copied: whether there was a start before that made copies.
         ids: the segment that has the ids of its items.
         key: Chroma's id of the collection.
         name: Chroma's name of it.
@@ -60,6 +71,8 @@ class _Index:
     """
 
     path: Path
+    copy: Path
+    copied: bool
     ids: str
     key: str
     name: str
@@ -67,261 +80,195 @@ class _Index:
     known: int
 
 
-@dataclass(frozen=True)
-class _Lists:
-    """Lists of links as they should be.
-
-    Attributes:
-        number: int64 [lists], which they are.
-        count: int64 [lists], how many links there are in each.
-        links: uint32 [lists, most], these, and zeros behind them.
-        lost: how many there were beside these.
-    """
-
-    number: npt.NDArray[np.int64]
-    count: npt.NDArray[np.int64]
-    links: Numbers
-    lost: int
-
-
-@dataclass(frozen=True)
-class _Changes:
-    """How the files of an index have to change.
-
-    Attributes:
-        old: the header it has.
-        header: the header it should have.
-        lists: of rows on the lowest level.
-        marks: uint16 by number of a row, where they are wrong.
-        upper: the links above, if they are wrong.
-        names: the pickle, if it cannot be read.
-        lost: links to what is not there.
-    """
-
-    old: Header
-    header: Header
-    lists: Sequence[_Lists] = ()
-    marks: Mapping[int, int] = field(default_factory=dict)
-    upper: Upper | None = None
-    names: Names | None = None
-    lost: int = 0
-
-    def __bool__(self) -> bool:
-        return self.header != self.old or bool(self.lost or self.marks or self.upper or self.names)
-
-
-def mend(directory: Path) -> int:
+def mend(directory: Path, copies: Path) -> int:
     """Looks through the files of all indexes, and mends those that a kill has left in pieces; Chroma must be stopped.
-
-    Takes about a second for a million rows. One that cannot be mended is left as it is, and named in the log.
 
     Args:
         directory: Chroma's own.
+        copies: where copies of the pickles are kept, a directory of its own.
 
     Returns:
         How many were mended.
 
     Raises:
-        sqlite3.Error: Chroma's SQLite file cannot be read.
+        DamagedError: one cannot be mended.
+        OSError: a file cannot be read or written; what was mended is good, and the rest may be tried again.
+        sqlite3.Error: the same of Chroma's SQLite file.
     """
-    if not (directory / _DATABASE).is_file():
-        return 0
     mended = 0
-    # Not only for reading: a kill leaves a journal that SQLite has to play back first.
-    uri = f"{(directory / _DATABASE).absolute().as_uri()}?mode=rw"
-    with closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_S)) as database:
-        for index in _indexes(database, directory):
-            try:
-                mended += _mend(database, index)
-            except (OSError, ValueError) as error:
-                log.error(
-                    "an index of Chroma's is damaged; restore the collection from a snapshot",
-                    collection=index.name,
-                    path=str(index.path),
-                    why=str(error),
-                )
+    if (directory / DATABASE).is_file():
+        # Not only for reading: a kill leaves a journal that SQLite has to play back first.
+        uri = f"{(directory / DATABASE).absolute().as_uri()}?mode=rw"
+        with closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_S)) as database:
+            if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'max_seq_id'").fetchone():
+                mended = _mend_all(database, directory, copies)
+    copies.mkdir(parents=True, exist_ok=True)
     return mended
 
 
-def _indexes(database: sqlite3.Connection, directory: Path) -> list[_Index]:
-    rows = database.execute(_INDEXES).fetchall()
-    return [
-        _Index(directory / vectors, ids, key, name, written, known or 0)
-        for vectors, ids, key, name, written, known in rows
-        if (directory / vectors / HEADER).is_file()
+def _mend_all(database: sqlite3.Connection, directory: Path, copies: Path) -> int:
+    copied = copies.is_dir()
+    indexes = [
+        _Index(directory / vectors, copies / vectors, copied, ids, key, name, written, known or 0)
+        for vectors, ids, key, name, written, known in database.execute(_INDEXES).fetchall()
     ]
+    mended, named, damaged = 0, [], []
+    for index in indexes:
+        try:
+            mended += _mend(database, index)
+            if (index.path / NAMES).exists():
+                named.append(index)
+        except ForeignError as error:
+            log.warning("the names of an index of Chroma's are not looked at", collection=index.name, why=str(error))
+        except (FileNotFoundError, ValueError, TypeError, OverflowError, MemoryError, DamagedError) as error:
+            damaged.append(f"{index.path}, of collection {index.name}: {error}")
+    if damaged:
+        raise DamagedError("; ".join(damaged))
+    # All or none: what has no copy from now on has been made since.
+    copies.mkdir(parents=True, exist_ok=True)
+    for index in named:
+        _keep_copy(index)
+    there = {index.copy.name for index in indexes}
+    for copy in copies.iterdir():
+        if copy.name not in there:
+            copy.unlink()
+    return mended
 
 
 def _mend(database: sqlite3.Connection, index: _Index) -> bool:
-    """Mends an index, if it needs to be.
+    """Mends an index, if it needs to be, and keeps a copy of its names.
 
     Raises:
         OSError: its files cannot be read or written.
         ValueError: it cannot be mended.
+        ForeignError: somebody else's version of Chroma wrote its names.
     """
-    names, why = None, ""
+    names, why = None, "whole"
     try:
         names = Names.read(index.path)
-    except (FileNotFoundError, ValueError) as error:
+    except FileNotFoundError:
+        why = "missing"
+    except ValueError as error:
         why = str(error)
+    ids = [item_id for (item_id,) in database.execute(_IDS, (index.ids,))]
+    entries = database.execute(_LOGGED, (f"%/{index.key}", index.written or 0)).fetchall()
+    logged = {item_id: vector for item_id, vector, _ in entries}
+    # Where the index has taken more from the log than is noted, it has taken what SQLite's tables have.
+    taken = {item_id: vector for item_id, vector, place in entries if place <= index.known}
     if names is None and index.written is None:
-        # All that it should hold is in the log, from which Chroma makes it where there are no names.
-        if not (index.path / NAMES).exists():
-            return False
-        (index.path / NAMES).unlink()
-        durable.to_disk(index.path)
-        log.warning(
-            "an index of Chroma's was cut off in its first writing; Chroma makes it anew", collection=index.name
-        )
-        return True
+        return _begun_anew(index, ids, logged)
     header = Header.read(index.path)
-    if names is not None:
-        changes = _changes(index.path, header, names, None)
-    else:
-        found = _names(database, index, header)
-        changes = _changes(index.path, header, found, found)
-    if not changes:
+    found = None
+    if names is None:
+        names = found = _names(index, header, ids)
+    changes = changes_of(index.path, header, names, found)
+    if changes.needed:
+        if found is not None and (wrong := _differing(index.path, header, found, taken)):
+            raise ValueError(f"{NAMES} cannot be read, and {wrong} rows do not have the vectors of their ids")
+        write(index.path, changes)
+        if changes_of(index.path, Header.read(index.path), Names.read(index.path), None).needed:
+            raise DamagedError("it was mended, and is still not as it should be")
+        log.warning(
+            "an index of Chroma's was cut off in writing and has been mended; Chroma takes the rest from its log",
+            collection=index.name,
+            path=str(index.path),
+            rows=changes.header.rows,
+            rows_dropped=header.rows - changes.header.rows,
+            links_dropped=changes.lost,
+            names=why,
+        )
+    lost = sorted(set(ids) - names.labels.keys() - logged.keys())
+    if lost:  # as after a power cut; whoever reads them is told by Chroma
+        log.error(
+            "the vectors of items are neither in Chroma's index nor in its log",
+            collection=index.name,
+            items=len(lost),
+            such_as=lost[:3],
+        )
+    return changes.needed
+
+
+def _begun_anew(index: _Index, ids: Sequence[str], logged: Mapping[str, bytes]) -> bool:
+    """Of an index that was never written to the end: Chroma makes it from its log, where there are no names."""
+    if not (index.path / NAMES).exists():
         return False
-    _write(index.path, changes)
-    now = Names.read(index.path)
-    if left := _changes(index.path, Header.read(index.path), now, None):
-        raise ValueError(f"it was mended, and is still not as it should be: {left}")
-    log.warning(
-        "an index of Chroma's was cut off in writing and has been mended; Chroma takes the rest from its log",
-        collection=index.name,
-        path=str(index.path),
-        rows=changes.header.rows,
-        rows_dropped=header.rows - changes.header.rows,
-        links_dropped=changes.lost,
-        names=why or "whole",
-    )
-    if lost := _lost(database, index, now):
-        raise ValueError(f"it was mended, and the vectors of {len(lost)} items are lost, such as {lost[:3]}")
+    if missing := set(ids) - logged.keys():
+        raise DamagedError(f"{NAMES} cannot be read, and {len(missing)} items are not in the log")
+    (index.path / NAMES).unlink()
+    durable.to_disk(index.path)
+    log.warning("an index of Chroma's was cut off in its first writing; Chroma makes it anew", collection=index.name)
     return True
 
 
-def _lost(database: sqlite3.Connection, index: _Index, names: Names) -> list[str]:
-    """The ids of items that are neither in the index nor in the log, as after a power cut."""
-    logged = {item_id for item_id, _ in database.execute(_LOGGED, (f"%/{index.key}", _END))}
-    return sorted({item_id for (item_id,) in database.execute(_IDS, (index.ids,))} - names.labels.keys() - logged)
-
-
-def _names(database: sqlite3.Connection, index: _Index, header: Header) -> Names:
-    """The ids of the rows that exist, from SQLite.
+def _names(index: _Index, header: Header, ids: Sequence[str]) -> Names:
+    """The names of the rows that exist: those of the copy, and of what was added since.
 
     Raises:
-        ValueError: they are others, by the vectors of those that are still in the log.
+        ValueError: they cannot be known.
     """
-    rows = header.open_rows(index.path, header.rows)
-    order = np.argsort(rows["label"], kind="stable")
-    living = order[(rows["mark"][order] & DELETED) == 0]
-    ids = [item_id for (item_id,) in database.execute(_IDS, (index.ids,))]
-    if len(ids) != len(living):
-        raise ValueError(f"{NAMES} cannot be read, and {len(living)} rows exist for {len(ids)} ids")
-    row_of = dict(zip(ids, living.tolist(), strict=True))
-    logged = dict(database.execute(_LOGGED, (f"%/{index.key}", index.known)))
-    compared = [item_id for item_id in logged if item_id in row_of]
-    if not compared:
-        raise ValueError(f"{NAMES} cannot be read, and nothing is in the log that tells whose the rows are")
-    given = np.stack([np.frombuffer(logged[item_id], "<f4") for item_id in compared])
-    there = rows["vector"][[row_of[item_id] for item_id in compared]]
-    if given.shape != there.shape or not _alike(given, there).all():
-        raise ValueError(f"{NAMES} cannot be read, and the rows are not in the order of the ids")
-    labels = {item_id: int(rows["label"][row]) for item_id, row in row_of.items()}
-    return Names(int(rows["label"].max()), labels)
+    if not index.copied:
+        raise ValueError(f"{NAMES} cannot be read, and there is no copy of it")
+    before = Names.read_file(index.copy) if index.copy.exists() else Names(0, {})
+    labels = _living(index.path, header)
+    kept = {item_id: before.labels[item_id] for item_id in ids if before.labels.get(item_id) in labels}
+    new_ids = [item_id for item_id in ids if item_id not in kept]
+    new_labels = sorted(labels.keys() - kept.values())
+    if len(new_ids) != len(new_labels) or (new_labels and new_labels[0] <= before.total):
+        raise ValueError(f"{NAMES} cannot be read, and {len(labels)} rows exist for {len(ids)} ids")
+    return Names(header.rows, kept | dict(zip(new_ids, new_labels, strict=True)))
+
+
+def _living(path: Path, header: Header) -> dict[int, int]:
+    """The rows that are not marked as deleted, by their labels."""
+    if not header.rows:
+        return {}
+    rows = header.open_rows(path, header.rows)
+    living = np.flatnonzero((rows["mark"] & DELETED) == 0)
+    return dict(zip(rows["label"][living].tolist(), living.tolist(), strict=True))
+
+
+def _differing(path: Path, header: Header, names: Names, logged: Mapping[str, bytes]) -> int:
+    """Of how many items the log has another vector than the index."""
+    asked = [item_id for item_id in logged if item_id in names.labels]
+    if not asked:
+        return 0
+    row_of = _living(path, header)
+    there = header.open_rows(path, header.rows)["vector"][[row_of[names.labels[item_id]] for item_id in asked]]
+    given = np.stack([np.frombuffer(logged[item_id], "<f4") for item_id in asked])
+    if given.shape != there.shape:
+        return len(asked)
+    return int((~_alike(given, there)).sum())
 
 
 def _alike(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     """Whether each two vectors have the same direction, or are both zero; Chroma may have made them of length 1."""
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return np.asarray((one * other).sum(axis=1) >= _ALIKE * lengths, np.bool_)
+    lengths = np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1)
+    near = (one * other).sum(axis=1) >= _ALIKE * lengths[0] * lengths[1]
+    return np.asarray(near & ((lengths[0] > 0) == (lengths[1] > 0)), np.bool_)
 
 
-def _changes(path: Path, header: Header, names: Names, found: Names | None) -> _Changes:
-    """What has to change for an index to be what ``names`` says; ``found``: these, if the pickle is not.
-
-    Raises:
-        OSError: its files cannot be read.
-        ValueError: it cannot be made so.
-    """
-    count = names.total
-    if count > header.rows:
-        raise ValueError(f"{count} rows have names, and there are {header.rows}")
-    if not count:
-        return _Changes(header, replace(header, rows=0), names=found)
-    rows = header.open_rows(path, count)
-    labels = rows["label"]
-    known = np.fromiter(names.labels.values(), np.uint64, len(names.labels))
-    if len(np.unique(labels)) != count or labels.max() > count or not labels.min() or not np.isin(known, labels).all():
-        raise ValueError(f"the {count} rows that have names are not all there")
-    marks = np.where(np.isin(labels, known), 0, DELETED)
-    parts = range(0, count, _AT_ONCE)
-    lists = [_shorter(rows[at : at + _AT_ONCE], at, count) for at in parts]
-    upper = Upper.read(path, count, header.most_upper)
-    above = _shorter_above(upper)
-    if above.lost or upper.readable < count:
-        every = upper.lists.copy()
-        every[above.number, 0], every[above.number, 1:] = above.count, above.links
-        upper = replace(upper, lists=every)
-        changed: Upper | None = upper
-    else:
-        changed = None
-    new = replace(header, rows=count)
-    if header.entry >= count or not 0 <= header.top_level <= upper.levels[header.entry]:
-        new = replace(new, top_level=int(upper.levels.max()), entry=int(upper.levels.argmax()))
-    return _Changes(
-        header,
-        new,
-        [each for each in lists if each.lost],
-        {int(row): int(marks[row]) for row in np.flatnonzero(rows["mark"] != marks)},
-        changed,
-        found,
-        sum(each.lost for each in lists) + above.lost,
-    )
+def _keep_copy(index: _Index) -> None:
+    names = index.path / NAMES
+    there, copied = names.stat(), index.copy.stat() if index.copy.exists() else None
+    if copied is not None and (there.st_size, there.st_mtime_ns) == (copied.st_size, copied.st_mtime_ns):
+        return
+    new = index.copy.with_name(f"{index.copy.name}.new")
+    shutil.copy2(names, new)
+    durable.to_disk(new)
+    new.replace(index.copy)
+    durable.to_disk(index.copy.parent)
 
 
-def _shorter(rows: npt.NDArray[Any], first: int, count: int) -> _Lists:
-    """Of some rows, the first of which has a number, the lists that link to others than the first ``count``."""
-    shorter = _without(rows["degree"].astype(np.int64), rows["links"], rows["links"] < count)
-    return replace(shorter, number=shorter.number + first)
+def main() -> int:
+    """Mends, and prints what it did, a line of JSON for each thing; returns 1 if Chroma must not be started."""
+    structlog.configure(processors=[structlog.processors.add_log_level, structlog.processors.JSONRenderer()])
+    try:
+        mend(*map(Path, sys.argv[1:]))
+    except DamagedError as error:
+        log.error("an index of Chroma's is damaged", why=str(error))
+        return 1
+    return 0
 
 
-def _shorter_above(upper: Upper) -> _Lists:
-    """The lists that link to rows that are not on their level, or not there."""
-    links, levels = upper.lists[:, 1:], upper.levels
-    there = links < len(levels)
-    there &= levels[np.where(there, links, 0)] >= upper.level[:, None]
-    return _without(upper.lists[:, 0].astype(np.int64), links, there)
-
-
-def _without(degrees: npt.NDArray[np.int64], links: Numbers, there: npt.NDArray[np.bool_]) -> _Lists:
-    """The lists that link to what is not there, without those links.
-
-    Args:
-        degrees: [n], how many links each list has.
-        links: [n, most].
-        there: [n, most], whether that to which a link goes is there.
-    """
-    good = there & (np.arange(links.shape[1]) < degrees[:, None])
-    number = np.flatnonzero(good.sum(axis=1) != degrees)
-    good = good[number]
-    count = good.sum(axis=1)
-    kept = np.take_along_axis(links[number], np.argsort(~good, axis=1, kind="stable"), axis=1)
-    kept[np.arange(links.shape[1]) >= count[:, None]] = 0
-    return _Lists(number, count, kept, int((degrees[number] - count).sum()))
-
-
-def _write(path: Path, changes: _Changes) -> None:
-    """The header last: cut off before that, it is done once more."""
-    if changes.header.rows:
-        rows = changes.header.open_rows(path, changes.header.rows, writable=True)
-        for each in changes.lists:
-            rows["degree"][each.number], rows["links"][each.number] = each.count, each.links
-        for row, mark in changes.marks.items():
-            rows["mark"][row] = mark
-        rows.flush()  # type: ignore[attr-defined]
-    if changes.upper is not None:
-        durable.replace(path / UPPER, changes.upper.packed())
-    if changes.names is not None:
-        durable.replace(path / NAMES, changes.names.packed())
-    durable.replace(path / HEADER, changes.header.packed())
+if __name__ == "__main__":
+    sys.exit(main())

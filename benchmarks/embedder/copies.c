@@ -76,6 +76,12 @@ void *memcpy(void *to, const void *from, size_t size) {
   return to;
 }
 
+/* What a compiler makes of memcpy where it knows how large the place is. */
+void *__memcpy_chk(void *to, const void *from, size_t size, size_t room) {
+  if (size > room) abort();
+  return memcpy(to, from, size);
+}
+
 void *memmove(void *to, const void *from, size_t size) {
   count(2, size);
   if (copy_within) return copy_within(to, from, size);

@@ -1,7 +1,8 @@
 """Section 6: what memory is allocated and copied for a picture, in the served embedder and in the bare forward pass.
 
 Counted by a library that is preloaded into the processes (``copies.c``, compiled here): calls of malloc and memcpy, and
-their kin, from 16 KiB on. What the kernel copies between sockets and processes is not among it.
+their kin, from 16 KiB on. What libraries copy in loops of their own, and the kernel between sockets and processes, is
+not among it.
 """
 
 import os

@@ -96,10 +96,14 @@ class Ledger:
         """
         with self._lock:
             for item_id, state in states.items():
-                there = self._versions.get(item_id, [])
-                unanswered = [v for v in there if v.ended is None] if len(there) > 1 else []
+                unanswered = _unanswered(self._versions.get(item_id, []))
                 late = [v for v in unanswered if v.began > since and v.state is not state]
                 self._versions[item_id] = [*late, Version(state, 0.0)]
+
+    def sent_after(self, since: float) -> list[str]:
+        """The ids of which a write that was sent after ``since`` got no answer."""
+        with self._lock:
+            return [i for i, there in self._versions.items() if any(v.began > since for v in _unanswered(there))]
 
     def ids(self) -> Iterable[str]:
         """Every id ever written."""
@@ -116,3 +120,9 @@ class Ledger:
     def doubtful(self) -> list[str]:
         """The ids of which more than one state is possible."""
         return [item_id for item_id in self.ids() if not self.certain(item_id)]
+
+
+def _unanswered(versions: list[Version]) -> list[Version]:
+    """Those that are possible beside others."""
+    possible = [version for version in versions if version.ended is None]
+    return possible if len(possible) > 1 else []

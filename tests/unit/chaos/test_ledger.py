@@ -52,6 +52,8 @@ def test_what_was_sent_lately_without_an_answer_may_still_come() -> None:
     ledger.sending({"x": B}, 1.0)
     ledger.sending({"x": C, "y": B, "z": C}, 20.0)
     ledger.acknowledged({"z": C}, 21.0)
+    assert ledger.sent_after(10.0) == ["x", "y"]
+    assert ledger.sent_after(20.0) == []
     ledger.found({"x": A, "y": B, "z": C}, since=10.0)
     assert ledger.possible("x") == [C, A]
     assert ledger.possible("y") == [B]

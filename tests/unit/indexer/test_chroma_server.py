@@ -2,7 +2,9 @@ import asyncio
 from pathlib import Path
 
 import psutil
+import pytest
 
+from chassis.errors import LikenessError
 from indexer.chroma_server import LocalChroma
 
 
@@ -19,5 +21,19 @@ async def test_a_chroma_that_hangs_is_killed_and_started_anew(tmp_path: Path) ->
             assert "has not answered for 3 s" in await reasons.get()
             assert await urls.get() != before
         assert not hung.is_running() or hung.status() == psutil.STATUS_ZOMBIE
+    finally:
+        await chroma.stop()
+
+
+async def test_chroma_is_not_started_over_files_that_cannot_be_looked_through(tmp_path: Path) -> None:
+    (tmp_path / "names").write_text("a file where a directory should be")
+
+    async def never(_: str) -> None:
+        raise AssertionError("it was started")
+
+    chroma = LocalChroma(tmp_path, 60, never, never)
+    try:
+        with pytest.raises(LikenessError, match="so that nothing is made worse: FileExistsError"):
+            await chroma.start()
     finally:
         await chroma.stop()
