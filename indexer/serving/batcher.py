@@ -1,7 +1,8 @@
 """Searches of several calls, answered together.
 
-Nobody is waited for: a thread that is free takes what is there, and while it searches the next batch gathers. One call
-of faiss and one reading of vectors then serve all searches of the batch.
+What takes less than a moment is answered at once, where nothing waits. Of the rest nobody is waited for: a thread that
+is free takes what is there, and while it searches the next batch gathers. One call of faiss and one reading of vectors
+then serve all searches of the batch.
 """
 
 import asyncio
@@ -46,6 +47,7 @@ class Batcher(Generic[View]):
         jobs: int,
         max_batch: int,
         max_waiting: int,
+        at_once: Callable[[View, Sequence[Search], Fields], Answered | None] = lambda *_: None,
         on_wait: Callable[[float], None] = lambda _: None,
     ) -> None:
         """Idle.
@@ -58,6 +60,7 @@ class Batcher(Generic[View]):
             jobs: most batches under way at once, at least 1.
             max_batch: most searches in a batch, but a call is never parted.
             max_waiting: most searches that wait; beyond: OVERLOADED.
+            at_once: answers searches on the event loop; None: that would take too long, or have to wait for somebody.
             on_wait: told of each call how many seconds it waited for its turn.
         """
         self._view = view
@@ -66,6 +69,7 @@ class Batcher(Generic[View]):
         self._jobs = jobs
         self._max_batch = max_batch
         self._max_waiting = max_waiting
+        self._at_once = at_once
         self._on_wait = on_wait
         self._waiting: deque[_Call] = deque()
         self._running = 0
@@ -88,6 +92,9 @@ class Batcher(Generic[View]):
         if waiting and waiting + len(searches) > self._max_waiting:
             message = f"{waiting} searches wait already, of {self._max_waiting} (LIKENESS_SEARCH_QUEUE); try again"
             raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=_RETRY_AFTER_S)
+        if not waiting and (answered := self._at_once(self._view(), searches, fields)) is not None:
+            self._on_wait(0.0)
+            return answered
         call = _Call(searches, fields, asyncio.get_running_loop().create_future())
         self._waiting.append(call)
         self._set_off()

@@ -12,6 +12,7 @@ from indexer.collections import Collection
 from indexer.metrics import Metrics, SearchPath
 from indexer.reads import Fields, Row, Search
 from indexer.serving.batcher import Batcher
+from indexer.serving.brief import Brief, NotBriefError, is_brief
 from indexer.serving.builder import Builder
 from indexer.serving.collection import ServingCollection
 from indexer.serving.graph import GraphSettings
@@ -55,18 +56,18 @@ class Engine:
 
     def planner(self, collection: Collection) -> Planner:
         """How a collection is searched, by what it is set to just now."""
-        ef_search = collection.hnsw.ef_search or self._settings.ef_search
-        return Planner(PlannerSettings(ef_search, self._settings.rows_per_step))
+        return Planner(self._planned(collection))
 
     def batcher(self, serving: ServingCollection) -> Batcher[View]:
         """What answers searches on a collection."""
         return Batcher(
             lambda: serving.view,
-            partial(self._counted, serving),
+            partial(self._in_thread, serving),
             self.threads,
             jobs=self._jobs,
             max_batch=_MAX_BATCH,
             max_waiting=self._settings.search_queue,
+            at_once=partial(self._at_once, serving),
             on_wait=partial(self._metrics.searched_stage, "queue"),
         )
 
@@ -89,16 +90,35 @@ class Engine:
             observer=observer,
         )
 
+    def _planned(self, collection: Collection) -> PlannerSettings:
+        return PlannerSettings(collection.hnsw.ef_search or self._settings.ef_search, self._settings.rows_per_step)
+
+    def _at_once(
+        self, serving: ServingCollection, view: View, searches: Sequence[Search], fields: Fields
+    ) -> list[list[Row]] | None:
+        """What can be answered without making anybody on the event loop wait; None: this can not."""
+        planner = Brief(self._planned(serving.collection))
+        if not is_brief(view, searches, planner):
+            return None
+        with view.graph.reading_now() as free:
+            try:
+                return self._counted(planner, view, searches, fields) if free else None
+            except NotBriefError:
+                return None
+
+    def _in_thread(
+        self, serving: ServingCollection, view: View, searches: Sequence[Search], fields: Fields
+    ) -> list[list[Row]]:
+        return self._counted(self.planner(serving.collection), view, searches, fields)
+
     def _answer(
         self, serving: ServingCollection, view: View, searches: Sequence[Search], fields: Fields
     ) -> list[list[Row]]:
         return answer(view, searches, fields, self.planner(serving.collection))
 
-    def _counted(
-        self, serving: ServingCollection, view: View, searches: Sequence[Search], fields: Fields
-    ) -> list[list[Row]]:
+    def _counted(self, planner: Planner, view: View, searches: Sequence[Search], fields: Fields) -> list[list[Row]]:
         began, ways = time.perf_counter(), Counter[Way]()
-        planner, stage = self.planner(serving.collection), self._metrics.searched_stage
+        stage = self._metrics.searched_stage
         found = answer(view, searches, fields, planner, on_way=lambda way: ways.update((way,)), on_stage=stage)
         paths: dict[SearchPath, int] = {"graph": ways[Way.GRAPH], "exact": ways[Way.EXACT]}
         self._metrics.searched({path: count for path, count in paths.items() if count}, time.perf_counter() - began)

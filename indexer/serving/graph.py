@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -171,6 +172,13 @@ class Graph:
             self._reserve()
         if self.metric is not Metric.COSINE:
             self._relink()
+
+    def reading_now(self) -> AbstractContextManager[bool]:
+        """In the block this thread reads the graph and never waits for one that adds; False: one adds just now.
+
+        For the event loop, which must not wait. One that adds waits for the block's end.
+        """
+        return self._lock.reading_now()
 
     def nearest(self, vectors: Array, ef: int) -> tuple[Rows, Array]:
         """The rows nearest to each vector that a search ``ef`` wide finds: nearly always the nearest there are.

@@ -8,11 +8,11 @@ others, however busy they are.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Condition, Lock
+from threading import Condition, Lock, local
 
 
 class PhaseFairLock:
-    """Held by any number of readers, or by one writer. Not re-entrant."""
+    """Held by any number of readers, or by one writer. Not re-entrant, but for readers within ``reading_now``."""
 
     def __init__(self) -> None:
         self._writers = Lock()  # one writer at a time asks for its turn
@@ -21,14 +21,35 @@ class PhaseFairLock:
         self._waiting_readers = 0
         self._turn_taken = False  # by a writer that waits or writes
         self._turns = 0  # that writers have had
+        self._inside = local()  # whether this thread is, by ``reading_now``
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Shares it with other readers."""
+        if getattr(self._inside, "now", False):  # to ask again would be to wait for a writer that waits for us
+            yield
+            return
         self._enter()
         try:
             yield
         finally:
+            self._leave()
+
+    @contextmanager
+    def reading_now(self) -> Iterator[bool]:
+        """Shares it for all that this thread reads within the block, if no writer has its turn or waits for it.
+
+        Yields:
+            False: one does, and the block runs without the lock.
+        """
+        if not self._enter_now():
+            yield False
+            return
+        self._inside.now = True
+        try:
+            yield True
+        finally:
+            self._inside.now = False
             self._leave()
 
     @contextmanager
@@ -56,6 +77,13 @@ class PhaseFairLock:
             turn = self._turns
             while turn == self._turns:  # the writer that ends its turn counts this reader in
                 self._changed.wait()
+
+    def _enter_now(self) -> bool:
+        with self._changed:
+            if self._turn_taken:
+                return False
+            self._readers += 1
+            return True
 
     def _leave(self) -> None:
         with self._changed:

@@ -52,6 +52,11 @@ class Planner:
             return None
         return self._if_cheaper(self._wide(wanted * rows / members), members)
 
+    def cost(self, rows: int, members: int, wanted: int) -> float:
+        """Of what ``width`` begins with, in rows scored one by one."""
+        width = self.width(rows, members, wanted)
+        return members if width is None else width * self._settings.rows_per_step
+
     def wider(self, width: int, found: int, members: int, wanted: int) -> int | None:
         """How to go on after a search that found too few.
 

@@ -44,6 +44,17 @@ class Threads:
             lambda: self.view, self.answer, self.executor, jobs=jobs, max_batch=max_batch, max_waiting=max_waiting
         )
 
+    def impatient(self) -> Batcher[int]:
+        """One that answers what is below 10 at once."""
+
+        def at_once(view: int, searches: Sequence[Search], _: Fields) -> list[list[Row]] | None:
+            asked = [float(each.vector[0]) for each in searches]
+            return None if max(asked) >= 10 else [[Row(StoredItem(str(view)), number, -number)] for number in asked]
+
+        return Batcher(
+            lambda: self.view, self.answer, self.executor, jobs=1, max_batch=16, max_waiting=64, at_once=at_once
+        )
+
     async def begun(self) -> None:
         """Until one more batch is under way."""
         assert await asyncio.get_running_loop().run_in_executor(None, self._begun.acquire, True, 10)
@@ -201,3 +212,26 @@ async def test_without_threads_callers_hear_of_it(threads: Threads) -> None:
         with pytest.raises(RuntimeError, match="shutdown"):
             await batcher.submit([search(1)], NOTHING)
     assert batcher.waiting == 0
+
+
+async def test_what_can_be_answered_at_once_needs_no_thread(threads: Threads) -> None:
+    batcher = threads.impatient()
+    threads.view = 7
+    [[row]] = await batcher.submit([search(1)], NOTHING)
+    assert (row.item.id, row.score) == ("7", 1)
+    assert threads.batches == []
+
+
+async def test_what_cannot_be_answered_at_once_goes_to_a_thread(threads: Threads) -> None:
+    assert numbers(await threads.impatient().submit([search(10)], NOTHING)) == [10]
+    assert threads.batches == [([10], NOTHING)]
+
+
+async def test_nothing_is_answered_before_what_waits_already(threads: Threads) -> None:
+    threads.held.clear()
+    batcher = threads.impatient()
+    tasks = await submitted(batcher, [10], [11], [1])
+    assert batcher.waiting == 2
+    threads.held.set()
+    assert [numbers(await task) for task in tasks] == [[10], [11], [1]]
+    assert [batch for batch, _ in threads.batches] == [[10], [11, 1]]

@@ -289,6 +289,54 @@ def test_readers_that_wait_go_before_the_next_writer() -> None:
     turns.end()
 
 
+def test_one_that_must_not_wait_shares_the_lock_with_readers_and_keeps_writers_out() -> None:
+    turns = Turns()
+    turns.start("a", turns.lock.reading)
+    turns.await_inside("a")
+    with turns.lock.reading_now() as inside:
+        assert inside
+        turns.leave("a")
+        turns.start("writer", turns.lock.writing)
+        turns.await_waiting(writer=True)
+        assert turns.inside in ([], ["a"])
+    turns.await_inside("writer")
+    turns.end()
+
+
+def test_one_that_must_not_wait_does_not_get_in_where_a_writer_is_or_waits() -> None:
+    turns = Turns()
+    turns.start("a", turns.lock.reading)
+    turns.await_inside("a")
+    turns.start("writer", turns.lock.writing)
+    turns.await_waiting(writer=True)
+    with turns.lock.reading_now() as inside:
+        assert not inside
+    turns.leave("a")
+    turns.await_inside("writer")
+    with turns.lock.reading_now() as inside:
+        assert not inside
+    turns.leave("writer")
+    turns.end()
+    with turns.lock.reading_now() as inside:
+        assert inside
+
+
+def test_one_that_is_inside_without_a_wait_reads_on_while_a_writer_waits() -> None:
+    turns = Turns()
+    with turns.lock.reading_now() as inside:
+        assert inside
+        turns.start("writer", turns.lock.writing)
+        turns.await_waiting(writer=True)
+        turns.start("late", turns.lock.reading)
+        turns.await_waiting(readers=1, writer=True)
+        with turns.lock.reading():
+            assert turns.inside == []
+    turns.await_inside("writer")
+    turns.leave("writer")
+    turns.await_inside("late")
+    turns.end()
+
+
 def test_one_that_writes_again_and_again_lets_every_waiting_reader_in_between() -> None:
     """Between two turns of the writer, all readers that waited have been in: counted, not timed."""
     lock, done = PhaseFairLock(), threading.Event()
