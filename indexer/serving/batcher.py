@@ -36,7 +36,7 @@ class _Call:
 
 
 class Batcher(Generic[View]):
-    """Answers searches on one collection in worker threads. Used on one event loop."""
+    """Answers searches on one collection, at once or in worker threads. Used on one event loop."""
 
     def __init__(
         self,
