@@ -1,10 +1,10 @@
 """A small WebP of a picture. Runs in threads.
 
-Measured on a busy two-core machine, JPEGs of ``tests.pictures.noise``: 500 × 334, 7 ms of CPU; 4,000 × 3,000, 48 ms,
-most of it to read 3.9 MB of Huffman codes.
+A photograph as JPEG, 500 × 334, 32 KB: 1.5 ms of CPU, a third of it for decoding, the rest for WebP.
 """
 
 import io
+import math
 import threading
 from contextlib import nullcontext
 
@@ -19,6 +19,12 @@ log = structlog.get_logger()
 
 LONGEST_SIDE = 256
 
+# What a scale of libjpeg's makes of a JPEG is taken as it is, if its longest side comes to this or more. Photographs of
+# 500 pixels, decoded at a half, are closer to a careful reduction than by way of all pixels and BILINEAR (SSIM to
+# LANCZOS 0.995 and 0.986), for half of the work.
+_LEAST_SIDE = 240
+_JPEG_SCALES = (8, 4, 2)
+
 # Method 0 takes 2.4 ms for 256 × 256, method 4 8 ms, for a file a sixth smaller.
 _QUALITY, _METHOD = 75, 0
 
@@ -30,7 +36,8 @@ _large = threading.Lock()
 def render(image: types_pb2.Image) -> bytes | None:
     """A picture as WebP, longest side at most 256 px, upright, without metadata of its own.
 
-    A large JPEG is decoded at a reduced size (libjpeg's scaled inverse DCT, Pillow's ``draft``), never in full.
+    A larger picture's longest side becomes 256 px, or 240 to 256 if it is a JPEG. A large JPEG is decoded at a reduced
+    size (libjpeg's scaled inverse DCT, Pillow's ``draft``), never in full.
 
     Args:
         image: one that the embedder has taken: encoded, or RGB pixels.
@@ -61,12 +68,12 @@ def _open(image: types_pb2.Image) -> Image.Image:
 
 
 def _to_decode(opened: Image.Image) -> int:
-    """Has a JPEG decoded at the smallest of its scales that is not below the thumbnail's size; tells the pixels."""
+    """Has a JPEG decoded at the smallest of its scales that is large enough; tells the pixels."""
     whole = opened.width * opened.height
     longest = max(opened.size)
     if longest > LONGEST_SIDE:
-        width, height = (max(1, side * LONGEST_SIDE // longest) for side in opened.size)
-        opened.draft(None, (width, height))
+        scale = next((each for each in _JPEG_SCALES if math.ceil(longest / each) >= _LEAST_SIDE), 1)
+        opened.draft(None, (max(1, opened.width // scale), max(1, opened.height // scale)))
     # Of a progressive one libjpeg keeps all coefficients, at any scale.
     return whole if "progressive" in opened.info else opened.width * opened.height
 

@@ -8,6 +8,7 @@ from likeness.common.v1 import types_pb2
 from PIL import Image
 
 from gateway import thumbnails
+from tests.pictures import noise
 
 
 def halves(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
@@ -36,6 +37,29 @@ def test_the_longest_side_becomes_256_and_a_small_picture_stays_as_it_is() -> No
     assert opened(encoded(halves((300, 900)), "PNG")).size == (85, 256)
     assert opened(encoded(halves((40, 30)), "PNG")).size == (40, 30)
     assert opened(encoded(halves((5000, 3)), "JPEG")).size == (256, 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "small"),
+    [
+        ((500, 334), (250, 167)),
+        ((480, 300), (240, 150)),
+        ((478, 300), (256, 161)),
+        ((1080, 1920), (135, 240)),
+        ((2049, 1000), (256, 125)),
+    ],
+)
+def test_a_jpeg_that_is_decoded_at_almost_256_is_not_resized(size: tuple[int, int], small: tuple[int, int]) -> None:
+    assert opened(encoded(halves(size), "JPEG")).size == small
+
+
+def test_a_jpeg_decoded_at_a_half_shows_what_a_careful_reduction_does() -> None:
+    picture = Image.open(io.BytesIO(noise(1, (500, 334)))).convert("L").convert("RGB")
+    careful = np.asarray(picture.resize((250, 167), Image.Resampling.LANCZOS)).astype(int)
+
+    shown = np.asarray(opened(encoded(picture, "JPEG", quality=95)).convert("RGB")).astype(int)
+
+    assert np.abs(shown - careful).mean() < 5
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
