@@ -112,7 +112,11 @@ class GatewaySettings(ServiceSettings):
         description="How long a call that may be repeated is, while the embedder or the indexer is away, in seconds; "
         "within the caller's deadline.",
     )
-    ingest_batch_items: int = Field(32, ge=1, le=256, description="Most pictures that ingest embeds in one call.")
+    # Chroma takes 1.07, 0.67 and 0.52 ms of CPU a picture for batches of 32, 64 and 128. The more there are in a batch,
+    # the longer it is under way, and the fewer streams find room at the embedder: of 128, two.
+    ingest_batch_items: int = Field(
+        64, ge=1, le=256, description="Most pictures that ingest embeds and stores in one call each."
+    )
     ingest_batch_mb: int = Field(
         16, ge=1, le=512, description="Encoded size, in MiB, at which an ingest batch takes no further picture."
     )
