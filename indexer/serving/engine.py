@@ -26,6 +26,8 @@ from indexer.settings import IndexerSettings
 # Searches that one thread takes together: so many are quicker than one by one, and a single search beside them does not
 # wait long.
 _MAX_BATCH = 16
+# With more threads than these the event loop is what the rate depends on: it has better things to do than to search.
+_FEW_THREADS = 2
 
 
 class Engine:
@@ -60,6 +62,7 @@ class Engine:
 
     def batcher(self, serving: ServingCollection) -> Batcher[View]:
         """What answers searches on a collection."""
+        at_once = partial(self._at_once, serving) if self._jobs <= _FEW_THREADS else _never
         return Batcher(
             lambda: serving.view,
             partial(self._in_thread, serving),
@@ -67,7 +70,7 @@ class Engine:
             jobs=self._jobs,
             max_batch=_MAX_BATCH,
             max_waiting=self._settings.search_queue,
-            at_once=partial(self._at_once, serving),
+            at_once=at_once,
             on_wait=partial(self._metrics.searched_stage, "queue"),
         )
 
@@ -129,3 +132,7 @@ class Engine:
         for threads in (self.threads, self._background):
             threads.shutdown()
         self._builder.close()
+
+
+def _never(_view: View, _searches: Sequence[Search], _fields: Fields) -> None:
+    return None

@@ -38,9 +38,9 @@ def search(vector: Array = VECTORS[0], top_k: int = 10) -> Search:
 class Served:
     """A collection, most of it in its graph, and what answers searches on it."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 1) -> None:
         self.registry = CollectorRegistry()
-        settings = IndexerSettings(ef_search=32, rows_per_step=2, search_threads=1)
+        settings = IndexerSettings(ef_search=32, rows_per_step=2, search_threads=threads)
         self.engine = Engine(settings, Metrics(self.registry))
         made = replace(collection(), fingerprint=Fingerprint("m", "d" * 64, DIMENSION), metric=Metric.L2)
         self.table = Table(DIMENSION, Metric.L2, self.engine.graph_settings(made), 1 << 20)
@@ -76,6 +76,15 @@ async def test_a_small_search_is_answered_on_the_event_loop_and_counted(served: 
     assert len(rows) == 10
     assert not served.in_thread
     assert served.counted("graph") == 1
+
+
+async def test_where_there_are_many_threads_they_search() -> None:
+    made = Served(threads=3)
+    try:
+        assert (await made.found(search()))[0].item.id == "00000"
+        assert made.in_thread
+    finally:
+        made.engine.close()
 
 
 async def test_what_has_just_been_written_is_found(served: Served) -> None:
