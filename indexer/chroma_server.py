@@ -4,16 +4,13 @@ Either tells the indexer when Chroma can be spoken to, and when it cannot.
 """
 
 import asyncio
-import json
-import logging
 import os
-import signal
 import socket
 import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +21,8 @@ from likeness.common.v1 import error_pb2
 from chassis import tether
 from chassis.errors import LikenessError
 from indexer.lock import DirectoryLock
+from indexer.mending import DamagedIndexError, cause, mended
+from indexer.reclaim import COPIES
 from indexer.unbroken import unbroken
 
 log = structlog.get_logger()
@@ -36,10 +35,11 @@ LONGEST_PAUSE_S = 10.0
 # For how long, and how often, one that runs may leave its heartbeat unanswered.
 SILENT_S, HEARTBEATS = 30.0, 6
 _START_TRIES = 3
+# Between two looks at an index that cannot be mended, unless somebody puts another in its place.
+_DAMAGED_PAUSE_S = 60.0
 # What the command ``chroma`` does in the end. It imports chromadb's client before, which took 4 of the 5 seconds of a
 # start.
 _CHROMA = "import sys, chromadb_rust_bindings as chroma; chroma.cli(['chroma', *sys.argv[1:]])"
-_MEND = f"import sys; sys.path[:] = {sys.path!r}; from indexer.mend import main; sys.exit(main())"
 _TETHER = str(Path(tether.__file__).absolute())
 
 
@@ -77,7 +77,7 @@ class LocalChroma:
         self._silent_s = silent_s
         self._url = ""
         self._directory = data_dir.absolute() / "chroma"
-        self._copies = data_dir.absolute() / "names"
+        self._copies = data_dir.absolute() / COPIES
         self._lock = DirectoryLock(data_dir)
         self._start_s = start_s
         self._up = up
@@ -99,7 +99,7 @@ class LocalChroma:
                 await self._launch()
                 break
             except LikenessError as error:
-                if failures == _START_TRIES:
+                if failures == _START_TRIES or isinstance(error, DamagedIndexError):
                     raise
                 log.warning("starting Chroma again", why=error.message)
         self._supervision = asyncio.create_task(self._supervise(), name="supervision of Chroma")
@@ -150,7 +150,7 @@ class LocalChroma:
                     why = f"Chroma has not answered for {self._silent_s:g} s"
                     process.kill()  # asked to end, one that hangs would take its time
                 else:
-                    why = f"Chroma ended with {_cause(process.returncode)}"
+                    why = f"Chroma ended with {cause(process.returncode)}"
                 await self._down(why)
                 log.error("Chroma is away", why=why, last_lines=list(self._last_lines))
                 while not await self._stopped_or(asyncio.sleep(pause)):
@@ -159,6 +159,7 @@ class LocalChroma:
                         await self._launch()
                         break
                     except Exception as error:  # whatever it is (a full disk, say), the next try may succeed
+                        pause = _DAMAGED_PAUSE_S if isinstance(error, DamagedIndexError) else pause
                         log.error("Chroma does not come back yet", why=str(error), next_try_s=pause)
 
     async def _ended_or_silent(self, process: asyncio.subprocess.Process) -> None:
@@ -176,7 +177,9 @@ class LocalChroma:
 
     async def _launch(self) -> None:
         await self._end()
-        await self._mend()
+        await mended(self._spawn, self._directory, self._copies)
+        if self._stopping.is_set():
+            return
         port = _free_port()
         command = [
             sys.executable,
@@ -192,11 +195,7 @@ class LocalChroma:
             str(port),
         ]
         self._last_lines.clear()
-        try:
-            self._process = await self._spawn(command)
-        except OSError as error:
-            message = f"cannot run Chroma over {self._directory}: {error}"
-            raise LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, message) from error
+        self._process = await self._spawn(command)
         self._lock.name_holders(self._process.pid)
         assert self._process.stdout is not None
         self._output = asyncio.create_task(self._read(self._process.stdout), name="output of Chroma")
@@ -207,42 +206,23 @@ class LocalChroma:
         await self._up(url)
         self._answering = True
 
-    async def _mend(self) -> None:
-        """In a process of its own: reading the names of a million rows takes Python's lock for a second."""
-        process = await self._spawn([sys.executable, "-I", "-c", _MEND, str(self._directory), str(self._copies)])
-        try:
-            output, _ = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        last = ""
-        for line in output.decode(errors="replace").splitlines():
-            last = line
-            with suppress(ValueError):
-                told = json.loads(line)
-                last = f"{told['event']}: {told.get('why', '')}"
-                log.log(logging.getLevelNamesMapping()[told.pop("level").upper()], told.pop("event"), **told)
-        if process.returncode:
-            message = (
-                f"Chroma is not started over {self._directory}, so that nothing is made worse: {last}; "
-                "where an index is damaged, restore a backup into a new data directory"
-            )
-            raise LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, message)
-
     async def _spawn(self, command: list[str]) -> asyncio.subprocess.Process:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", _TETHER, str(os.getpid()), *command),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            limit=2**20,
-            env=_environment(),
-            pass_fds=[self._lock.fileno],
-            # A Ctrl-C in the terminal is for the indexer, which ends Chroma after its last write.
-            start_new_session=True,
-        )
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", _TETHER, str(os.getpid()), *command),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                limit=2**20,
+                env=_environment(),
+                pass_fds=[self._lock.fileno],
+                # A Ctrl-C in the terminal is for the indexer, which ends Chroma after its last write.
+                start_new_session=True,
+            )
+        except OSError as error:
+            message = f"cannot run Chroma over {self._directory}: {error}"
+            raise LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, message) from error
 
     async def _answers(self, url: str) -> None:
         """Returns when the server answers; raises if it ended before, or takes too long."""
@@ -252,7 +232,7 @@ class LocalChroma:
             while not await heartbeat(http, url):
                 await asyncio.wait({ended}, timeout=0.05)
                 if ended.done():
-                    why = f"it ended with {_cause(ended.result())}"
+                    why = f"it ended with {cause(ended.result())}"
                 elif time.monotonic() - began > self._start_s:
                     ended.cancel()
                     why = f"it gave no answer in {self._start_s:g} s (LIKENESS_CHROMA_START_S)"
@@ -336,10 +316,6 @@ def _free_port() -> int:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _cause(code: int | None) -> str:
-    return f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
 
 
 def log_failure(task: asyncio.Task[None]) -> None:

@@ -32,7 +32,7 @@ class _Lists:
 
 
 @dataclass(frozen=True)
-class Changes:
+class Repair:
     """How the files of an index have to change.
 
     Attributes:
@@ -59,7 +59,7 @@ class Changes:
         return self.header != self.old or bool(self.lost or self.marks or self.upper or self.names)
 
 
-def changes_of(path: Path, header: Header, names: Names, found: Names | None) -> Changes:
+def repair_of(path: Path, header: Header, names: Names, found: Names | None) -> Repair:
     """What has to change for an index to be what ``names`` says; ``found``: these, if the pickle is not.
 
     Raises:
@@ -70,7 +70,7 @@ def changes_of(path: Path, header: Header, names: Names, found: Names | None) ->
     if count > header.rows:
         raise ValueError(f"{count} rows have names, and there are {header.rows}")
     if not count:
-        return Changes(header, replace(header, rows=0, entry=-1, top_level=-1), names=found)
+        return Repair(header, replace(header, rows=0, entry=-1, top_level=-1), names=found)
     if (path / LENGTHS).stat().st_size < count * LENGTH_BYTES:
         raise ValueError(f"{LENGTHS} ends before {count} rows do")
     rows = header.open_rows(path, count)
@@ -94,7 +94,7 @@ def changes_of(path: Path, header: Header, names: Names, found: Names | None) ->
         upper = replace(upper, lists=every)
     for each in lists:
         _keep_linked(each, each.number, new.entry)
-    return Changes(
+    return Repair(
         header,
         new,
         [each for each in lists if each.lost],
@@ -143,17 +143,17 @@ def _without(degrees: npt.NDArray[np.int64], links: Numbers, there: npt.NDArray[
     return _Lists(number, count, kept, int((degrees[number] - count).sum()))
 
 
-def write(path: Path, changes: Changes) -> None:
+def write(path: Path, repair: Repair) -> None:
     """The header last: cut off before that, it is done once more."""
-    if changes.header.rows:
-        rows = changes.header.open_rows(path, changes.header.rows, writable=True)
-        for each in changes.lists:
+    if repair.header.rows:
+        rows = repair.header.open_rows(path, repair.header.rows, writable=True)
+        for each in repair.lists:
             rows["degree"][each.number], rows["links"][each.number] = each.count, each.links
-        for row, mark in changes.marks.items():
+        for row, mark in repair.marks.items():
             rows["mark"][row] = mark
         rows.flush()  # type: ignore[attr-defined]
-    if changes.upper is not None:
-        durable.replace(path / UPPER, changes.upper.packed())
-    if changes.names is not None:
-        durable.replace(path / NAMES, changes.names.packed())
-    durable.replace(path / HEADER, changes.header.packed())
+    if repair.upper is not None:
+        durable.replace(path / UPPER, repair.upper.packed())
+    if repair.names is not None:
+        durable.replace(path / NAMES, repair.names.packed())
+    durable.replace(path / HEADER, repair.header.packed())

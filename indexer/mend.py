@@ -15,7 +15,9 @@ written is noted in its SQLite file only after that, and kept in its log until t
 import shutil
 import sqlite3
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +28,14 @@ import structlog
 
 from indexer import durable
 from indexer.index_files import DELETED, NAMES, ForeignError, Header, Names
-from indexer.index_repair import changes_of, write
+from indexer.index_repair import repair_of, write
 from indexer.reclaim import DATABASE
 
 log = structlog.get_logger()
 
 _ALIKE = 0.9999
+# What ``main`` returns.
+DAMAGED = 3
 _BUSY_S = 30.0
 
 _INDEXES = """
@@ -44,15 +48,19 @@ _INDEXES = """
     WHERE vectors.scope = 'VECTOR'
 """
 _IDS = "SELECT embedding_id FROM embeddings WHERE segment_id = ? ORDER BY id"
-_LOGGED = """
-    SELECT id, vector, seq_id FROM embeddings_queue
-    WHERE topic LIKE ? AND seq_id > ? AND vector IS NOT NULL
+# Of all collections at once: the log has no order by them.
+_LOGGED = "SELECT topic, id, seq_id FROM embeddings_queue WHERE vector IS NOT NULL"
+_VECTORS = """
+    SELECT id, vector FROM embeddings_queue
+    WHERE topic LIKE ? AND seq_id > ? AND seq_id <= ? AND vector IS NOT NULL
     ORDER BY seq_id
 """
+# In the directory of copies, when there is one of everything that had names at the start before.
+_COMPLETE = "complete"
 
 
 class DamagedError(Exception):
-    """An index is in a state that no kill leaves, and cannot be mended. Chroma must not be started over it."""
+    """An index cannot be mended. Chroma must not be started over it."""
 
 
 @dataclass(frozen=True)
@@ -95,53 +103,63 @@ def mend(directory: Path, copies: Path) -> int:
         OSError: a file cannot be read or written; what was mended is good, and the rest may be tried again.
         sqlite3.Error: the same of Chroma's SQLite file.
     """
-    mended = 0
+    mended, kept = 0, dict[str, bool]()
     if (directory / DATABASE).is_file():
         # Not only for reading: a kill leaves a journal that SQLite has to play back first.
         uri = f"{(directory / DATABASE).absolute().as_uri()}?mode=rw"
         with closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_S)) as database:
             if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'max_seq_id'").fetchone():
-                mended = _mend_all(database, directory, copies)
-    copies.mkdir(parents=True, exist_ok=True)
+                mended, kept = _mend_all(database, directory, copies)
+    try:
+        _keep_copies(directory, copies, kept)
+    except OSError as error:  # with a full disk, say, what can be read should be
+        log.error("an index that Chroma is killed in writing next may not be mended: no copies", why=str(error))
     return mended
 
 
-def _mend_all(database: sqlite3.Connection, directory: Path, copies: Path) -> int:
-    copied = copies.is_dir()
+def _mend_all(database: sqlite3.Connection, directory: Path, copies: Path) -> tuple[int, dict[str, bool]]:
+    """How many were mended; and the indexes that have names now, and whether SQLite's order is that of their labels."""
+    copied = (copies / _COMPLETE).exists()
     indexes = [
         _Index(directory / vectors, copies / vectors, copied, ids, key, name, written, known or 0)
         for vectors, ids, key, name, written, known in database.execute(_INDEXES).fetchall()
     ]
-    mended, named, damaged = 0, [], []
+    logged: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for topic, item_id, place in database.execute(_LOGGED):
+        logged[topic.rpartition("/")[2]].append((item_id, place))
+    mended, kept, damaged = 0, dict[str, bool](), []
     for index in indexes:
+        ids = [item_id for (item_id,) in database.execute(_IDS, (index.ids,))]
+        there = {item_id for item_id, place in logged.get(index.key, ()) if place > (index.written or 0)}
         try:
-            mended += _mend(database, index)
-            if (index.path / NAMES).exists():
-                named.append(index)
+            mended += _mend(database, index, ids, there)
         except ForeignError as error:
             log.warning("the names of an index of Chroma's are not looked at", collection=index.name, why=str(error))
-        except (FileNotFoundError, ValueError, TypeError, OverflowError, MemoryError, DamagedError) as error:
+            kept[index.path.name] = False
+            continue
+        except (FileNotFoundError, ValueError, TypeError, OverflowError, DamagedError) as error:
             damaged.append(f"{index.path}, of collection {index.name}: {error}")
+            continue
+        if (index.path / NAMES).exists():
+            kept[index.path.name] = not _lost(index, ids, there)
     if damaged:
         raise DamagedError("; ".join(damaged))
-    # All or none: what has no copy from now on has been made since.
-    copies.mkdir(parents=True, exist_ok=True)
-    for index in named:
-        _keep_copy(index)
-    there = {index.copy.name for index in indexes}
-    for copy in copies.iterdir():
-        if copy.name not in there:
-            copy.unlink()
-    return mended
+    return mended, kept
 
 
-def _mend(database: sqlite3.Connection, index: _Index) -> bool:
-    """Mends an index, if it needs to be, and keeps a copy of its names.
+def _mend(database: sqlite3.Connection, index: _Index, ids: Sequence[str], logged: AbstractSet[str]) -> bool:
+    """Mends an index, if it needs to be.
+
+    Args:
+        database: Chroma's.
+        index: which.
+        ids: of its items, in the order in which they were added.
+        logged: those whose vectors are in the log behind what is noted of the index.
 
     Raises:
         OSError: its files cannot be read or written.
-        ValueError: it cannot be mended.
-        ForeignError: somebody else's version of Chroma wrote its names.
+        ValueError, DamagedError: it cannot be mended.
+        ForeignError: another version of Chroma wrote its names.
     """
     names, why = None, "whole"
     try:
@@ -150,54 +168,58 @@ def _mend(database: sqlite3.Connection, index: _Index) -> bool:
         why = "missing"
     except ValueError as error:
         why = str(error)
-    ids = [item_id for (item_id,) in database.execute(_IDS, (index.ids,))]
-    entries = database.execute(_LOGGED, (f"%/{index.key}", index.written or 0)).fetchall()
-    logged = {item_id: vector for item_id, vector, _ in entries}
-    # Where the index has taken more from the log than is noted, it has taken what SQLite's tables have.
-    taken = {item_id: vector for item_id, vector, place in entries if place <= index.known}
     if names is None and index.written is None:
         return _begun_anew(index, ids, logged)
+    if names is not None and not names.labels:  # Chroma makes it anew, and gives labels from 1 again
+        return False
     header = Header.read(index.path)
     found = None
     if names is None:
         names = found = _names(index, header, ids)
-    changes = changes_of(index.path, header, names, found)
-    if changes.needed:
-        if found is not None and (wrong := _differing(index.path, header, found, taken)):
-            raise ValueError(f"{NAMES} cannot be read, and {wrong} rows do not have the vectors of their ids")
-        write(index.path, changes)
-        if changes_of(index.path, Header.read(index.path), Names.read(index.path), None).needed:
-            raise DamagedError("it was mended, and is still not as it should be")
-        log.warning(
-            "an index of Chroma's was cut off in writing and has been mended; Chroma takes the rest from its log",
-            collection=index.name,
-            path=str(index.path),
-            rows=changes.header.rows,
-            rows_dropped=header.rows - changes.header.rows,
-            links_dropped=changes.lost,
-            names=why,
-        )
-    lost = sorted(set(ids) - names.labels.keys() - logged.keys())
-    if lost:  # as after a power cut; whoever reads them is told by Chroma
+    repair = repair_of(index.path, header, names, found)
+    if not repair.needed:
+        return False
+    if found is not None and (wrong := _differing(database, index, header, found)):
+        raise ValueError(f"{NAMES} cannot be read, and {wrong} rows do not have the vectors of their ids")
+    write(index.path, repair)
+    if repair_of(index.path, Header.read(index.path), Names.read(index.path), None).needed:
+        raise DamagedError("it was mended, and is still not as it should be")
+    log.warning(
+        "an index of Chroma's was cut off in writing and has been mended; Chroma takes the rest from its log",
+        collection=index.name,
+        path=str(index.path),
+        rows=repair.header.rows,
+        rows_dropped=header.rows - repair.header.rows,
+        links_dropped=repair.lost,
+        names=why,
+    )
+    return True
+
+
+def _begun_anew(index: _Index, ids: Sequence[str], logged: AbstractSet[str]) -> bool:
+    """Of an index that was never written to the end: Chroma makes it from its log, where there are no names."""
+    index.copy.unlink(missing_ok=True)  # its labels are given anew
+    if not (index.path / NAMES).exists():
+        return False
+    if missing := set(ids) - logged:
+        raise DamagedError(f"{NAMES} cannot be read, and {len(missing)} items are not in the log")
+    (index.path / NAMES).unlink()
+    durable.to_disk(index.path)
+    log.warning("an index of Chroma's was cut off in its first writing; Chroma makes it anew", collection=index.name)
+    return True
+
+
+def _lost(index: _Index, ids: Sequence[str], logged: AbstractSet[str]) -> bool:
+    """Whether items are neither in the index nor in the log, as after a power cut. Who reads them is told by Chroma."""
+    lost = sorted(set(ids) - Names.read(index.path).labels.keys() - logged)
+    if lost:
         log.error(
             "the vectors of items are neither in Chroma's index nor in its log",
             collection=index.name,
             items=len(lost),
             such_as=lost[:3],
         )
-    return changes.needed
-
-
-def _begun_anew(index: _Index, ids: Sequence[str], logged: Mapping[str, bytes]) -> bool:
-    """Of an index that was never written to the end: Chroma makes it from its log, where there are no names."""
-    if not (index.path / NAMES).exists():
-        return False
-    if missing := set(ids) - logged.keys():
-        raise DamagedError(f"{NAMES} cannot be read, and {len(missing)} items are not in the log")
-    (index.path / NAMES).unlink()
-    durable.to_disk(index.path)
-    log.warning("an index of Chroma's was cut off in its first writing; Chroma makes it anew", collection=index.name)
-    return True
+    return bool(lost)
 
 
 def _names(index: _Index, header: Header, ids: Sequence[str]) -> Names:
@@ -209,6 +231,8 @@ def _names(index: _Index, header: Header, ids: Sequence[str]) -> Names:
     if not index.copied:
         raise ValueError(f"{NAMES} cannot be read, and there is no copy of it")
     before = Names.read_file(index.copy) if index.copy.exists() else Names(0, {})
+    if not before.labels:  # labels were given from 1 again
+        before = Names(0, {})
     labels = _living(index.path, header)
     kept = {item_id: before.labels[item_id] for item_id in ids if before.labels.get(item_id) in labels}
     new_ids = [item_id for item_id in ids if item_id not in kept]
@@ -227,17 +251,17 @@ def _living(path: Path, header: Header) -> dict[int, int]:
     return dict(zip(rows["label"][living].tolist(), living.tolist(), strict=True))
 
 
-def _differing(path: Path, header: Header, names: Names, logged: Mapping[str, bytes]) -> int:
-    """Of how many items the log has another vector than the index."""
-    asked = [item_id for item_id in logged if item_id in names.labels]
-    if not asked:
+def _differing(database: sqlite3.Connection, index: _Index, header: Header, names: Names) -> int:
+    """Of how many items the log has another vector than the index, which has all of it that SQLite's tables have."""
+    entries = database.execute(_VECTORS, (f"%/{index.key}", index.written or 0, index.known))
+    logged = {item_id: vector for item_id, vector in entries if item_id in names.labels}
+    if not logged:
         return 0
-    row_of = _living(path, header)
-    there = header.open_rows(path, header.rows)["vector"][[row_of[names.labels[item_id]] for item_id in asked]]
-    given = np.stack([np.frombuffer(logged[item_id], "<f4") for item_id in asked])
-    if given.shape != there.shape:
-        return len(asked)
-    return int((~_alike(given, there)).sum())
+    row_of = _living(index.path, header)
+    places = [row_of[names.labels[item_id]] for item_id in logged]
+    there = header.open_rows(index.path, header.rows)["vector"][places]
+    given = np.stack([np.frombuffer(vector, "<f4") for vector in logged.values()])
+    return int((~_alike(given, there)).sum()) if given.shape == there.shape else len(logged)
 
 
 def _alike(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
@@ -247,26 +271,51 @@ def _alike(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> npt.
     return np.asarray(near & ((lengths[0] > 0) == (lengths[1] > 0)), np.bool_)
 
 
-def _keep_copy(index: _Index) -> None:
-    names = index.path / NAMES
-    there, copied = names.stat(), index.copy.stat() if index.copy.exists() else None
+def _keep_copies(directory: Path, copies: Path, kept: Mapping[str, bool]) -> None:
+    """All or none: what has no copy beside complete ones has been made since.
+
+    Args:
+        directory: Chroma's own.
+        copies: where they are kept.
+        kept: the indexes that have names, and whether SQLite's order can be relied on from now on; else the copy is one
+            that cannot be read.
+
+    Raises:
+        OSError: there are none now.
+    """
+    copies.mkdir(parents=True, exist_ok=True)
+    (copies / _COMPLETE).unlink(missing_ok=True)
+    durable.to_disk(copies)
+    for name, relied_on in kept.items():
+        if relied_on:
+            _copy(directory / name / NAMES, copies / name)
+        else:
+            (copies / name).write_bytes(b"")
+    for copy in copies.iterdir():
+        if copy.name not in kept and copy.is_file():
+            copy.unlink()
+    (copies / _COMPLETE).touch()
+    durable.to_disk(copies)
+
+
+def _copy(names: Path, copy: Path) -> None:
+    there, copied = names.stat(), copy.stat() if copy.exists() else None
     if copied is not None and (there.st_size, there.st_mtime_ns) == (copied.st_size, copied.st_mtime_ns):
         return
-    new = index.copy.with_name(f"{index.copy.name}.new")
+    new = copy.with_name(f"{copy.name}.new")
     shutil.copy2(names, new)
     durable.to_disk(new)
-    new.replace(index.copy)
-    durable.to_disk(index.copy.parent)
+    new.replace(copy)
 
 
 def main() -> int:
-    """Mends, and prints what it did, a line of JSON for each thing; returns 1 if Chroma must not be started."""
+    """Mends, and prints a line of JSON for each thing it did; returns ``DAMAGED`` if trying again is of no use."""
     structlog.configure(processors=[structlog.processors.add_log_level, structlog.processors.JSONRenderer()])
     try:
         mend(*map(Path, sys.argv[1:]))
     except DamagedError as error:
         log.error("an index of Chroma's is damaged", why=str(error))
-        return 1
+        return DAMAGED
     return 0
 
 

@@ -25,6 +25,8 @@ from indexer.index_files import LENGTH_BYTES, LENGTHS, ROWS, Header
 log = structlog.get_logger()
 
 DATABASE = "chroma.sqlite3"
+# Beside Chroma's directory: copies of what names the rows of its indexes (``mend``).
+COPIES = "names"
 _NEW = "chroma.sqlite3.compacted"
 # Free pages beyond which writing the file anew is worth a moment in which writes wait.
 _WORTH_SHARE, _WORTH_BYTES = 0.25, 64 * 2**20
@@ -53,6 +55,7 @@ def remove_orphans(directory: Path) -> int:
     orphans = [path for path in there if path.name not in wanted]
     for path in orphans:
         shutil.rmtree(path, onerror=_unless_gone)
+        (directory.parent / COPIES / path.name).unlink(missing_ok=True)
         log.info("removed the index of a collection that is no more", path=str(path))
     return len(orphans)
 

@@ -14,6 +14,8 @@ from indexer.serving.table import View
 # How many numbers of vectors are compared, at most: half a millisecond's work. A graph of vectors of 512 numbers, 96
 # wide, counts as 1.2 million.
 _MOST_NUMBERS = 2**21
+# And how many rows are scored and put in order.
+_MOST_ROWS = 256
 
 
 class NotBriefError(Exception):
@@ -40,5 +42,7 @@ def is_brief(view: View, searches: Sequence[Search], planner: Planner) -> bool:
         return False
     tail = view.count - view.tail_from
     wanted = search.candidates + len(search.exclude)
+    if wanted > _MOST_ROWS:
+        return False
     rows = planner.cost(view.tail_from, max(0, view.live_count - tail), wanted) + tail
     return rows * view.graph.dimension <= _MOST_NUMBERS

@@ -37,11 +37,13 @@ class Version:
         state: the content; None: not there.
         began: when the write was sent, on the clock of the caller's choice.
         ended: when a later write was acknowledged; None: it may be the item's state now.
+        answered: whether it was acknowledged itself.
     """
 
     state: State
     began: float
     ended: float | None = None
+    answered: bool = False
 
 
 @dataclass
@@ -69,6 +71,7 @@ class Ledger:
             for item_id, state in states.items():
                 versions = self._versions[item_id]
                 assert versions[-1].state is state, f"{item_id} was written by somebody else"
+                versions[-1].answered = True
                 for version in versions[:-1]:
                     version.ended = version.ended if version.ended is not None else now
 
@@ -123,6 +126,6 @@ class Ledger:
 
 
 def _unanswered(versions: list[Version]) -> list[Version]:
-    """Those that are possible beside others."""
+    """Those that are possible beside others, and were never acknowledged."""
     possible = [version for version in versions if version.ended is None]
-    return possible if len(possible) > 1 else []
+    return [version for version in possible if not version.answered] if len(possible) > 1 else []

@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 
 from tests.chaos.base import contents
-from tests.chaos.checker import Found, Kind, Violation, alike
+from tests.chaos.checker import Found, Kind, Violation, alike, check_items
 from tests.chaos.client import Client
 from tests.chaos.fleet import LEASE_S, STORE_TIMEOUT_S, Fleet
 from tests.chaos.indexer import DownError
@@ -209,6 +209,7 @@ def _compare(fleet: Fleet, ledger: Ledger, outcome: Outcome, seed: int) -> None:
         except DownError as error:
             outcome.violations.append(Violation(Kind.LATE, f"{reader.name}: {error}: {'; '.join(differences[:3])}"))
     outcome.ready_s = time.monotonic() - began
+    outcome.violations += check_items(ledger, truth[0][0], len(truth[0][0]))[0]  # it may have been listed again
     equal_after = f"readers equal after {outcome.ready_s:.1f} s, lag {max(lags, default=-1):.1f} s"
     outcome.note = ", ".join(filter(None, [equal_after, outcome.note]))
 

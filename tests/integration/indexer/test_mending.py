@@ -20,8 +20,9 @@ from structlog.testing import capture_logs
 from indexer import durable
 from indexer.chroma_server import LocalChroma
 from indexer.durable import replace
-from indexer.index_files import HEADER, LENGTHS, NAMES, ROWS, UPPER, Header
+from indexer.index_files import HEADER, LENGTHS, NAMES, ROWS, UPPER, Header, Names
 from indexer.mend import DamagedError, mend
+from indexer.reclaim import COPIES
 
 DIMENSION = 16
 # A place in the log before all others: nothing has been noted of an index that is written for the first time.
@@ -239,6 +240,8 @@ async def see(folder: Path) -> dict[str, Seen]:
         noted = dict(database.execute("SELECT segment_id, seq_id FROM max_seq_id").fetchall())
         segments = {name: index_of(database, name) for name in COLLECTIONS}
     await write(data, after)
+    shutil.copytree(data / COPIES, folder / "names")  # of the start before the kill
+    assert "i1900" not in Names.read_file(folder / "names" / segments["cosine-names-cut"]).labels
     async with Chroma(data) as chroma:
         seen = {name: Seen(held(chroma.client.get_collection(name))) for name in COLLECTIONS}
     shutil.copytree(data, folder / "after")
@@ -250,6 +253,8 @@ async def see(folder: Path) -> dict[str, Seen]:
         shutil.rmtree(path)
         shutil.copytree(folder / "before" / "chroma" / segment, path)
         (TEARS | SOUND)[name.partition("-")[2]](path, folder / "after" / "chroma" / segment)
+    shutil.rmtree(data / COPIES)
+    shutil.copytree(folder / "names", data / COPIES)
     twin = folder / "twin"
     shutil.copytree(data, twin)
 
@@ -404,19 +409,28 @@ def too_few(path: Path, database: sqlite3.Connection) -> None:
     database.execute("DELETE FROM embeddings WHERE embedding_id = 'i1800'")
 
 
-@pytest.mark.parametrize("harm", [zero_label, rows_cut, no_header, another_order, too_few])
+HARMS: dict[str, Callable[[Path, sqlite3.Connection], None]] = {
+    "are not all there": zero_label,
+    "ends after 1000 bytes": rows_cut,
+    "not of the expected format": no_header,
+    "do not have the vectors of their ids": another_order,
+    "rows exist for": too_few,
+}
+
+
+@pytest.mark.parametrize("why", HARMS)
 def test_what_cannot_be_mended_is_left_as_it_is_and_named(
-    seen: dict[str, Seen], folder: Path, tmp_path: Path, harm: Callable[[Path, sqlite3.Connection], None]
+    seen: dict[str, Seen], folder: Path, tmp_path: Path, why: str
 ) -> None:
     assert seen
     directory = tmp_path / "chroma"
     shutil.copytree(folder / "after" / "chroma", directory)
     with closing(sqlite3.connect(directory / "chroma.sqlite3")) as database, database:
         path = directory / index_of(database, "l2-untouched")
-        harm(path, database)
+        HARMS[why](path, database)
     before = {file.name: file.read_bytes() for file in path.iterdir()}
-    (tmp_path / "names").mkdir()
-    with pytest.raises(DamagedError, match="l2-untouched") as raised:
+    shutil.copytree(folder / "names", tmp_path / "names")
+    with pytest.raises(DamagedError, match=f"l2-untouched: .*{why}") as raised:
         mend(directory, tmp_path / "names")
     assert sum(name in str(raised.value) for name in COLLECTIONS) == 1
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
@@ -467,6 +481,10 @@ def test_items_whose_vectors_are_lost_are_told(seen: dict[str, Seen], folder: Pa
     (error,) = [line for line in lines if line["log_level"] == "error"]
     assert error["collection"] == "l2-untouched"
     assert (error["items"], error["such_as"][0]) == (930, "i1000")
+    # These may be written again: from then on the order of SQLite's ids is no longer that of the labels.
+    (directory / segment / NAMES).write_bytes(b"")
+    with pytest.raises(DamagedError, match="cannot be read"):
+        mend(directory, tmp_path / "names")
 
 
 class Command:
@@ -511,10 +529,51 @@ def test_copies_of_what_is_no_more_are_removed(seen: dict[str, Seen], folder: Pa
     (tmp_path / "names").mkdir()
     (tmp_path / "names" / "of-a-deleted-collection").write_bytes(b"")
     assert mend(folder / "after" / "chroma", tmp_path / "names") == 0
-    assert {path.name for path in (tmp_path / "names").iterdir()} == {
-        path.name for path in (folder / "after" / "chroma").iterdir() if path.is_dir()
-    }
+    there = {path.name for path in (folder / "after" / "chroma").iterdir() if path.is_dir()}
+    assert {path.name for path in (tmp_path / "names").iterdir()} == there | {"complete"}
 
 
 def test_there_may_be_nothing_to_mend_yet(tmp_path: Path) -> None:
     assert mend(tmp_path / "chroma", tmp_path / "names") == 0
+
+
+def test_without_room_for_copies_chroma_is_started_and_the_next_kill_is_not_guessed_at(
+    seen: dict[str, Seen], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert seen
+    directory = tmp_path / "chroma"
+    shutil.copytree(folder / "after" / "chroma", directory)
+    shutil.copytree(folder / "names", tmp_path / "names")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    with monkeypatch.context() as patched, capture_logs() as lines:
+        patched.setattr(shutil, "copy2", full)
+        assert mend(directory, tmp_path / "names") == 0
+    assert [line["log_level"] for line in lines] == ["error"]
+    with closing(sqlite3.connect(directory / "chroma.sqlite3")) as database:
+        (directory / index_of(database, "l2-untouched") / NAMES).write_bytes(b"")
+    with pytest.raises(DamagedError, match="there is no copy of it"):
+        mend(directory, tmp_path / "names")
+
+
+async def test_an_index_that_was_emptied_is_made_anew_by_chroma_and_then_mended_like_any_other(tmp_path: Path) -> None:
+    async with Chroma(tmp_path) as chroma:
+        collection = chroma.client.create_collection("emptied")
+        add(collection, 0, 500, 1)
+        for begin in range(0, 500, 100):  # with the last of them the index is written
+            collection.delete([f"i{number}" for number in range(begin, begin + 100)])
+    async with Chroma(tmp_path) as chroma:
+        assert chroma.client.get_collection("emptied").count() == 0
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as database:
+        path = tmp_path / "chroma" / index_of(database, "emptied")
+    assert (Names.read(path).total, Header.read(path).rows) == (500, 0)
+    async with Chroma(tmp_path) as chroma:
+        collection = chroma.client.get_collection("emptied")
+        add(collection, 2000, 1000, 1)
+        expected = held(collection)
+    assert len(expected) == 1000
+    (path / NAMES).write_bytes(b"")
+    async with Chroma(tmp_path) as chroma:
+        assert differing(held(chroma.client.get_collection("emptied")), expected) == []

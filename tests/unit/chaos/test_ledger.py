@@ -63,6 +63,15 @@ def test_what_was_sent_lately_without_an_answer_may_still_come() -> None:
     assert ledger.possible("x") == [None]
 
 
+def test_what_was_acknowledged_does_not_come_again() -> None:
+    ledger = Ledger()
+    ledger.sending({"x": A}, 25.0)
+    ledger.acknowledged({"x": A}, 26.0)
+    ledger.sending({"x": B}, 28.0)
+    ledger.found({"x": B}, since=10.0)
+    assert ledger.possible("x") == [B]
+
+
 def test_a_span_allows_the_states_of_every_moment_in_it() -> None:
     ledger = Ledger()
     ledger.preload({"x": A})

@@ -137,6 +137,7 @@ def test_only_one_search_without_a_filter_is_brief(served: Served) -> None:
     assert not is_brief(view, [search(), search()], PLANNER)
     assert not is_brief(view, [replace(search(), where=where)], PLANNER)
     assert not is_brief(view, [replace(search(), exact=True)], PLANNER)
+    assert not is_brief(view, [search(top_k=300)], PLANNER)
 
 
 def test_what_compares_many_numbers_is_not_brief(served: Served) -> None:
