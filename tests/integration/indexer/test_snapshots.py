@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tests.integration.indexer.calls import (
     FINGERPRINT,
     Start,
     Stub,
+    chroma_of,
     compared,
     connect,
     count,
@@ -322,19 +324,21 @@ def copying(parts: Iterator[pb.CreateSnapshotResponse] | Iterator[pb.RestoreSnap
 
 @pytest.mark.parametrize("ending", ["kill", "stop"])
 def test_an_indexer_that_ends_in_the_middle_of_a_backup_leaves_none(start: Start, tmp_path: Path, ending: str) -> None:
-    # Chroma gives some thousand items a second: there is time to see it.
+    folder = tmp_path / "snapshots" / NAME
     service = start(LIKENESS_READS="chroma")
     with connect(service) as channel:
         stub = Stub(channel)
         create(stub, NAME)
         fill(stub, NAME, 6000)
+        chroma = chroma_of(service)
         parts = stub.CreateSnapshot(pb.CreateSnapshotRequest(collection=NAME))
-        copying(parts, "copying")
+        while not any(folder.rglob("*")):
+            time.sleep(0.001)  # a pace for looking
+        chroma.suspend()  # it takes no more than a moment: whatever Chroma has not given by now, it does not give
         getattr(service, ending)()
         with pytest.raises(grpc.RpcError) as caught:
             list(parts)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    folder = tmp_path / "snapshots" / NAME
     left = list(folder.iterdir()) if folder.exists() else []
     assert len(left) == (1 if ending == "kill" else 0)
     service = start(LIKENESS_READS="chroma")
