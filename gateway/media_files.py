@@ -15,6 +15,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from likeness.common.v1 import error_pb2
 
+from chassis import durable
 from chassis.errors import LikenessError
 
 log = structlog.get_logger()
@@ -61,10 +62,10 @@ class MediaFiles:
                     partial.parent.mkdir(parents=True, exist_ok=True)
                     partial.write_bytes(content)
                 if to_disk:
-                    _to_disk(partial)
+                    durable.to_disk(partial)
                 partial.replace(there)
                 if to_disk:
-                    _to_disk(there.parent)
+                    durable.to_disk(there.parent)
             except BaseException:
                 with suppress(OSError):  # that it failed is known
                     partial.unlink(missing_ok=True)
@@ -118,11 +119,3 @@ class MediaFiles:
                 f"thumbnails and originals cannot be {doing} at the moment ({type(error).__name__}); try again later"
             )
             raise LikenessError(error_pb2.REASON_MEDIA_UNAVAILABLE, message, retry_after_s=_AGAIN_S) from error
-
-
-def _to_disk(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

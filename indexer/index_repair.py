@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from indexer import durable
+from chassis import durable
 from indexer.index_files import DELETED, HEADER, LENGTH_BYTES, LENGTHS, NAMES, UPPER, Header, Names, Numbers, Upper
 
 _AT_ONCE = 65_536

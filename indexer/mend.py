@@ -1,4 +1,4 @@
-"""Makes good what a killed Chroma leaves of an index that it was writing: ``python -m indexer.mend CHROMA COPIES``.
+"""Makes good what a killed Chroma leaves of an index that it was writing.
 
 Chroma 1.5.9 writes into the files of an index where they are: how many rows there will be, the rows that are new or
 have other links, then the links above them, then the pickle that names them. Started over what a kill has left of that,
@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from indexer import durable
+from chassis import durable
 from indexer.index_files import DELETED, NAMES, ForeignError, Header, Names
 from indexer.index_repair import repair_of, write
 from indexer.reclaim import DATABASE
@@ -132,7 +132,7 @@ def _mend_all(database: sqlite3.Connection, directory: Path, copies: Path) -> tu
         ids = [item_id for (item_id,) in database.execute(_IDS, (index.ids,))]
         there = {item_id for item_id, place in logged.get(index.key, ()) if place > (index.written or 0)}
         try:
-            mended += _mend(database, index, ids, there)
+            changed, names = _mend(database, index, ids, there)
         except ForeignError as error:
             log.warning("the names of an index of Chroma's are not looked at", collection=index.name, why=str(error))
             kept[index.path.name] = False
@@ -140,14 +140,17 @@ def _mend_all(database: sqlite3.Connection, directory: Path, copies: Path) -> tu
         except (FileNotFoundError, ValueError, TypeError, OverflowError, DamagedError) as error:
             damaged.append(f"{index.path}, of collection {index.name}: {error}")
             continue
-        if (index.path / NAMES).exists():
-            kept[index.path.name] = not _lost(index, ids, there)
+        mended += changed
+        if names is not None:
+            kept[index.path.name] = not _lost(index, names, ids, there)
     if damaged:
         raise DamagedError("; ".join(damaged))
     return mended, kept
 
 
-def _mend(database: sqlite3.Connection, index: _Index, ids: Sequence[str], logged: AbstractSet[str]) -> bool:
+def _mend(
+    database: sqlite3.Connection, index: _Index, ids: Sequence[str], logged: AbstractSet[str]
+) -> tuple[bool, Names | None]:
     """Mends an index, if it needs to be.
 
     Args:
@@ -155,6 +158,9 @@ def _mend(database: sqlite3.Connection, index: _Index, ids: Sequence[str], logge
         index: which.
         ids: of its items, in the order in which they were added.
         logged: those whose vectors are in the log behind what is noted of the index.
+
+    Returns:
+        Whether it needed to be, and the names of its rows; None: it has none.
 
     Raises:
         OSError: its files cannot be read or written.
@@ -169,16 +175,16 @@ def _mend(database: sqlite3.Connection, index: _Index, ids: Sequence[str], logge
     except ValueError as error:
         why = str(error)
     if names is None and index.written is None:
-        return _begun_anew(index, ids, logged)
+        return _begun_anew(index, ids, logged), None
     if names is not None and not names.labels:  # Chroma makes it anew, and gives labels from 1 again
-        return False
+        return False, names
     header = Header.read(index.path)
     found = None
     if names is None:
         names = found = _names(index, header, ids)
     repair = repair_of(index.path, header, names, found)
     if not repair.needed:
-        return False
+        return False, names
     if found is not None and (wrong := _differing(database, index, header, found)):
         raise ValueError(f"{NAMES} cannot be read, and {wrong} rows do not have the vectors of their ids")
     write(index.path, repair)
@@ -193,7 +199,7 @@ def _mend(database: sqlite3.Connection, index: _Index, ids: Sequence[str], logge
         links_dropped=repair.lost,
         names=why,
     )
-    return True
+    return True, names
 
 
 def _begun_anew(index: _Index, ids: Sequence[str], logged: AbstractSet[str]) -> bool:
@@ -209,9 +215,9 @@ def _begun_anew(index: _Index, ids: Sequence[str], logged: AbstractSet[str]) -> 
     return True
 
 
-def _lost(index: _Index, ids: Sequence[str], logged: AbstractSet[str]) -> bool:
+def _lost(index: _Index, names: Names, ids: Sequence[str], logged: AbstractSet[str]) -> bool:
     """Whether items are neither in the index nor in the log, as after a power cut. Who reads them is told by Chroma."""
-    lost = sorted(set(ids) - Names.read(index.path).labels.keys() - logged)
+    lost = sorted(set(ids) - names.labels.keys() - logged)
     if lost:
         log.error(
             "the vectors of items are neither in Chroma's index nor in its log",
@@ -317,7 +323,3 @@ def main() -> int:
         log.error("an index of Chroma's is damaged", why=str(error))
         return DAMAGED
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,8 +18,8 @@ from pathlib import Path
 import structlog
 from likeness.common.v1 import error_pb2
 
+from chassis.durable import to_disk
 from chassis.errors import LikenessError
-from indexer.durable import to_disk
 from indexer.index_files import LENGTH_BYTES, LENGTHS, ROWS, Header
 
 log = structlog.get_logger()

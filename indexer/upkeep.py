@@ -14,13 +14,13 @@ from typing import Any, Literal, Protocol
 
 import structlog
 
+from chassis.durable import to_disk
 from chassis.errors import LikenessError
 from indexer import reclaim
 from indexer.catalog import Collections
 from indexer.collections import Collection
 from indexer.disk import DiskGuard
 from indexer.disk_usage import folder_bytes
-from indexer.durable import to_disk
 from indexer.erase import Erased, Erasure
 from indexer.jobs import Job, Jobs
 from indexer.reads import Reader

@@ -14,8 +14,8 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from likeness.common.v1 import error_pb2
 
+from chassis.durable import to_disk
 from chassis.errors import LikenessError
-from indexer.durable import to_disk
 
 _READ_AT_ONCE = 2**20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import structlog
 
+from chassis.durable import to_disk
 from indexer.collections import Collection
-from indexer.durable import to_disk
 from indexer.serving.graph import GraphSettings
 from indexer.serving.snapshot_files import FILES, read_files, write_files
 from indexer.serving.table import TableState
