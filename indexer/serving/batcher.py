@@ -1,13 +1,13 @@
 """Searches of several calls, answered together.
 
-What takes less than a moment is answered at once, where nothing waits. Of the rest nobody is waited for: a thread that
-is free takes what is there, and while it searches the next batch gathers. One call of faiss and one reading of vectors
-then serve all searches of the batch.
+What takes less than a moment is answered on the event loop, where nothing waits for a thread, together with what
+arrives with it. Of the rest nobody is waited for: a thread that is free takes what is there, and while it searches the
+next batch gathers. One call of faiss and one reading of vectors then serve all searches of the batch.
 """
 
 import asyncio
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -18,11 +18,14 @@ from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
 from indexer.reads import Fields, Row, Search
+from indexer.serving.gathering import Gathering
 
 View = TypeVar("View")
 Answered = list[list[Row]]
 
 _RETRY_AFTER_S = 1.0
+# Calls that the event loop answers together: it does nothing else for some milliseconds.
+_MOST_BRIEF = 8
 
 
 @dataclass(eq=False, slots=True)
@@ -47,6 +50,7 @@ class Batcher(Generic[View]):
         jobs: int,
         max_batch: int,
         max_waiting: int,
+        is_brief: Callable[[View, Sequence[Search]], bool] = lambda *_: False,
         at_once: Callable[[View, Sequence[Search], Fields], Answered | None] = lambda *_: None,
         on_wait: Callable[[float], None] = lambda _: None,
     ) -> None:
@@ -60,7 +64,8 @@ class Batcher(Generic[View]):
             jobs: most batches under way at once, at least 1.
             max_batch: most searches in a batch, but a call is never parted.
             max_waiting: most searches that wait; beyond: OVERLOADED.
-            at_once: answers searches on the event loop; None: that would take too long, or have to wait for somebody.
+            is_brief: whether a call's searches can be answered on the event loop.
+            at_once: answers searches there; None: that would take too long after all, or have to wait for somebody.
             on_wait: told of each call how many seconds it waited for its turn.
         """
         self._view = view
@@ -69,8 +74,10 @@ class Batcher(Generic[View]):
         self._jobs = jobs
         self._max_batch = max_batch
         self._max_waiting = max_waiting
+        self._is_brief = is_brief
         self._at_once = at_once
         self._on_wait = on_wait
+        self._brief = Gathering(self._answer_brief, _MOST_BRIEF)
         self._waiting: deque[_Call] = deque()
         self._running = 0
 
@@ -89,20 +96,40 @@ class Batcher(Generic[View]):
             return []
         waiting = self.waiting
         # A call is taken whole if nothing else waits, however large it is.
-        if waiting and waiting + len(searches) > self._max_waiting:
+        if waiting and waiting + len(self._brief) + len(searches) > self._max_waiting:
             message = f"{waiting} searches wait already, of {self._max_waiting} (LIKENESS_SEARCH_QUEUE); try again"
             raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=_RETRY_AFTER_S)
-        if not waiting and (answered := self._at_once(self._view(), searches, fields)) is not None:
-            self._on_wait(0.0)
-            return answered
         call = _Call(searches, fields, asyncio.get_running_loop().create_future())
-        self._waiting.append(call)
-        self._set_off()
+        if not waiting and self._is_brief(self._view(), searches):
+            self._brief.add(call)
+        else:
+            self._waiting.append(call)
+            self._set_off()
         try:
             return await call.answer
         finally:
             if call.answer.cancelled() and call in self._waiting:
                 self._waiting.remove(call)
+
+    def _answer_brief(self, together: list[_Call]) -> None:
+        """Answers calls on the event loop, those that want the same fields together; threads answer what it can not."""
+        by_fields = defaultdict[Fields, list[_Call]](list)
+        for call in together:
+            if not call.answer.done():  # its caller has gone
+                by_fields[call.fields].append(call)
+        for fields, calls in by_fields.items():
+            for call in calls:
+                self._on_wait(time.perf_counter() - call.came)
+            try:
+                answered = self._at_once(self._view(), [search for call in calls for search in call.searches], fields)
+            except Exception:  # a thread finds out whose search it is that fails
+                answered = None
+            if answered is None:
+                self._waiting.extend(calls)
+            else:
+                rows = iter(answered)
+                _settle(calls, [[next(rows) for _ in call.searches] for call in calls])
+        self._set_off()
 
     def _set_off(self) -> None:
         while self._waiting and self._running < self._jobs:

@@ -62,7 +62,7 @@ class Engine:
 
     def batcher(self, serving: ServingCollection) -> Batcher[View]:
         """What answers searches on a collection."""
-        at_once = partial(self._at_once, serving) if self._jobs <= _FEW_THREADS else _never
+        few = self._jobs <= _FEW_THREADS
         return Batcher(
             lambda: serving.view,
             partial(self._in_thread, serving),
@@ -70,7 +70,8 @@ class Engine:
             jobs=self._jobs,
             max_batch=_MAX_BATCH,
             max_waiting=self._settings.search_queue,
-            at_once=at_once,
+            is_brief=partial(self._is_brief, serving) if few else _never,
+            at_once=partial(self._at_once, serving),
             on_wait=partial(self._metrics.searched_stage, "queue"),
         )
 
@@ -96,13 +97,14 @@ class Engine:
     def _planned(self, collection: Collection) -> PlannerSettings:
         return PlannerSettings(collection.hnsw.ef_search or self._settings.ef_search, self._settings.rows_per_step)
 
+    def _is_brief(self, serving: ServingCollection, view: View, searches: Sequence[Search]) -> bool:
+        return is_brief(view, searches, self.planner(serving.collection))
+
     def _at_once(
         self, serving: ServingCollection, view: View, searches: Sequence[Search], fields: Fields
     ) -> list[list[Row]] | None:
-        """What can be answered without making anybody on the event loop wait; None: this can not."""
+        """What can be answered without making anybody on the event loop wait for long; None: this can not."""
         planner = Brief(self._planned(serving.collection))
-        if not is_brief(view, searches, planner):
-            return None
         with view.graph.reading_now() as free:
             try:
                 return self._counted(planner, view, searches, fields) if free else None
@@ -134,5 +136,5 @@ class Engine:
         self._builder.close()
 
 
-def _never(_view: View, _searches: Sequence[Search], _fields: Fields) -> None:
-    return None
+def _never(_view: View, _searches: Sequence[Search]) -> bool:
+    return False

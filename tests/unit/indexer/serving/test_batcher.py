@@ -25,6 +25,7 @@ class Threads:
     def __init__(self) -> None:
         self.executor = ThreadPoolExecutor(8)
         self.batches: list[tuple[list[float], Fields]] = []
+        self.at_once: list[tuple[list[float], Fields]] = []
         self.held = threading.Event()
         self._begun = threading.Semaphore(0)
         self.held.set()
@@ -45,14 +46,24 @@ class Threads:
         )
 
     def impatient(self) -> Batcher[int]:
-        """One that answers what is below 10 at once."""
+        """One that answers what is below 10 at once, thinks that it can below 20, and fails at 5."""
 
-        def at_once(view: int, searches: Sequence[Search], _: Fields) -> list[list[Row]] | None:
+        def at_once(view: int, searches: Sequence[Search], fields: Fields) -> list[list[Row]] | None:
             asked = [float(each.vector[0]) for each in searches]
+            self.at_once.append((asked, fields))
+            if 5 in asked:
+                raise ValueError("cannot search for 5")
             return None if max(asked) >= 10 else [[Row(StoredItem(str(view)), number, -number)] for number in asked]
 
         return Batcher(
-            lambda: self.view, self.answer, self.executor, jobs=1, max_batch=16, max_waiting=64, at_once=at_once
+            lambda: self.view,
+            self.answer,
+            self.executor,
+            jobs=1,
+            max_batch=16,
+            max_waiting=4,
+            is_brief=lambda _, searches: max(float(each.vector[0]) for each in searches) < 20,
+            at_once=at_once,
         )
 
     async def begun(self) -> None:
@@ -222,16 +233,57 @@ async def test_what_can_be_answered_at_once_needs_no_thread(threads: Threads) ->
     assert threads.batches == []
 
 
-async def test_what_cannot_be_answered_at_once_goes_to_a_thread(threads: Threads) -> None:
-    assert numbers(await threads.impatient().submit([search(10)], NOTHING)) == [10]
-    assert threads.batches == [([10], NOTHING)]
+async def test_what_is_there_at_once_is_answered_together_but_for_other_fields(threads: Threads) -> None:
+    batcher = threads.impatient()
+    asked = [(1, NOTHING), (2, METADATA), (3, NOTHING)]
+    answers = await asyncio.gather(*(batcher.submit([search(number)], fields) for number, fields in asked))
+    assert [numbers(answered) for answered in answers] == [[1], [2], [3]]
+    assert threads.at_once == [([1, 3], NOTHING), ([2], METADATA)]
+    assert threads.batches == []
+
+
+async def test_what_cannot_be_answered_at_once_after_all_goes_to_a_thread(threads: Threads) -> None:
+    batcher = threads.impatient()
+    assert numbers(await batcher.submit([search(10)], NOTHING)) == [10]
+    assert numbers(await batcher.submit([search(20)], NOTHING)) == [20]
+    assert threads.at_once == [([10], NOTHING)]
+    assert threads.batches == [([10], NOTHING), ([20], NOTHING)]
+
+
+async def test_one_that_fails_at_once_fails_alone(threads: Threads) -> None:
+    batcher = threads.impatient()
+    asked = [1.0, 5.0, -1.0]
+    answers = await asyncio.gather(*(batcher.submit([search(n)], NOTHING) for n in asked), return_exceptions=True)
+    assert numbers(answers[0]) == [1]
+    assert numbers(answers[1]) == [5]  # the thread can
+    assert isinstance(answers[2], ValueError)
+
+
+async def test_who_has_gone_is_not_searched_for_at_once(threads: Threads) -> None:
+    batcher = threads.impatient()
+    gone, stays = await submitted(batcher, [1], [2])
+    gone.cancel()
+    assert numbers(await stays) == [2]
+    assert threads.at_once == [([2], NOTHING)]
 
 
 async def test_nothing_is_answered_before_what_waits_already(threads: Threads) -> None:
     threads.held.clear()
     batcher = threads.impatient()
-    tasks = await submitted(batcher, [10], [11], [1])
+    tasks = await submitted(batcher, [20], [21], [1])
     assert batcher.waiting == 2
     threads.held.set()
-    assert [numbers(await task) for task in tasks] == [[10], [11], [1]]
-    assert [batch for batch, _ in threads.batches] == [[10], [11, 1]]
+    assert [numbers(await task) for task in tasks] == [[20], [21], [1]]
+    assert [batch for batch, _ in threads.batches] == [[20], [21, 1]]
+
+
+async def test_what_gathers_for_an_answer_at_once_counts_as_waiting_where_threads_are_busy(threads: Threads) -> None:
+    threads.held.clear()
+    batcher = threads.impatient()
+    tasks = await submitted(batcher, [20], [10], [11], [12], [21], [22])
+    assert batcher.waiting == 1  # what may be answered at once, 10 to 12, came when nobody waited
+    with pytest.raises(LikenessError) as caught:
+        await tasks[-1]
+    assert caught.value.reason == error_pb2.REASON_OVERLOADED
+    threads.held.set()
+    assert [numbers(await task) for task in tasks[:-1]] == [[20], [10], [11], [12], [21]]

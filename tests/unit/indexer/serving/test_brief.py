@@ -113,7 +113,9 @@ async def test_while_a_row_is_added_a_thread_waits_and_not_the_event_loop(served
         writer = threads.submit(add)
         assert adding.wait(10)
         waiting = asyncio.create_task(served.found(search()))
-        await asyncio.sleep(0)  # comes back: the event loop does not wait
+        for _ in range(10):
+            await asyncio.sleep(0)  # comes back: the event loop does not wait
+        assert served.in_thread
         assert not waiting.done()
         done.set()
         assert (await waiting)[0].item.id == "00000"
@@ -129,6 +131,15 @@ async def test_a_search_that_must_go_on_goes_to_a_thread_and_is_counted_once(ser
     assert [row.item.id for row in rows] == [f"{i:05}" for i in truth[:10]]
     assert served.in_thread
     assert (served.counted("graph") or 0) + (served.counted("exact") or 0) == 1
+
+
+async def test_searches_that_come_together_are_answered_together_each_as_if_alone(served: Served) -> None:
+    found = await asyncio.gather(*(served.found(search(vector)) for vector in VECTORS[:20]))
+    assert found == [answer(served.table.view, [search(vector)], Fields(), PLANNER)[0] for vector in VECTORS[:20]]
+    assert not served.in_thread
+    assert served.counted("graph") == 20
+    batches = served.registry.get_sample_value("likeness_indexer_search_batch_size_count")
+    assert batches == 3  # of 8 at most
 
 
 def test_only_one_search_without_a_filter_is_brief(served: Served) -> None:
