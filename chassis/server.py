@@ -7,6 +7,7 @@
 """
 
 import asyncio
+import gc
 import resource
 import signal
 from collections.abc import Callable
@@ -131,6 +132,7 @@ async def _serve(settings: ServiceSettings, service: Service, role: Role) -> int
         await starting
         failed = role.late and not await _listen(server, settings)
         if not failed:
+            _keep()
             await readiness.set(True, "warmed up")
             role.ready()
             giving_up = asyncio.create_task(readiness.given_up())
@@ -154,6 +156,12 @@ async def _serve(settings: ServiceSettings, service: Service, role: Role) -> int
         await asyncio.to_thread(metrics.stop)
     log.info("stopped")
     return int(failed)
+
+
+def _keep() -> None:
+    """Has the garbage collector look no more at what has been loaded: that took 16 to 31 ms each time, unanswered."""
+    gc.collect()
+    gc.freeze()
 
 
 async def _listen(server: grpc.aio.Server, settings: ServiceSettings) -> bool:

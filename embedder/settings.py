@@ -122,7 +122,7 @@ class EmbedderSettings(ServiceSettings):
         description="Most pixels that wait to be decoded at a time, likewise and for each lane, 1 to 1000000000000.",
     )
     max_queue_s: float = Field(
-        1.5,
+        1.0,
         gt=0,
         le=3600,
         description="Interactive calls are refused likewise while the interactive inputs before them would take "

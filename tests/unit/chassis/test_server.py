@@ -1,0 +1,54 @@
+import asyncio
+import gc
+import os
+import signal
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from chassis import server
+from chassis.calls import Calls
+from chassis.readiness import Readiness
+from chassis.settings import ServiceSettings
+
+
+class Idle:
+    """A service without an rpc."""
+
+    name = "likeness.test.v1.IdleService"
+
+    def __init__(self) -> None:
+        self.started = self.stopped = False
+
+    def calls(self, readiness: Readiness) -> Calls:
+        return Calls(readiness)
+
+    def register(self, server: grpc.aio.Server) -> None:
+        assert not self.started
+
+    async def start(self, readiness: Readiness) -> None:
+        self.started = not readiness.serving
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+
+@pytest.fixture(autouse=True)
+def unfrozen() -> Iterator[None]:
+    gc.unfreeze()
+    yield
+    gc.unfreeze()
+
+
+def test_it_serves_until_told_to_stop_and_what_it_has_loaded_costs_no_collection() -> None:
+    service, frozen = Idle(), list[int]()
+
+    def ready() -> None:
+        frozen.append(gc.get_freeze_count())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    role = server.Role(ready=ready)
+    code = asyncio.run(server._serve(ServiceSettings(port=0), service, role))
+    assert (code, service.started, service.stopped) == (0, True, True)
+    assert frozen[0] > 10_000
