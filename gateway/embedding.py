@@ -2,7 +2,7 @@
 
 1. pictures given by a uri are fetched
 2. what the model seen last has made already is remembered; what another call is making is waited for
-3. the rest is embedded
+3. the rest is embedded, a single text in a call that other callers' texts may share
 4. if another model answered than made what was remembered, that is embedded again: one call's vectors are one model's
 
 The model is not asked for beforehand. Whoever uses remembered vectors learns from the indexer, which compares
@@ -23,6 +23,7 @@ from chassis.deadline import Deadline
 from chassis.errors import LikenessError, from_status, invalid
 from gateway.backends import Embedder
 from gateway.fetch import Fetch
+from gateway.joint import JointCalls
 from gateway.picture_facts import content_hash
 from gateway.vector_cache import Content, Made, VectorCache
 
@@ -31,6 +32,9 @@ _ENVELOPE_BYTES = 64 * 1024
 
 # Above this, hashing takes longer than handing it to a thread.
 _HASH_IN_THREAD_BYTES = 2**20
+
+# Bytes of a text that shares a call with others', at most; and of one that need not wait for longer ones.
+_SHARED_BYTES, _SHORT_BYTES = 2048, 128
 
 # Pictures of one call that are fetched at once.
 _FETCHES = 8
@@ -73,6 +77,7 @@ class Embedding:
         self._cache = cache
         self._max_bytes = max_message_bytes - _ENVELOPE_BYTES
         self._last = ModelFingerprint()
+        self._joint = JointCalls(self._embed_texts)
 
     async def __call__(
         self,
@@ -177,7 +182,8 @@ class Embedding:
         limits: EmbedLimits | None,
     ) -> Embedded:
         """Embeds the inputs at these places, and remembers what came of them."""
-        embedded = await embed(self.embedder, [inputs[i] for i in places], deadline, limits)
+        chosen = [inputs[i] for i in places]
+        embedded = await self._together(chosen, deadline) or await embed(self.embedder, chosen, deadline, limits)
         if embedded.fingerprint.digest != self._last.digest:
             self._last = ModelFingerprint()
             self._last.CopyFrom(embedded.fingerprint)
@@ -185,6 +191,23 @@ class Embedding:
             if not isinstance(outcome, LikenessError):
                 self._cache.remember(contents[i], Made(outcome.f32, self._last))
         return embedded
+
+    async def _together(self, inputs: Sequence[embedder_pb2.EmbedInput], deadline: Deadline) -> Embedded | None:
+        """Embeds a single text in a call that others share; None: there is to be one of its own."""
+        size = inputs[0].ByteSize()
+        if len(inputs) > 1 or inputs[0].WhichOneof("input") != "text" or size > _SHARED_BYTES:
+            return None
+        return await self._joint(inputs[0], size <= _SHORT_BYTES, deadline)
+
+    async def _embed_texts(self, texts: Sequence[embedder_pb2.EmbedInput], timeout_s: float) -> list[Embedded]:
+        """Texts of different callers, each with its own outcome."""
+        answer = await self.embedder.embed(texts, timeout_s)
+        found = []
+        for result in answer.results:
+            timings = embedder_pb2.EmbedTimings()
+            timings.CopyFrom(answer.timings)
+            found.append(Embedded(answer.fingerprint, [_outcome(result)], timings))
+        return found
 
     async def _with_bytes(
         self, inputs: Sequence[embedder_pb2.EmbedInput], deadline: Deadline

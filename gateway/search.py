@@ -23,6 +23,7 @@ from gateway import facets, items, queries
 from gateway.backends import Indexer
 from gateway.embedding import Embedding
 from gateway.explain import cosines
+from gateway.joint_queries import JointQueries
 from gateway.requests import collection_name, duration, expected_fingerprint, mismatch
 
 # Calls for facets and for stored vectors that a batch has under way at once.
@@ -70,12 +71,12 @@ class _Search:
         return self.request.explain or self.request.fields.vector
 
 
-@dataclass(frozen=True)
 class Search:
     """Answers searches from an embedder and an indexer."""
 
-    embedding: Embedding
-    indexer: Indexer
+    def __init__(self, embedding: Embedding, indexer: Indexer) -> None:
+        self._embedding, self._indexer = embedding, indexer
+        self._queries = JointQueries(indexer)
 
     async def __call__(self, request: gateway_pb2.SearchRequest, deadline: Deadline) -> gateway_pb2.SearchResponse:
         """Finds the items nearest to the request's terms.
@@ -158,7 +159,7 @@ class Search:
             return
         started = time.perf_counter()
         try:
-            embedded = await self.embedding(inputs, deadline, split=split, fresh=fresh)
+            embedded = await self._embedding(inputs, deadline, split=split, fresh=fresh)
         except LikenessError as error:
             for search, _, _ in terms:
                 search.error = in_request(error, lambda name: name.replace("inputs", "terms", 1))
@@ -209,16 +210,17 @@ class Search:
             fields=items.to_read(ItemFields(vector=group[0].needs_vectors)),
         )
         try:
-            answer = await self.indexer.query(request, deadline.left())
+            answered = await self._queries(request, deadline)
         except LikenessError as error:
             for search in group:
                 search.error = search.error or queries.of_search(error, 0)
             return
-        for i, (search, result) in enumerate(zip(group, answer.results, strict=True)):
+        for place, search in enumerate(group, answered.first):
+            result = answered.response.results[place]
             if result.HasField("error"):
-                search.error = search.error or queries.of_search(from_status(result.error.status), i)
+                search.error = search.error or queries.of_search(from_status(result.error.status), place)
             else:
-                search.answer = result, answer.fingerprint
+                search.answer = result, answered.response.fingerprint
         _longest(took, time.perf_counter() - started)
 
     async def _count(self, search: _Search, deadline: Deadline, few: asyncio.Semaphore, took: Duration) -> None:
@@ -230,7 +232,7 @@ class Search:
                 facets=facets.wanted(search.request.facets),
             )
             try:
-                search.counts = await self.indexer.facets(request, deadline.left())
+                search.counts = await self._indexer.facets(request, deadline.left())
             except LikenessError as error:
                 search.error = search.error or error
             _longest(took, time.perf_counter() - started)
@@ -248,7 +250,7 @@ class Search:
         request = indexer_pb2.GetItemsRequest(collection=search.collection, ids=stored, fields=ItemFields(vector=True))
         async with few:
             try:
-                found = await self.indexer.get(request, deadline.left())
+                found = await self._indexer.get(request, deadline.left())
             except LikenessError as error:
                 search.error = search.error or in_request(error, lambda name: name.replace("ids", "terms", 1))
                 return

@@ -17,15 +17,14 @@ from typing import Generic, TypeVar
 from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
+from chassis.gathering import Gathering
 from indexer.reads import Fields, Row, Search
-from indexer.serving.gathering import Gathering
+from indexer.serving.brief import MOST_TOGETHER
 
 View = TypeVar("View")
 Answered = list[list[Row]]
 
 _RETRY_AFTER_S = 1.0
-# Calls that the event loop answers together: it does nothing else for some milliseconds.
-_MOST_BRIEF = 8
 
 
 @dataclass(eq=False, slots=True)
@@ -51,7 +50,7 @@ class Batcher(Generic[View]):
         max_batch: int,
         max_waiting: int,
         is_brief: Callable[[View, Sequence[Search]], bool] = lambda *_: False,
-        at_once: Callable[[View, Sequence[Search], Fields], Answered | None] = lambda *_: None,
+        at_once: Callable[[View, Sequence[Search], Fields], list[list[Row] | None]] = lambda *_: [],
         on_wait: Callable[[float], None] = lambda _: None,
     ) -> None:
         """Idle.
@@ -65,7 +64,7 @@ class Batcher(Generic[View]):
             max_batch: most searches in a batch, but a call is never parted.
             max_waiting: most searches that wait; beyond: OVERLOADED.
             is_brief: whether a call's searches can be answered on the event loop.
-            at_once: answers searches there; None: that would take too long after all, or have to wait for somebody.
+            at_once: answers searches there; None: this one would take too long after all, or have to wait for somebody.
             on_wait: told of each call how many seconds it waited for its turn.
         """
         self._view = view
@@ -77,14 +76,14 @@ class Batcher(Generic[View]):
         self._is_brief = is_brief
         self._at_once = at_once
         self._on_wait = on_wait
-        self._brief = Gathering(self._answer_brief, _MOST_BRIEF)
+        self._brief = Gathering(self._answer_brief, MOST_TOGETHER)
         self._waiting: deque[_Call] = deque()
         self._running = 0
 
     @property
     def waiting(self) -> int:
         """Searches that wait for their turn."""
-        return sum(len(call.searches) for call in self._waiting)
+        return len(self._brief) + sum(len(call.searches) for call in self._waiting)
 
     async def submit(self, searches: Sequence[Search], fields: Fields) -> Answered:
         """The rows of each search.
@@ -96,12 +95,15 @@ class Batcher(Generic[View]):
             return []
         waiting = self.waiting
         # A call is taken whole if nothing else waits, however large it is.
-        if waiting and waiting + len(self._brief) + len(searches) > self._max_waiting:
+        if waiting and waiting + len(searches) > self._max_waiting:
             message = f"{waiting} searches wait already, of {self._max_waiting} (LIKENESS_SEARCH_QUEUE); try again"
             raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=_RETRY_AFTER_S)
         call = _Call(searches, fields, asyncio.get_running_loop().create_future())
-        if not waiting and self._is_brief(self._view(), searches):
-            self._brief.add(call)
+        if not self._waiting and self._is_brief(self._view(), searches):
+            if len(searches) == 1:
+                self._brief.add(call)
+            else:
+                self._answer_brief([call])
         else:
             self._waiting.append(call)
             self._set_off()
@@ -111,25 +113,30 @@ class Batcher(Generic[View]):
             if call.answer.cancelled() and call in self._waiting:
                 self._waiting.remove(call)
 
-    def _answer_brief(self, together: list[_Call]) -> None:
+    def _answer_brief(self, together: list[_Call]) -> int:
         """Answers calls on the event loop, those that want the same fields together; threads answer what it can not."""
         by_fields = defaultdict[Fields, list[_Call]](list)
         for call in together:
             if not call.answer.done():  # its caller has gone
                 by_fields[call.fields].append(call)
         for fields, calls in by_fields.items():
-            for call in calls:
-                self._on_wait(time.perf_counter() - call.came)
+            begun = time.perf_counter()
             try:
-                answered = self._at_once(self._view(), [search for call in calls for search in call.searches], fields)
+                found = self._at_once(self._view(), [search for call in calls for search in call.searches], fields)
+                rows = iter(found)
+                answers = [[next(rows) for _ in call.searches] for call in calls]
             except Exception:  # a thread finds out whose search it is that fails
-                answered = None
-            if answered is None:
                 self._waiting.extend(calls)
-            else:
-                rows = iter(answered)
-                _settle(calls, [[next(rows) for _ in call.searches] for call in calls])
+                continue
+            for call, answer in zip(calls, answers, strict=True):
+                whole = [each for each in answer if each is not None]
+                if len(whole) < len(answer):
+                    self._waiting.append(call)
+                else:
+                    self._on_wait(begun - call.came)
+                    call.answer.set_result(whole)
         self._set_off()
+        return max(map(len, by_fields.values()), default=1)
 
     def _set_off(self) -> None:
         while self._waiting and self._running < self._jobs:

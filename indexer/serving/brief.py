@@ -1,8 +1,8 @@
-"""Searches that the event loop answers itself, because that takes less than a moment.
+"""Searches that the event loop answers itself, because that takes a few milliseconds at most.
 
 Handing a search to a thread and its rows back costs as much as a small search: the threads wake each other and take
-turns at Python's lock. So one search whose work is known to be little is answered where it came in, unless it would
-have to wait for one that adds to the graph.
+turns at Python's lock. So small searches are answered where they came in, those that are there at the same moment
+together, unless they would have to wait for one that adds to the graph.
 """
 
 from collections.abc import Sequence
@@ -11,33 +11,24 @@ from indexer.reads import Search
 from indexer.serving.planner import Planner
 from indexer.serving.table import View
 
-# How many numbers of vectors are compared, at most: half a millisecond's work. A graph of vectors of 512 numbers, 96
-# wide, counts as 1.2 million.
+# How many numbers of vectors are compared for a search, at most: half a millisecond's work. A graph of vectors of 512
+# numbers, 96 wide, counts as 1.2 million.
 _MOST_NUMBERS = 2**21
 # And how many rows are scored and put in order.
 _MOST_ROWS = 256
-
-
-class NotBriefError(Exception):
-    """There is more to do than it seemed."""
-
-
-class Brief(Planner):
-    """Begins as any planner, and ends there."""
-
-    def wider(self, width: int, found: int, members: int, wanted: int) -> int | None:  # noqa: ARG002 (as of any)
-        """Raises NotBriefError."""
-        raise NotBriefError
+# Searches that are answered together, at most. Nothing else happens on the event loop meanwhile.
+MOST_TOGETHER = 8
 
 
 def is_brief(view: View, searches: Sequence[Search], planner: Planner) -> bool:
-    """Whether it is one search that can be begun with little work, of which the first try is nearly always the last.
+    """Whether it is few searches that can each be begun with little work, and the first try is nearly always the last.
 
     One with a filter never is: finding out for which rows it is true can take long.
     """
-    if len(searches) != 1:
-        return False
-    search = searches[0]
+    return len(searches) <= MOST_TOGETHER and all(_is_brief(view, search, planner) for search in searches)
+
+
+def _is_brief(view: View, search: Search, planner: Planner) -> bool:
     if search.where is not None or search.exact:
         return False
     tail = view.count - view.tail_from

@@ -12,7 +12,7 @@ from indexer.collections import Collection
 from indexer.metrics import Metrics, SearchPath
 from indexer.reads import Fields, Row, Search
 from indexer.serving.batcher import Batcher
-from indexer.serving.brief import Brief, NotBriefError, is_brief
+from indexer.serving.brief import is_brief
 from indexer.serving.builder import Builder
 from indexer.serving.collection import ServingCollection
 from indexer.serving.graph import GraphSettings
@@ -58,7 +58,8 @@ class Engine:
 
     def planner(self, collection: Collection) -> Planner:
         """How a collection is searched, by what it is set to just now."""
-        return Planner(self._planned(collection))
+        ef_search = collection.hnsw.ef_search or self._settings.ef_search
+        return Planner(PlannerSettings(ef_search, self._settings.rows_per_step))
 
     def batcher(self, serving: ServingCollection) -> Batcher[View]:
         """What answers searches on a collection."""
@@ -94,22 +95,19 @@ class Engine:
             observer=observer,
         )
 
-    def _planned(self, collection: Collection) -> PlannerSettings:
-        return PlannerSettings(collection.hnsw.ef_search or self._settings.ef_search, self._settings.rows_per_step)
-
     def _is_brief(self, serving: ServingCollection, view: View, searches: Sequence[Search]) -> bool:
         return is_brief(view, searches, self.planner(serving.collection))
 
     def _at_once(
         self, serving: ServingCollection, view: View, searches: Sequence[Search], fields: Fields
-    ) -> list[list[Row]] | None:
-        """What can be answered without making anybody on the event loop wait for long; None: this can not."""
-        planner = Brief(self._planned(serving.collection))
+    ) -> list[list[Row] | None]:
+        """Answers without making anybody on the event loop wait for long; None: this one would."""
+        unfinished = set[int]()
         with view.graph.reading_now() as free:
-            try:
-                return self._counted(planner, view, searches, fields) if free else None
-            except NotBriefError:
-                return None
+            if not free:
+                return [None] * len(searches)
+            found = self._counted(self.planner(serving.collection), view, searches, fields, unfinished)
+        return [None if i in unfinished else rows for i, rows in enumerate(found)]
 
     def _in_thread(
         self, serving: ServingCollection, view: View, searches: Sequence[Search], fields: Fields
@@ -121,10 +119,24 @@ class Engine:
     ) -> list[list[Row]]:
         return answer(view, searches, fields, self.planner(serving.collection))
 
-    def _counted(self, planner: Planner, view: View, searches: Sequence[Search], fields: Fields) -> list[list[Row]]:
-        began, ways = time.perf_counter(), Counter[Way]()
-        stage = self._metrics.searched_stage
-        found = answer(view, searches, fields, planner, on_way=lambda way: ways.update((way,)), on_stage=stage)
+    def _counted(
+        self,
+        planner: Planner,
+        view: View,
+        searches: Sequence[Search],
+        fields: Fields,
+        unfinished: set[int] | None = None,
+    ) -> list[list[Row]]:
+        began, ways, stage = time.perf_counter(), Counter[Way](), self._metrics.searched_stage
+        found = answer(
+            view,
+            searches,
+            fields,
+            planner,
+            unfinished=unfinished,
+            on_way=lambda way: ways.update((way,)),
+            on_stage=stage,
+        )
         paths: dict[SearchPath, int] = {"graph": ways[Way.GRAPH], "exact": ways[Way.EXACT]}
         self._metrics.searched({path: count for path, count in paths.items() if count}, time.perf_counter() - began)
         return found

@@ -75,6 +75,7 @@ def answer(
     fields: Fields,
     planner: Planner,
     *,
+    unfinished: set[int] | None = None,
     on_way: Callable[[Way], None] = lambda _: None,
     on_stage: Callable[[Stage, float], None] = lambda *_: None,
 ) -> list[list[Row]]:
@@ -85,6 +86,8 @@ def answer(
         searches: of vectors of the collection's dimension.
         fields: what comes back of each row.
         planner: chooses between the graph and scoring all.
+        unfinished: gets the places of searches for which the first try found too few, and whose rows mean nothing.
+            None: they are gone on with.
         on_way: told for each search how it was answered.
         on_stage: told how many seconds each stage took: "filter" is step 1, "nearest" 2 and 3, "score" 4 and the order,
             "rows" the page.
@@ -94,7 +97,7 @@ def answer(
     started = time.perf_counter()
     members = {where: _members(view, where) for where in {search.where for search in searches}}
     filtered = time.perf_counter()
-    found = _in_graph(view, searches, members, planner, on_way)
+    found = _in_graph(view, searches, members, planner, unfinished=unfinished, on_way=on_way)
     if any(len(each.tail) for each in members.values()):
         for i, near in _in_tail(view, searches, members):
             found[i] = _closest(_together(found[i], near), _wanted(searches[i]))
@@ -131,6 +134,8 @@ def _in_graph(
     searches: Sequence[Search],
     members: dict[Node | None, _Members],
     planner: Planner,
+    *,
+    unfinished: set[int] | None,
     on_way: Callable[[Way], None],
 ) -> list[_Found]:
     """The nearest members among the graph's rows, for each search."""
@@ -153,6 +158,9 @@ def _in_graph(
             if near is not None and rows[-1] >= 0:
                 found[i] = near
                 on_way(Way.GRAPH)
+                continue
+            if unfinished is not None:
+                unfinished.add(i)
                 continue
             wider = planner.wider(width, len(kept.rows), of.in_graph, _wanted(search))
             # Fewer rows than asked for: some cannot be reached, however wide the search.

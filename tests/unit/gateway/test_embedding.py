@@ -112,6 +112,38 @@ async def test_equal_ones_under_way_are_made_once() -> None:
     assert [contents(answer) for answer in answers] == [[bytes_of("a"), bytes_of(words)] for words in "bcd"]
 
 
+async def test_texts_that_are_wanted_at_the_same_moment_go_in_one_call_and_pictures_do_not() -> None:
+    async with behind() as (services, embedder, _):
+        embed = embedding(embedder, 100)
+        long, longest = "f" * 1000, "g" * 3000
+        wanted = [[text("a")], [text("bad")], [text("c"), text("d")], [picture(b"e")], [text(long)], [text(longest)]]
+        found = await asyncio.gather(*(embed(each, Deadline(20)) for each in wanted))
+        again = await embed([text("a")], Deadline(20))
+
+    assert sorted(asked(services)) == [["a", "bad"], ["c", "d"], ["e"], [long], [longest]]
+    assert [contents(each) for each in found[:4]] == [
+        [bytes_of("a")],
+        ["FIELD_INVALID"],
+        [bytes_of("c"), bytes_of("d")],
+        [bytes_of(b"e")],
+    ]
+    assert again.remembered
+    assert contents(again) == [bytes_of("a")]
+    assert all(each.timings.inference.ToMilliseconds() == 3 for each in found)
+
+
+async def test_texts_are_embedded_one_by_one_where_together_they_are_refused() -> None:
+    async with behind() as (services, embedder, _):
+        embed = embedding(embedder, 100)
+        services.fail["Embed"] = LikenessError(error_pb2.REASON_BATCH_TOO_LARGE, "too many")
+        both = await asyncio.gather(*(embed([text(words)], Deadline(20)) for words in "ab"), return_exceptions=True)
+        del services.fail["Embed"]
+        await asyncio.gather(*(embed([text(words)], Deadline(20)) for words in "cd"))
+
+    assert [each.reason for each in both if isinstance(each, LikenessError)] == [error_pb2.REASON_BATCH_TOO_LARGE] * 2
+    assert asked(services) == [["a", "b"], ["a"], ["b"], ["c", "d"]]
+
+
 async def test_who_waits_for_a_call_that_is_given_up_makes_it_itself() -> None:
     services = Gated()  # type: ignore[abstract]  # as above
     async with behind(services) as (_, embedder, _):

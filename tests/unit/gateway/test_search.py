@@ -1,5 +1,7 @@
 """Searches one by one and in batches: what is asked behind, what fails alone, what is counted and explained."""
 
+import asyncio
+
 import pytest
 from likeness.common.v1 import error_pb2, types_pb2
 from likeness.common.v1.metadata_pb2 import OPERATOR_CONTAINS, Comparison, Filter, Value
@@ -59,6 +61,23 @@ async def test_without_being_asked_nothing_is_explained_and_no_vector_is_read() 
     assert not any(hit.term_similarities for hit in answer.hits)
     assert [name for name, _ in services.calls] == ["Query"]
     assert not services.asked("Query")[0].fields.vector
+
+
+async def test_searches_that_come_together_are_answered_each_by_itself() -> None:
+    terms = [[Term(text="cat")], [Term(id="lost")], [Term(text="car")], [Term(text="cat"), Term(text="bad one")]]
+    async with behind() as (services, embedder, indexer):
+        stock(services)
+        search = Search(embedding(embedder), indexer)
+        together = (search(SearchRequest(terms=each, top_k=1), Deadline(20)) for each in terms)
+        cat, lost, car, bad = await asyncio.gather(*together, return_exceptions=True)
+
+    assert [hit.item.id for each in (cat, car) for hit in each.hits] == ["cat", "car"]  # type: ignore[union-attr]
+    assert isinstance(lost, LikenessError)
+    assert lost.reason == error_pb2.REASON_ITEM_NOT_FOUND
+    assert isinstance(bad, LikenessError)
+    assert bad.violations[0].field == "terms[1].text"
+    assert [len(call.inputs) for call in services.asked("Embed")] == [3]  # the second cat waits for the first
+    assert sorted(len(call.queries) for call in services.asked("Query")) == [1, 2]
 
 
 async def test_facets_count_what_the_filter_leaves_and_not_the_hits() -> None:

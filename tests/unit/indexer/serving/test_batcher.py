@@ -26,6 +26,7 @@ class Threads:
         self.executor = ThreadPoolExecutor(8)
         self.batches: list[tuple[list[float], Fields]] = []
         self.at_once: list[tuple[list[float], Fields]] = []
+        self.waits: list[int] = []
         self.held = threading.Event()
         self._begun = threading.Semaphore(0)
         self.held.set()
@@ -48,12 +49,12 @@ class Threads:
     def impatient(self) -> Batcher[int]:
         """One that answers what is below 10 at once, thinks that it can below 20, and fails at 5."""
 
-        def at_once(view: int, searches: Sequence[Search], fields: Fields) -> list[list[Row]] | None:
+        def at_once(view: int, searches: Sequence[Search], fields: Fields) -> list[list[Row] | None]:
             asked = [float(each.vector[0]) for each in searches]
             self.at_once.append((asked, fields))
             if 5 in asked:
                 raise ValueError("cannot search for 5")
-            return None if max(asked) >= 10 else [[Row(StoredItem(str(view)), number, -number)] for number in asked]
+            return [None if number >= 10 else [Row(StoredItem(str(view)), number, -number)] for number in asked]
 
         return Batcher(
             lambda: self.view,
@@ -64,6 +65,7 @@ class Threads:
             max_waiting=4,
             is_brief=lambda _, searches: max(float(each.vector[0]) for each in searches) < 20,
             at_once=at_once,
+            on_wait=lambda _: self.waits.append(1),
         )
 
     async def begun(self) -> None:
@@ -242,12 +244,31 @@ async def test_what_is_there_at_once_is_answered_together_but_for_other_fields(t
     assert threads.batches == []
 
 
-async def test_what_cannot_be_answered_at_once_after_all_goes_to_a_thread(threads: Threads) -> None:
+async def test_few_searches_of_one_call_are_answered_at_once_where_they_came_in(threads: Threads) -> None:
     batcher = threads.impatient()
-    assert numbers(await batcher.submit([search(10)], NOTHING)) == [10]
+    call = batcher.submit([search(1), search(2)], NOTHING)
+    with pytest.raises(StopIteration) as ended:
+        call.send(None)  # the event loop has no turn
+    assert numbers(ended.value.value) == [1, 2]
+
+
+async def test_what_cannot_be_answered_at_once_after_all_goes_to_a_thread_alone(threads: Threads) -> None:
+    batcher = threads.impatient()
+    answers = await asyncio.gather(*(batcher.submit([search(n)], NOTHING) for n in (1, 10, 2)))
+    assert [numbers(answered) for answered in answers] == [[1], [10], [2]]
+    assert numbers(await batcher.submit([search(3), search(11)], NOTHING)) == [3, 11]
     assert numbers(await batcher.submit([search(20)], NOTHING)) == [20]
-    assert threads.at_once == [([10], NOTHING)]
-    assert threads.batches == [([10], NOTHING), ([20], NOTHING)]
+    assert threads.at_once == [([1, 10, 2], NOTHING), ([3, 11], NOTHING)]
+    assert threads.batches == [([10], NOTHING), ([3, 11], NOTHING), ([20], NOTHING)]
+    assert len(threads.waits) == 5
+
+
+async def test_it_sees_what_was_written_before_it_is_answered(threads: Threads) -> None:
+    batcher = threads.impatient()
+    [task] = await submitted(batcher, [1])
+    threads.view = 8
+    [[row]] = await task
+    assert row.item.id == "8"
 
 
 async def test_one_that_fails_at_once_fails_alone(threads: Threads) -> None:
@@ -277,13 +298,11 @@ async def test_nothing_is_answered_before_what_waits_already(threads: Threads) -
     assert [batch for batch, _ in threads.batches] == [[20], [21, 1]]
 
 
-async def test_what_gathers_for_an_answer_at_once_counts_as_waiting_where_threads_are_busy(threads: Threads) -> None:
-    threads.held.clear()
+async def test_what_gathers_for_an_answer_at_once_counts_as_waiting(threads: Threads) -> None:
     batcher = threads.impatient()
-    tasks = await submitted(batcher, [20], [10], [11], [12], [21], [22])
-    assert batcher.waiting == 1  # what may be answered at once, 10 to 12, came when nobody waited
+    tasks = await submitted(batcher, [1], [2], [3], [4], [5])
+    assert batcher.waiting == 4
     with pytest.raises(LikenessError) as caught:
         await tasks[-1]
     assert caught.value.reason == error_pb2.REASON_OVERLOADED
-    threads.held.set()
-    assert [numbers(await task) for task in tasks[:-1]] == [[20], [10], [11], [12], [21]]
+    assert [numbers(await task) for task in tasks[:-1]] == [[1], [2], [3], [4]]

@@ -133,6 +133,16 @@ async def test_a_search_that_must_go_on_goes_to_a_thread_and_is_counted_once(ser
     assert (served.counted("graph") or 0) + (served.counted("exact") or 0) == 1
 
 
+async def test_one_that_must_go_on_does_not_cost_the_others_their_answers(served: Served) -> None:
+    near = np.argsort(((VECTORS - VECTORS[0]) ** 2).sum(axis=1))[:200]
+    served.table.apply([], [f"{i:05}" for i in near])
+    far = int(np.argmax(((VECTORS - VECTORS[0]) ** 2).sum(axis=1)))
+    going_on, other = await asyncio.gather(served.found(search()), served.found(search(VECTORS[far])))
+    assert len(going_on) == 10
+    assert other[0].item.id == f"{far:05}"
+    assert (served.counted("graph") or 0) + (served.counted("exact") or 0) == 2
+
+
 async def test_searches_that_come_together_are_answered_together_each_as_if_alone(served: Served) -> None:
     found = await asyncio.gather(*(served.found(search(vector)) for vector in VECTORS[:20]))
     assert found == [answer(served.table.view, [search(vector)], Fields(), PLANNER)[0] for vector in VECTORS[:20]]
@@ -142,10 +152,11 @@ async def test_searches_that_come_together_are_answered_together_each_as_if_alon
     assert batches == 3  # of 8 at most
 
 
-def test_only_one_search_without_a_filter_is_brief(served: Served) -> None:
+def test_only_few_searches_without_a_filter_are_brief(served: Served) -> None:
     view, where = served.table.view, Comparison("n", Op.EQ, Kind.NUMBER, (1,))
-    assert is_brief(view, [search()], PLANNER)
-    assert not is_brief(view, [search(), search()], PLANNER)
+    assert is_brief(view, [search()] * 8, PLANNER)
+    assert not is_brief(view, [search()] * 9, PLANNER)
+    assert not is_brief(view, [search(), replace(search(), where=where)], PLANNER)
     assert not is_brief(view, [replace(search(), where=where)], PLANNER)
     assert not is_brief(view, [replace(search(), exact=True)], PLANNER)
     assert not is_brief(view, [search(top_k=300)], PLANNER)

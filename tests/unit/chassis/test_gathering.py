@@ -1,11 +1,12 @@
 """What arrives within a few turns of the event loop comes together."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 
-from indexer.serving.gathering import Gathering
+from chassis.gathering import Gathering
 
 
 class Heap:
@@ -13,7 +14,11 @@ class Heap:
 
     def __init__(self, most: int = 8) -> None:
         self.taken: list[list[int]] = []
-        self.gathering = Gathering(self.taken.append, most)
+        self.gathering = Gathering(self._take, most)
+
+    def _take(self, together: list[int]) -> int:
+        self.taken.append(together)
+        return len(together)
 
     async def add(self, *numbers: int, apart: int = 0) -> None:
         """Adds numbers, so many turns of the loop apart, and waits until all are taken."""
@@ -82,13 +87,67 @@ async def test_whether_patience_would_bring_more_together_is_seen_now_and_then(h
 async def test_what_is_taken_may_add_more() -> None:
     taken: list[list[int]] = []
 
-    def take(together: list[int]) -> None:
+    def take(together: list[int]) -> int:
         taken.append(together)
         if len(taken) == 1:
             gathering.add(9)
+        return len(together)
 
     gathering = Gathering(take, 2)
     for number in (1, 2, 3):
         gathering.add(number)
     await emptied(gathering)
     assert taken == [[1, 2], [3, 9]]
+
+
+async def test_what_did_not_go_together_is_not_waited_for() -> None:
+    taken: list[list[int]] = []
+
+    def apart(together: list[int]) -> int:
+        taken.append(together)
+        return 1
+
+    gathering = Gathering(apart, 8)
+    for number in (1, 2, 3):
+        gathering.add(number)
+    await emptied(gathering)
+    for number in (4, 5):
+        gathering.add(number)
+        for _ in range(5):
+            await asyncio.sleep(0)
+    assert taken == [[1, 2, 3], [4], [5]]
+
+
+async def test_the_rest_of_a_crowd_follows_in_the_next_turn() -> None:
+    heap = Heap(most=3)
+    for number in range(7):
+        heap.gathering.add(number)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert heap.taken == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+@pytest.mark.parametrize(("between", "turns"), [(0.0002, 3), (0.002, 1)])
+async def test_nobody_waits_long_however_long_the_turns_are(
+    heap: Heap, monkeypatch: pytest.MonkeyPatch, between: float, turns: int
+) -> None:
+    await heap.add(1, 2, 3)
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    heap.gathering.add(4)
+    for _ in range(turns):
+        assert heap.taken == [[1, 2, 3]]
+        now += between
+        await asyncio.sleep(0)
+    assert heap.taken == [[1, 2, 3], [4]]
+
+
+async def test_a_trickle_does_not_keep_the_first_waiting(heap: Heap, monkeypatch: pytest.MonkeyPatch) -> None:
+    await heap.add(*range(8))
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for number in range(100, 107):
+        heap.gathering.add(number)
+        now += 0.0006 if number == 106 else 0.0004
+        await asyncio.sleep(0)
+    assert heap.taken[1:] == [list(range(100, 107))]

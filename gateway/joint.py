@@ -1,0 +1,135 @@
+"""What different callers want of another service at the same moment, asked for in one call.
+
+A call costs the two services that it is between more than a little work in it does. Where a shared call fails for what
+may be one caller's fault, or for want of room for all of them, each sends its own.
+"""
+
+import asyncio
+import math
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from likeness.common.v1 import error_pb2
+
+from chassis.deadline import Deadline
+from chassis.errors import LikenessError, incident
+from chassis.gathering import Gathering
+
+Part = TypeVar("Part")
+Answer = TypeVar("Answer")
+
+# Callers that share a call, at most: as many small searches as the indexer answers at once.
+_MOST = 8
+# Where the other service is away, it is so for each of them.
+_AWAY = frozenset(
+    {
+        error_pb2.REASON_EMBEDDER_UNAVAILABLE,
+        error_pb2.REASON_INDEXER_UNAVAILABLE,
+        error_pb2.REASON_STORE_UNAVAILABLE,
+        error_pb2.REASON_NOT_READY,
+        error_pb2.REASON_SHUTTING_DOWN,
+    }
+)
+
+
+@dataclass(eq=False)
+class _Asked(Generic[Part, Answer]):
+    """What a caller wants, and until when, by the loop's clock.
+
+    Attributes:
+        answer: None: the caller is to send a call of its own.
+    """
+
+    part: Part
+    until: float
+    answer: "asyncio.Future[Answer | None]"
+
+
+class JointCalls(Generic[Part, Answer]):
+    """Sends calls that several share. Used on one event loop."""
+
+    def __init__(self, call: Callable[[Sequence[Part], float], Awaitable[Sequence[Answer]]]) -> None:
+        """Sends nothing yet.
+
+        Args:
+            call: asks for at least two parts together, with a timeout in seconds; gives an answer for each, in order.
+        """
+        self._call = call
+        self._gathering = Gathering[tuple[Hashable, _Asked[Part, Answer]]](self._send, _MOST)
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, part: Part, alike: Hashable, deadline: Deadline) -> Answer | None:
+        """Asks for something together with others, if there are any just now.
+
+        Args:
+            part: what the caller wants; little work.
+            alike: what it must have in common with others to share a call with them.
+            deadline: by when. Nobody shares a call with one who has more than twice the time.
+
+        Returns:
+            None: there was nobody to share a call with, or it failed: the caller is to send its own.
+
+        Raises:
+            LikenessError: the other service is away, or the time is over.
+        """
+        left, loop = deadline.left(), asyncio.get_running_loop()
+        asked = _Asked[Part, Answer](part, loop.time() + left, loop.create_future())
+        self._gathering.add(((alike, math.frexp(left)[1]), asked))
+        try:
+            async with asyncio.timeout_at(asked.until):
+                return await asked.answer
+        except TimeoutError:
+            deadline.left()
+            raise
+
+    def _send(self, together: list[tuple[Hashable, _Asked[Part, Answer]]]) -> int:
+        groups = defaultdict[Hashable, list[_Asked[Part, Answer]]](list)
+        for alike, asked in together:
+            if not asked.answer.done():  # its caller has gone
+                groups[alike].append(asked)
+        for group in groups.values():
+            if len(group) == 1:
+                group[0].answer.set_result(None)
+                continue
+            task = asyncio.create_task(self._ask(group))
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+            _end_with_the_last(task, group)
+        return max(map(len, groups.values()), default=1)
+
+    async def _ask(self, group: Sequence[_Asked[Part, Answer]]) -> None:
+        left = min(asked.until for asked in group) - asyncio.get_running_loop().time()
+        answers: Sequence[Answer | None] = [None] * len(group)
+        try:
+            found = await self._call([asked.part for asked in group], left)
+            if len(found) == len(group):
+                answers = found
+        except LikenessError as error:
+            if error.reason in _AWAY:
+                for asked in _waiting(group):  # one each, since a traceback grows with every raise
+                    asked.answer.set_exception(
+                        LikenessError(error.reason, error.message, error.violations, error.retry_after_s)
+                    )
+        except Exception as error:  # a fault of ours costs the sharing, and no caller its answer
+            incident("a shared call failed", error)
+        finally:
+            for asked, answer in zip(group, answers, strict=True):
+                if not asked.answer.done():
+                    asked.answer.set_result(answer)
+
+
+def _waiting(group: Sequence[_Asked[Part, Answer]]) -> list[_Asked[Part, Answer]]:
+    return [asked for asked in group if not asked.answer.done()]
+
+
+def _end_with_the_last(task: "asyncio.Task[None]", group: Sequence[_Asked[Part, Answer]]) -> None:
+    """Has a call end when nobody waits for it any more."""
+
+    def gone(_answer: object) -> None:
+        if all(asked.answer.cancelled() for asked in group):
+            task.cancel()
+
+    for asked in group:
+        asked.answer.add_done_callback(gone)
