@@ -1,6 +1,6 @@
 """Searches: terms → one Embed call → one Query call for each collection, facets beside it → hits.
 
-A single search is a batch of one.
+A single search is a batch of one; a small one may share its calls with other callers' (``gateway.joint``).
 """
 
 import asyncio

@@ -125,7 +125,8 @@ class SearchTimings:
         total_s: all of it.
         facets_s: counting facets, beside the query; None, here and below: there was nothing of the kind.
         explain_s: comparing hits with terms.
-        embed_queue_s: of embed_s, as the embedder tells: time in which none of the terms was being worked on.
+        embed_queue_s: of embed_s, as the embedder tells: time in which none of the terms was being worked on. This and
+            the next two may be of a call that texts of other searches shared.
         embed_decode_s: decoding and resizing, summed over the pictures.
         embed_inference_s: forward passes of the model.
     """
