@@ -40,6 +40,7 @@ class Gathering(Generic[T]):
         self._here: list[T] = []
         self._expected = 1
         self._alone = 0
+        self._behind = False  # whether what is here was there when as many as may be were given on
         self._quiet = 0  # turns since one arrived
         self._first = self._last = 0.0  # when they did
 
@@ -63,13 +64,15 @@ class Gathering(Generic[T]):
             self._look_again()
             return
         together, self._here = self._here[: self._most], self._here[self._most :]
-        if self._here:  # since the first, they have waited long enough
-            self._quiet = _PATIENT_TURNS
+        was_behind, self._behind = self._behind, bool(self._here)
+        if self._behind:
             self._look_again()
-        self._learn(self._take(together))
+        went = self._take(together)
+        if not was_behind:  # how many a crowd leaves over tells nothing
+            self._learn(went)
 
     def _has_patience(self) -> bool:
-        if len(self._here) >= self._most or self._expected == 1:
+        if self._behind or len(self._here) >= self._most or self._expected == 1:
             return False
         if self._quiet >= (_PATIENT_TURNS if len(self._here) < self._expected else _TURNS):
             return False

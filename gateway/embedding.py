@@ -50,7 +50,7 @@ class Embedded:
         fingerprint: the model that made the vectors.
         outcomes: of each input its vector, L2-normalised, or why it has none; the fields that an error names begin with
             ``inputs[…]``, at a place in the call it went in.
-        timings: where the embedder spent its time, summed over the calls.
+        timings: where the embedder spent its time, summed over the calls, one of which others may have shared.
         remembered: whether a vector among them was made before this call.
     """
 

@@ -22,6 +22,8 @@ Answer = TypeVar("Answer")
 
 # Callers that share a call, at most: as many small searches as the indexer answers at once.
 _MOST = 8
+# Callers that share a call have as much time left, but for a tenth or so.
+_ABOUT = math.log(1.1)
 # Where the other service is away, it is so for each of them.
 _AWAY = frozenset(
     {
@@ -66,7 +68,7 @@ class JointCalls(Generic[Part, Answer]):
         Args:
             part: what the caller wants; little work.
             alike: what it must have in common with others to share a call with them.
-            deadline: by when. Nobody shares a call with one who has more than twice the time.
+            deadline: by when. Callers share a call with those that have about as much time.
 
         Returns:
             None: there was nobody to share a call with, or it failed: the caller is to send its own.
@@ -76,7 +78,7 @@ class JointCalls(Generic[Part, Answer]):
         """
         left, loop = deadline.left(), asyncio.get_running_loop()
         asked = _Asked[Part, Answer](part, loop.time() + left, loop.create_future())
-        self._gathering.add(((alike, math.frexp(left)[1]), asked))
+        self._gathering.add(((alike, round(math.log(left) / _ABOUT)), asked))
         try:
             async with asyncio.timeout_at(asked.until):
                 return await asked.answer
@@ -100,7 +102,7 @@ class JointCalls(Generic[Part, Answer]):
         return max(map(len, groups.values()), default=1)
 
     async def _ask(self, group: Sequence[_Asked[Part, Answer]]) -> None:
-        left = min(asked.until for asked in group) - asyncio.get_running_loop().time()
+        left = max(asked.until for asked in group) - asyncio.get_running_loop().time()
         answers: Sequence[Answer | None] = [None] * len(group)
         try:
             found = await self._call([asked.part for asked in group], left)
@@ -108,10 +110,9 @@ class JointCalls(Generic[Part, Answer]):
                 answers = found
         except LikenessError as error:
             if error.reason in _AWAY:
-                for asked in _waiting(group):  # one each, since a traceback grows with every raise
-                    asked.answer.set_exception(
-                        LikenessError(error.reason, error.message, error.violations, error.retry_after_s)
-                    )
+                for asked in group:
+                    if not asked.answer.done():
+                        asked.answer.set_exception(_again(error))
         except Exception as error:  # a fault of ours costs the sharing, and no caller its answer
             incident("a shared call failed", error)
         finally:
@@ -120,8 +121,9 @@ class JointCalls(Generic[Part, Answer]):
                     asked.answer.set_result(answer)
 
 
-def _waiting(group: Sequence[_Asked[Part, Answer]]) -> list[_Asked[Part, Answer]]:
-    return [asked for asked in group if not asked.answer.done()]
+def _again(error: LikenessError) -> LikenessError:
+    """An equal one, since a traceback grows with every raise."""
+    return LikenessError(error.reason, error.message, error.violations, error.retry_after_s)
 
 
 def _end_with_the_last(task: "asyncio.Task[None]", group: Sequence[_Asked[Part, Answer]]) -> None:

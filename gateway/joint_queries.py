@@ -29,7 +29,7 @@ class Answered:
 
 
 class JointQueries:
-    """Sends queries to the indexer. None shares a call with one that needs more than the index in memory."""
+    """Sends queries to the indexer. None shares a call with one that has a filter, names an item or is large."""
 
     def __init__(self, indexer: Indexer) -> None:
         """Sends nothing yet."""
@@ -50,7 +50,10 @@ class JointQueries:
             answered = await self._joint(request, _in_common(request), deadline)
             if answered is not None:
                 return answered
-        return Answered(await self._indexer.query(request, deadline.left()))
+        response = await self._indexer.query(request, deadline.left())
+        if len(response.results) != len(request.queries):
+            raise ValueError(f"the indexer gave {len(response.results)} results for {len(request.queries)} queries")
+        return Answered(response)
 
     async def _send(self, requests: Sequence[indexer_pb2.QueryRequest], timeout_s: float) -> list[Answered]:
         one = requests[0]

@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
 
+import structlog
 from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
 from chassis.gathering import Gathering
 from indexer.reads import Fields, Row, Search
 from indexer.serving.brief import MOST_TOGETHER
+
+log = structlog.get_logger()
 
 View = TypeVar("View")
 Answered = list[list[Row]]
@@ -29,12 +32,23 @@ _RETRY_AFTER_S = 1.0
 
 @dataclass(eq=False, slots=True)
 class _Call:
-    """Searches that came together, and who waits for them."""
+    """Searches that came together, and who waits for them.
+
+    Attributes:
+        searches: those that are still to be answered.
+        found: the rows of all, None of those; empty: none is answered yet.
+    """
 
     searches: Sequence[Search]
     fields: Fields
     answer: asyncio.Future[Answered]
     came: float = field(default_factory=time.perf_counter)
+    found: list[list[Row] | None] = field(default_factory=list)
+
+    def whole(self, rest: Answered) -> Answered:
+        """The rows of all, with those of the rest."""
+        rows = iter(rest)
+        return [next(rows) if each is None else each for each in self.found] if self.found else rest
 
 
 class Batcher(Generic[View]):
@@ -125,16 +139,17 @@ class Batcher(Generic[View]):
                 found = self._at_once(self._view(), [search for call in calls for search in call.searches], fields)
                 rows = iter(found)
                 answers = [[next(rows) for _ in call.searches] for call in calls]
-            except Exception:  # a thread finds out whose search it is that fails
+            except Exception as error:  # a thread finds out whose search it is that fails
+                log.warning("searches failed on the event loop", exc_info=error)
                 self._waiting.extend(calls)
                 continue
-            for call, answer in zip(calls, answers, strict=True):
-                whole = [each for each in answer if each is not None]
-                if len(whole) < len(answer):
+            for call, call.found in zip(calls, answers, strict=True):
+                call.searches = [each for each, rows in zip(call.searches, call.found, strict=True) if rows is None]
+                if call.searches:
                     self._waiting.append(call)
                 else:
                     self._on_wait(begun - call.came)
-                    call.answer.set_result(whole)
+                    call.answer.set_result(call.whole([]))
         self._set_off()
         return max(map(len, by_fields.values()), default=1)
 
@@ -191,4 +206,4 @@ def _settle(batch: list[_Call], outcomes: Sequence[Answered | BaseException]) ->
         if isinstance(outcome, BaseException):
             call.answer.set_exception(outcome)
         else:
-            call.answer.set_result(outcome)
+            call.answer.set_result(call.whole(outcome))

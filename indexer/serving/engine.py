@@ -138,7 +138,8 @@ class Engine:
             on_stage=stage,
         )
         paths: dict[SearchPath, int] = {"graph": ways[Way.GRAPH], "exact": ways[Way.EXACT]}
-        self._metrics.searched({path: count for path, count in paths.items() if count}, time.perf_counter() - began)
+        if ways:
+            self._metrics.searched({path: count for path, count in paths.items() if count}, time.perf_counter() - began)
         return found
 
     def close(self) -> None:

@@ -1,7 +1,6 @@
 """What arrives within a few turns of the event loop comes together."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -38,11 +37,33 @@ async def emptied(gathering: Gathering[int]) -> None:
     raise AssertionError(f"{len(gathering)} are still there")
 
 
+class Clock:
+    """Stands still, unless it is moved."""
+
+    now = 100.0
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("chassis.gathering.time.monotonic", lambda: made.now)
+    return made
+
+
 @pytest.fixture
 async def heap() -> AsyncIterator[Heap]:
     made = Heap()
     yield made
     assert not len(made.gathering)
+
+
+async def turns_until(heap: Heap, batches: int) -> int:
+    """Turns of the loop until so many batches are taken."""
+    for turn in range(1000):
+        if len(heap.taken) >= batches:
+            return turn
+        await asyncio.sleep(0)
+    raise AssertionError(heap.taken)
 
 
 async def test_what_is_there_in_the_same_turn_comes_together_in_order(heap: Heap) -> None:
@@ -58,12 +79,8 @@ async def test_no_more_than_asked_for_come_together_and_the_rest_follows() -> No
 
 async def test_who_comes_alone_does_not_wait(heap: Heap) -> None:
     await heap.add(1)
-    turns = 0
     heap.gathering.add(2)
-    while len(heap.taken) < 2:
-        await asyncio.sleep(0)
-        turns += 1
-    assert turns == 1
+    assert await turns_until(heap, 2) == 1
 
 
 async def test_after_some_came_together_it_waits_for_as_many_that_come_in_later_turns(heap: Heap) -> None:
@@ -72,11 +89,22 @@ async def test_after_some_came_together_it_waits_for_as_many_that_come_in_later_
     assert heap.taken[1:] == [[4, 5, 6]]
 
 
-async def test_it_waits_no_longer_than_some_turns_and_not_again(heap: Heap) -> None:
-    await heap.add(1, 2, 3)
-    await heap.add(4)
-    await heap.add(5, 6, apart=5)
-    assert heap.taken[1:] == [[4], [5], [6]]
+async def test_it_waits_so_many_turns_for_as_many_as_the_last_time_and_fewer_for_more(heap: Heap) -> None:
+    await heap.add(1, 2)
+    for numbers, turns in (([3], 64), ([4], 1)):
+        heap.gathering.add(*numbers)
+        assert await turns_until(heap, len(heap.taken) + 1) == turns
+    await heap.add(5, 6)
+    for number in (7, 8):
+        heap.gathering.add(number)
+    assert await turns_until(heap, 5) == 8
+    assert heap.taken == [[1, 2], [3], [4], [5, 6], [7, 8]]
+
+
+async def test_how_many_a_crowd_leaves_over_tells_nothing(heap: Heap) -> None:
+    await heap.add(*range(9))
+    await heap.add(10, 11, apart=5)
+    assert heap.taken == [list(range(8)), [8], [10, 11]]
 
 
 async def test_whether_patience_would_bring_more_together_is_seen_now_and_then(heap: Heap) -> None:
@@ -127,27 +155,25 @@ async def test_the_rest_of_a_crowd_follows_in_the_next_turn() -> None:
     assert heap.taken == [[0, 1, 2], [3, 4, 5], [6]]
 
 
-@pytest.mark.parametrize(("between", "turns"), [(0.0002, 3), (0.002, 1)])
+@pytest.mark.parametrize(("turn_s", "turns"), [(0.0002, 3), (0.002, 1)])
 async def test_nobody_waits_long_however_long_the_turns_are(
-    heap: Heap, monkeypatch: pytest.MonkeyPatch, between: float, turns: int
+    heap: Heap, clock: Clock, turn_s: float, turns: int
 ) -> None:
     await heap.add(1, 2, 3)
-    now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
     heap.gathering.add(4)
     for _ in range(turns):
         assert heap.taken == [[1, 2, 3]]
-        now += between
+        clock.now += turn_s
         await asyncio.sleep(0)
     assert heap.taken == [[1, 2, 3], [4]]
 
 
-async def test_a_trickle_does_not_keep_the_first_waiting(heap: Heap, monkeypatch: pytest.MonkeyPatch) -> None:
-    await heap.add(*range(8))
-    now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    for number in range(100, 107):
+async def test_those_that_go_on_arriving_do_not_keep_the_first_waiting(clock: Clock) -> None:
+    heap = Heap(most=32)
+    await heap.add(*range(32))
+    for number in range(32, 42):
+        assert len(heap.taken) == 1
         heap.gathering.add(number)
-        now += 0.0006 if number == 106 else 0.0004
+        clock.now += 0.00041
         await asyncio.sleep(0)
-    assert heap.taken[1:] == [list(range(100, 107))]
+    assert heap.taken[1] == list(range(32, 42))

@@ -87,10 +87,10 @@ async def at_once(joint: JointQueries, *requests: QueryRequest) -> list[Any]:
 async def test_queries_that_are_there_together_share_a_call_and_get_their_own_answers() -> None:
     indexer = Answering()
     joint = indexer.joint()
-    answers = await asyncio.gather(*(joint(request(n), Deadline(left)) for n, left in ((1, 9), (2, 8.5))))
+    answers = await asyncio.gather(*(joint(request(n), Deadline(left)) for n, left in ((1, 9), (2, 9.1))))
     assert [found(answered) for answered in answers] == [[1], [2]]
     assert indexer.calls == [request(1, 2)]
-    assert 8 < indexer.timeouts[0] <= 8.5
+    assert 9 < indexer.timeouts[0] <= 9.1
 
 
 async def test_who_is_alone_is_sent_as_it_came() -> None:
@@ -173,24 +173,30 @@ async def test_an_answer_that_is_not_one_for_each_is_nobodys() -> None:
     assert indexer.asked == [[1, 2], [1], [2]]
 
 
-async def test_who_has_more_time_than_those_with_whom_a_call_was_shared_sends_another() -> None:
+async def test_nobody_waits_longer_than_its_own_deadline() -> None:
     indexer = Answering()
     indexer.held.clear()
     joint = indexer.joint()
-    patient = asyncio.create_task(joint(request(1), Deadline(0.9)))
-    with pytest.raises(LikenessError) as caught:
-        await joint(request(2), Deadline(0.6))
-    assert caught.value.reason == error_pb2.REASON_DEADLINE_EXCEEDED
-    indexer.held.set()
-    assert found(await patient) == [1]
-    assert indexer.asked == [[2, 1], [1]]
+    asked = ((1, Deadline(0.43)), (2, Deadline(0.42)))
+    answers = await asyncio.gather(*(joint(request(n), until) for n, until in asked), return_exceptions=True)
+    for answer in answers:
+        assert isinstance(answer, LikenessError)
+        assert answer.reason == error_pb2.REASON_DEADLINE_EXCEEDED
+    assert indexer.asked == [[1, 2]]
 
 
-async def test_who_has_much_more_time_shares_no_call() -> None:
+async def test_who_has_more_time_shares_no_call() -> None:
     indexer = Answering()
     joint = indexer.joint()
-    await asyncio.gather(*(joint(request(n), Deadline(left)) for n, left in ((1, 3), (2, 9), (3, 3.5))))
+    await asyncio.gather(*(joint(request(n), Deadline(left)) for n, left in ((1, 3), (2, 4), (3, 3.02))))
     assert sorted(indexer.asked) == [[1, 3], [2]]
+
+
+async def test_results_that_are_not_one_for_each_query_of_a_call_of_its_own_are_a_fault() -> None:
+    indexer = Answering()
+    indexer.forgetful = True
+    with pytest.raises(ValueError, match="1 results for 2 queries"):
+        await indexer.joint()(request(1, 2), Deadline(5))
 
 
 async def test_the_call_ends_when_the_last_caller_has_gone() -> None:

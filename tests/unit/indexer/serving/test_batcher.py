@@ -259,7 +259,7 @@ async def test_what_cannot_be_answered_at_once_after_all_goes_to_a_thread_alone(
     assert numbers(await batcher.submit([search(3), search(11)], NOTHING)) == [3, 11]
     assert numbers(await batcher.submit([search(20)], NOTHING)) == [20]
     assert threads.at_once == [([1, 10, 2], NOTHING), ([3, 11], NOTHING)]
-    assert threads.batches == [([10], NOTHING), ([3, 11], NOTHING), ([20], NOTHING)]
+    assert threads.batches == [([10], NOTHING), ([11], NOTHING), ([20], NOTHING)]
     assert len(threads.waits) == 5
 
 

@@ -142,6 +142,12 @@ async def test_one_that_must_go_on_does_not_cost_the_others_their_answers(served
     assert other[0].item.id == f"{far:05}"
     assert (served.counted("graph") or 0) + (served.counted("exact") or 0) == 2
 
+    together = await served.batcher.submit([search(VECTORS[far]), search(), search(VECTORS[far])], Fields())
+    assert together == [other, going_on, other]
+    assert (served.counted("graph") or 0) + (served.counted("exact") or 0) == 5
+    batches = served.registry.get_sample_value("likeness_indexer_search_batch_size_count")
+    assert batches == 4  # each time what could be answered at once, and what had to go on
+
 
 async def test_searches_that_come_together_are_answered_together_each_as_if_alone(served: Served) -> None:
     found = await asyncio.gather(*(served.found(search(vector)) for vector in VECTORS[:20]))
