@@ -157,6 +157,8 @@ def test_overload_is_refused_at_once_with_a_time_to_try_again(start: Start) -> N
     with connect(service) as channel, ThreadPoolExecutor(1) as clients:
         stub = Stub(channel)
         large = [picture(noise(n, (2000, 1500))) for n in range(20)]
+        # Remembered from now on, so that it is never what fills the room when the large call comes.
+        stub.Embed(embedder_pb2.EmbedRequest(inputs=[Input(text="me too")]), timeout=60)
         waiting = clients.submit(stub.Embed, embedder_pb2.EmbedRequest(inputs=large), timeout=90)
         refused = None
         while refused is None and not waiting.done():

@@ -147,6 +147,10 @@ async def test_a_client_that_vanishes_leaves_nothing_and_no_fault(
             embedder.answer(text)
 
     await running.server.stop(None)
+    for _ in range(1000):  # which does not wait for the last handler's end
+        if not embedder.waiting:
+            break
+        await asyncio.sleep(0.01)
     assert not embedder.waiting
     assert faults == []
 
