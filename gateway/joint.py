@@ -8,7 +8,7 @@ import asyncio
 import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from likeness.common.v1 import error_pb2
@@ -112,18 +112,13 @@ class JointCalls(Generic[Part, Answer]):
             if error.reason in _AWAY:
                 for asked in group:
                     if not asked.answer.done():
-                        asked.answer.set_exception(_again(error))
+                        asked.answer.set_exception(replace(error))  # one each: a traceback grows with every raise
         except Exception as error:  # a fault of ours costs the sharing, and no caller its answer
             incident("a shared call failed", error)
         finally:
             for asked, answer in zip(group, answers, strict=True):
                 if not asked.answer.done():
                     asked.answer.set_result(answer)
-
-
-def _again(error: LikenessError) -> LikenessError:
-    """An equal one, since a traceback grows with every raise."""
-    return LikenessError(error.reason, error.message, error.violations, error.retry_after_s)
 
 
 def _end_with_the_last(task: "asyncio.Task[None]", group: Sequence[_Asked[Part, Answer]]) -> None:

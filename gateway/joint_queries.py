@@ -12,7 +12,6 @@ from gateway.joint import JointCalls
 # Of a query that shares a call: hits, and bytes, its vectors included, at most.
 _MOST_HITS = 50
 _MOST_BYTES = 32 * 1024
-_DEFAULT_HITS = 10
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def _is_small(request: indexer_pb2.QueryRequest) -> bool:
         return False
     if any(example.WhichOneof("example") != "vector" for example in query.examples):
         return False
-    return (query.top_k or _DEFAULT_HITS) <= _MOST_HITS
+    return query.top_k <= _MOST_HITS
 
 
 def _in_common(request: indexer_pb2.QueryRequest) -> Hashable:

@@ -84,6 +84,14 @@ async def at_once(joint: JointQueries, *requests: QueryRequest) -> list[Any]:
     return await asyncio.gather(*(joint(each, Deadline(5)) for each in requests), return_exceptions=True)
 
 
+async def two_waiting(indexer: Answering, joint: JointQueries) -> list[asyncio.Task[Answered]]:
+    """Callers that share a call, which the indexer holds."""
+    indexer.held.clear()
+    callers = [asyncio.create_task(joint(request(number), Deadline(20))) for number in (1, 2)]
+    await indexer.begun.wait()
+    return callers
+
+
 async def test_queries_that_are_there_together_share_a_call_and_get_their_own_answers() -> None:
     indexer = Answering()
     joint = indexer.joint()
@@ -201,10 +209,7 @@ async def test_results_that_are_not_one_for_each_query_of_a_call_of_its_own_are_
 
 async def test_the_call_ends_when_the_last_caller_has_gone() -> None:
     indexer = Answering()
-    indexer.held.clear()
-    joint = indexer.joint()
-    callers = [asyncio.create_task(joint(request(number), Deadline(20))) for number in (1, 2)]
-    await indexer.begun.wait()
+    callers = await two_waiting(indexer, indexer.joint())
     callers[0].cancel()
     await asyncio.wait({callers[0]})
     assert not indexer.cancelled.is_set()
@@ -215,10 +220,8 @@ async def test_the_call_ends_when_the_last_caller_has_gone() -> None:
 
 async def test_a_call_that_is_cancelled_by_somebody_else_leaves_nobody_waiting() -> None:
     indexer = Answering()
-    indexer.held.clear()
     joint = indexer.joint()
-    callers = [asyncio.create_task(joint(request(number), Deadline(20))) for number in (1, 2)]
-    await indexer.begun.wait()
+    callers = await two_waiting(indexer, joint)
     [under_way] = joint._joint._under_way
     under_way.cancel()
     indexer.held.set()
