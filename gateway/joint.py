@@ -20,7 +20,7 @@ from chassis.gathering import Gathering
 Part = TypeVar("Part")
 Answer = TypeVar("Answer")
 
-# Callers that share a call, at most: as many small searches as the indexer answers at once.
+# Callers that share a call, at most.
 _MOST = 8
 # Callers that share a call have as much time left, but for a tenth or so.
 _ABOUT = math.log(1.1)

@@ -1,13 +1,16 @@
 """Searches of several calls, answered together.
 
-What takes less than a moment is answered on the event loop, where nothing waits for a thread, together with what
-arrives with it. Of the rest nobody is waited for: a thread that is free takes what is there, and while it searches the
-next batch gathers. One call of faiss and one reading of vectors then serve all searches of the batch.
+Nobody is waited for: a thread that is free takes what is there, and while it searches the next batch gathers. One call
+of faiss and one reading of vectors then serve all searches of the batch.
+
+Of brief searches one batch is under way at a time, in a thread of their own, while the event loop reads and writes what
+belongs to the next and the last. More at once would take turns at Python's lock. One that is alone, as those before it
+were, is answered on the event loop: handing it to a thread and its rows back would take longer than the search.
 """
 
 import asyncio
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -18,7 +21,6 @@ import structlog
 from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
-from chassis.gathering import Gathering
 from indexer.reads import Fields, Row, Search
 from indexer.serving.brief import MOST_TOGETHER
 
@@ -28,31 +30,38 @@ View = TypeVar("View")
 Answered = list[list[Row]]
 
 _RETRY_AFTER_S = 1.0
+# Brief searches that came alone, one after another, until the next one is taken to be alone too.
+_ALONE_BEFORE = 4
 
 
 @dataclass(eq=False, slots=True)
 class _Call:
-    """Searches that came together, and who waits for them.
-
-    Attributes:
-        searches: those that are still to be answered.
-        found: the rows of all, None of those; empty: none is answered yet.
-    """
+    """Searches that came together, and who waits for them."""
 
     searches: Sequence[Search]
     fields: Fields
     answer: asyncio.Future[Answered]
     came: float = field(default_factory=time.perf_counter)
-    found: list[list[Row] | None] = field(default_factory=list)
 
-    def whole(self, rest: Answered) -> Answered:
-        """The rows of all, with those of the rest."""
-        rows = iter(rest)
-        return [next(rows) if each is None else each for each in self.found] if self.found else rest
+
+@dataclass(frozen=True)
+class Brief(Generic[View]):
+    """How small searches are answered, of calls that bring no others.
+
+    Attributes:
+        takes: whether a search is such.
+        first_try: gives the rows of each search; None: this one takes longer after all. If the last argument is true
+            it must not wait for anybody, and gives None where it would have to.
+        executor: of the threads that answer them; may be shared, but not with what takes longer.
+    """
+
+    takes: Callable[[View, Search], bool]
+    first_try: Callable[[View, Sequence[Search], Fields, bool], list[list[Row] | None]]
+    executor: Executor
 
 
 class Batcher(Generic[View]):
-    """Answers searches on one collection, at once or in worker threads. Used on one event loop."""
+    """Answers searches on one collection, in worker threads or at once. Used on one event loop."""
 
     def __init__(
         self,
@@ -63,8 +72,7 @@ class Batcher(Generic[View]):
         jobs: int,
         max_batch: int,
         max_waiting: int,
-        is_brief: Callable[[View, Sequence[Search]], bool] = lambda *_: False,
-        at_once: Callable[[View, Sequence[Search], Fields], list[list[Row] | None]] = lambda *_: [],
+        brief: Brief[View] | None = None,
         on_wait: Callable[[float], None] = lambda _: None,
     ) -> None:
         """Idle.
@@ -77,8 +85,7 @@ class Batcher(Generic[View]):
             jobs: most batches under way at once, at least 1.
             max_batch: most searches in a batch, but a call is never parted.
             max_waiting: most searches that wait; beyond: OVERLOADED.
-            is_brief: whether a call's searches can be answered on the event loop.
-            at_once: answers searches there; None: this one would take too long after all, or have to wait for somebody.
+            brief: how small searches are answered; None: as all others.
             on_wait: told of each call how many seconds it waited for its turn.
         """
         self._view = view
@@ -87,17 +94,18 @@ class Batcher(Generic[View]):
         self._jobs = jobs
         self._max_batch = max_batch
         self._max_waiting = max_waiting
-        self._is_brief = is_brief
-        self._at_once = at_once
+        self._brief = brief
         self._on_wait = on_wait
-        self._brief = Gathering(self._answer_brief, MOST_TOGETHER)
         self._waiting: deque[_Call] = deque()
         self._running = 0
+        self._waiting_briefly: deque[_Call] = deque()
+        self._briefly = False  # whether brief searches are under way, or will be looked at in this turn of the loop
+        self._alone = _ALONE_BEFORE
 
     @property
     def waiting(self) -> int:
         """Searches that wait for their turn."""
-        return len(self._brief) + sum(len(call.searches) for call in self._waiting)
+        return sum(len(call.searches) for calls in (self._waiting_briefly, self._waiting) for call in calls)
 
     async def submit(self, searches: Sequence[Search], fields: Fields) -> Answered:
         """The rows of each search.
@@ -113,49 +121,87 @@ class Batcher(Generic[View]):
             message = f"{waiting} searches wait already, of {self._max_waiting} (LIKENESS_SEARCH_QUEUE); try again"
             raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=_RETRY_AFTER_S)
         call = _Call(searches, fields, asyncio.get_running_loop().create_future())
-        if not self._waiting and self._is_brief(self._view(), searches):
-            if len(searches) == 1:
-                self._brief.add(call)
-            else:
-                self._answer_brief([call])
+        if len(searches) == 1 and not self._waiting and self._is_brief(searches[0]):
+            self._waiting_briefly.append(call)
+            self._look_soon()
         else:
             self._waiting.append(call)
             self._set_off()
         try:
             return await call.answer
         finally:
-            if call.answer.cancelled() and call in self._waiting:
-                self._waiting.remove(call)
+            if call.answer.cancelled():
+                for calls in (self._waiting_briefly, self._waiting):
+                    if call in calls:
+                        calls.remove(call)
 
-    def _answer_brief(self, together: list[_Call]) -> int:
-        """Answers calls on the event loop, those that want the same fields together; threads answer what it can not."""
-        by_fields = defaultdict[Fields, list[_Call]](list)
-        for call in together:
-            if not call.answer.done():  # its caller has gone
-                by_fields[call.fields].append(call)
-        for fields, calls in by_fields.items():
-            begun = time.perf_counter()
-            try:
-                found = self._at_once(self._view(), [search for call in calls for search in call.searches], fields)
-                rows = iter(found)
-                answers = [[next(rows) for _ in call.searches] for call in calls]
-            except Exception as error:  # a thread finds out whose search it is that fails
-                log.warning("searches failed on the event loop", exc_info=error)
-                self._waiting.extend(calls)
+    def _is_brief(self, search: Search) -> bool:
+        return self._brief is not None and self._brief.takes(self._view(), search)
+
+    def _look_soon(self) -> None:
+        """Has brief searches looked at when those that arrived in this turn of the loop are all there."""
+        if self._waiting_briefly and not self._briefly:
+            self._briefly = True
+            asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
+        """Has the oldest brief searches answered: here, or by a thread."""
+        self._briefly = False
+        self._waiting_briefly = deque(call for call in self._waiting_briefly if not call.answer.done())
+        if not self._waiting_briefly:  # all callers have gone
+            return
+        assert self._brief is not None
+        batch, begun = _take(self._waiting_briefly, MOST_TOGETHER), time.perf_counter()
+        here = len(batch) == 1 and self._alone >= _ALONE_BEFORE
+        self._alone = self._alone + 1 if len(batch) == 1 else 0
+        if here:
+            self._answered_briefly(batch, begun, self._try(self._view(), batch, now=True))
+            self._look_soon()
+            return
+        try:
+            job = asyncio.get_running_loop().run_in_executor(
+                self._brief.executor, partial(self._try, self._view(), batch, now=False)
+            )
+        except Exception as error:
+            _settle(batch, [error] * len(batch))
+            self._look_soon()
+            return
+        self._briefly = True
+        job.add_done_callback(partial(self._finish_briefly, batch, begun))
+
+    def _try(self, view: View, batch: list[_Call], *, now: bool) -> list[list[Row] | None]:
+        """The rows of each call's search, None of those that are still to be answered."""
+        assert self._brief is not None
+        searches = [call.searches[0] for call in batch]
+        try:
+            return self._brief.first_try(view, searches, batch[0].fields, now)
+        except Exception as error:  # another thread finds out whose search it is that fails
+            log.warning("brief searches failed together", exc_info=error)
+            return [None] * len(searches)
+
+    def _finish_briefly(self, batch: list[_Call], begun: float, job: "asyncio.Future[list[list[Row] | None]]") -> None:
+        self._briefly = False
+        self._look_soon()
+        if job.cancelled():
+            _settle(batch, [asyncio.CancelledError()] * len(batch))
+        else:
+            self._answered_briefly(batch, begun, job.result())
+
+    def _answered_briefly(self, batch: list[_Call], begun: float, found: list[list[Row] | None]) -> None:
+        """Gives each call its rows; what is still to be answered goes to a thread alone."""
+        for call, rows in zip(batch, found, strict=True):
+            if call.answer.done():  # its caller has gone
                 continue
-            for call, call.found in zip(calls, answers, strict=True):
-                call.searches = [each for each, rows in zip(call.searches, call.found, strict=True) if rows is None]
-                if call.searches:
-                    self._waiting.append(call)
-                else:
-                    self._on_wait(begun - call.came)
-                    call.answer.set_result(call.whole([]))
+            if rows is None:
+                self._waiting.append(call)
+            else:
+                self._on_wait(begun - call.came)
+                call.answer.set_result([rows])
         self._set_off()
-        return max(map(len, by_fields.values()), default=1)
 
     def _set_off(self) -> None:
         while self._waiting and self._running < self._jobs:
-            batch, now = self._take(), time.perf_counter()
+            batch, now = _take(self._waiting, self._max_batch), time.perf_counter()
             for call in batch:
                 self._on_wait(now - call.came)
             loop = asyncio.get_running_loop()
@@ -166,17 +212,6 @@ class Batcher(Generic[View]):
                 continue
             self._running += 1
             job.add_done_callback(partial(self._finish, batch))
-
-    def _take(self) -> list[_Call]:
-        """The oldest call and those behind it that want the same fields, as far as there is room."""
-        batch = [self._waiting.popleft()]
-        room = self._max_batch - len(batch[0].searches)
-        for call in list(self._waiting):
-            if call.fields == batch[0].fields and len(call.searches) <= room:
-                self._waiting.remove(call)
-                batch.append(call)
-                room -= len(call.searches)
-        return batch
 
     def _run(self, view: View, batch: list[_Call]) -> list[Answered | Exception]:
         """The answer to each call, or what it failed with. In a thread."""
@@ -199,6 +234,18 @@ class Batcher(Generic[View]):
         self._set_off()
 
 
+def _take(waiting: deque[_Call], most: int) -> list[_Call]:
+    """The oldest call and those behind it that want the same fields, as far as there is room."""
+    batch = [waiting.popleft()]
+    room = most - len(batch[0].searches)
+    for call in list(waiting):
+        if call.fields == batch[0].fields and len(call.searches) <= room:
+            waiting.remove(call)
+            batch.append(call)
+            room -= len(call.searches)
+    return batch
+
+
 def _settle(batch: list[_Call], outcomes: Sequence[Answered | BaseException]) -> None:
     for call, outcome in zip(batch, outcomes, strict=True):
         if call.answer.done():
@@ -206,4 +253,4 @@ def _settle(batch: list[_Call], outcomes: Sequence[Answered | BaseException]) ->
         if isinstance(outcome, BaseException):
             call.answer.set_exception(outcome)
         else:
-            call.answer.set_result(call.whole(outcome))
+            call.answer.set_result(outcome)

@@ -1,11 +1,8 @@
-"""Searches that the event loop answers itself, because that takes a few milliseconds at most.
+"""Searches that take a few milliseconds at most, and that wait for others of their kind alone.
 
-Handing a search to a thread and its rows back costs as much as a small search: the threads wake each other and take
-turns at Python's lock. So small searches are answered where they came in, those that are there at the same moment
-together, unless they would have to wait for one that adds to the graph.
+A thread that searches and the event loop take turns at Python's lock. So few of these are under way at once, and those
+that are there at the same moment are answered together: see ``batcher``.
 """
-
-from collections.abc import Sequence
 
 from indexer.reads import Search
 from indexer.serving.planner import Planner
@@ -16,19 +13,15 @@ from indexer.serving.table import View
 _MOST_NUMBERS = 2**21
 # And how many rows are scored and put in order.
 _MOST_ROWS = 256
-# Searches that are answered together, at most. Nothing else happens on the event loop meanwhile.
-MOST_TOGETHER = 8
+# Searches that are answered together, at most.
+MOST_TOGETHER = 16
 
 
-def is_brief(view: View, searches: Sequence[Search], planner: Planner) -> bool:
-    """Whether it is few searches that can each be begun with little work, and the first try is nearly always the last.
+def is_brief(view: View, search: Search, planner: Planner) -> bool:
+    """Whether a search can be begun with little work, and the first try is nearly always the last.
 
-    One with a filter never is: finding out for which rows it is true can take long.
+    One with a filter is not: finding out for which rows it is true can take long.
     """
-    return len(searches) <= MOST_TOGETHER and all(_is_brief(view, search, planner) for search in searches)
-
-
-def _is_brief(view: View, search: Search, planner: Planner) -> bool:
     if search.where is not None or search.exact:
         return False
     tail = view.count - view.tail_from

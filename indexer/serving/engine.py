@@ -5,17 +5,18 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 from indexer.collections import Collection
 from indexer.metrics import Metrics, SearchPath
 from indexer.reads import Fields, Row, Search
-from indexer.serving.batcher import Batcher
+from indexer.serving.batcher import Batcher, Brief
 from indexer.serving.brief import is_brief
 from indexer.serving.builder import Builder
 from indexer.serving.collection import ServingCollection
-from indexer.serving.graph import GraphSettings
+from indexer.serving.graph import GraphSettings, limit_threads
 from indexer.serving.maintenance import Maintenance, Observer
 from indexer.serving.planner import Planner, PlannerSettings
 from indexer.serving.schedule import MaintenanceSettings
@@ -26,7 +27,7 @@ from indexer.settings import IndexerSettings
 # Searches that one thread takes together: so many are quicker than one by one, and a single search beside them does not
 # wait long.
 _MAX_BATCH = 16
-# With more threads than these the event loop is what the rate depends on: it has better things to do than to search.
+# With more threads than these, several batches of brief searches are under way at once, as of all others.
 _FEW_THREADS = 2
 
 
@@ -39,6 +40,7 @@ class Engine:
         self._settings = settings
         self._jobs = count
         self.threads = ThreadPoolExecutor(count, "search")
+        self._brief = ThreadPoolExecutor(count, "brief", partial(limit_threads, 1))
         self._background = ThreadPoolExecutor(4, "maintenance")
         self._builder = Builder()
         self.mask_bytes = settings.mask_cache_mb * 2**20
@@ -63,7 +65,7 @@ class Engine:
 
     def batcher(self, serving: ServingCollection) -> Batcher[View]:
         """What answers searches on a collection."""
-        few = self._jobs <= _FEW_THREADS
+        brief = Brief(partial(self._is_brief, serving), partial(self._first_try, serving), self._brief)
         return Batcher(
             lambda: serving.view,
             partial(self._in_thread, serving),
@@ -71,8 +73,7 @@ class Engine:
             jobs=self._jobs,
             max_batch=_MAX_BATCH,
             max_waiting=self._settings.search_queue,
-            is_brief=partial(self._is_brief, serving) if few else _never,
-            at_once=partial(self._at_once, serving),
+            brief=brief if self._jobs <= _FEW_THREADS else None,
             on_wait=partial(self._metrics.searched_stage, "queue"),
         )
 
@@ -95,16 +96,21 @@ class Engine:
             observer=observer,
         )
 
-    def _is_brief(self, serving: ServingCollection, view: View, searches: Sequence[Search]) -> bool:
-        return is_brief(view, searches, self.planner(serving.collection))
+    def _is_brief(self, serving: ServingCollection, view: View, search: Search) -> bool:
+        return is_brief(view, search, self.planner(serving.collection))
 
-    def _at_once(
-        self, serving: ServingCollection, view: View, searches: Sequence[Search], fields: Fields
+    def _first_try(
+        self,
+        serving: ServingCollection,
+        view: View,
+        searches: Sequence[Search],
+        fields: Fields,
+        now: bool,
     ) -> list[list[Row] | None]:
-        """Answers without making anybody on the event loop wait for long; None: this one would."""
+        """See ``batcher.Brief``."""
         unfinished = set[int]()
-        with view.graph.reading_now() as free:
-            if not free:
+        with view.graph.reading_now() if now else nullcontext(True) as may:
+            if not may:
                 return [None] * len(searches)
             found = self._counted(self.planner(serving.collection), view, searches, fields, unfinished)
         return [None if i in unfinished else rows for i, rows in enumerate(found)]
@@ -144,10 +150,6 @@ class Engine:
 
     def close(self) -> None:
         """Ends the threads, once what they are at is done."""
-        for threads in (self.threads, self._background):
+        for threads in (self.threads, self._brief, self._background):
             threads.shutdown()
         self._builder.close()
-
-
-def _never(_view: View, _searches: Sequence[Search]) -> bool:
-    return False

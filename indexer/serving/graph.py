@@ -309,8 +309,14 @@ class Graph:
 _threads = threading.local()
 
 
+def limit_threads(most: int) -> None:
+    """Has faiss use so many OpenMP threads at most when this thread calls it."""
+    _threads.most = most
+
+
 def _use_threads(count: int) -> None:
-    """How many OpenMP threads faiss uses when this thread calls it."""
+    """How many OpenMP threads faiss uses when this thread calls it, if it may."""
+    count = min(count, getattr(_threads, "most", count))
     if getattr(_threads, "count", None) != count:
         faiss.omp_set_num_threads(count)
         _threads.count = count

@@ -10,7 +10,7 @@ from likeness.common.v1 import error_pb2
 from chassis.errors import LikenessError
 from indexer.reads import Fields, Row, Search, StoredItem
 from indexer.scoring import Scoring
-from indexer.serving.batcher import Batcher
+from indexer.serving.batcher import Batcher, Brief
 
 NOTHING, METADATA = Fields(), Fields(metadata=True)
 
@@ -24,8 +24,9 @@ class Threads:
 
     def __init__(self) -> None:
         self.executor = ThreadPoolExecutor(8)
+        self.brief_executor = ThreadPoolExecutor(8)
         self.batches: list[tuple[list[float], Fields]] = []
-        self.at_once: list[tuple[list[float], Fields]] = []
+        self.tried: list[tuple[list[float], Fields, bool]] = []
         self.waits: list[int] = []
         self.held = threading.Event()
         self._begun = threading.Semaphore(0)
@@ -47,11 +48,14 @@ class Threads:
         )
 
     def impatient(self) -> Batcher[int]:
-        """One that answers what is below 10 at once, thinks that it can below 20, and fails at 5."""
+        """One that takes what is below 20 for brief, is wrong about it from 10 on, and fails at 5."""
 
-        def at_once(view: int, searches: Sequence[Search], fields: Fields) -> list[list[Row] | None]:
+        def first_try(view: int, searches: Sequence[Search], fields: Fields, now: bool) -> list[list[Row] | None]:
             asked = [float(each.vector[0]) for each in searches]
-            self.at_once.append((asked, fields))
+            self.tried.append((asked, fields, now))
+            if not now:
+                self._begun.release()
+                assert self.held.wait(10)
             if 5 in asked:
                 raise ValueError("cannot search for 5")
             return [None if number >= 10 else [Row(StoredItem(str(view)), number, -number)] for number in asked]
@@ -63,8 +67,7 @@ class Threads:
             jobs=1,
             max_batch=16,
             max_waiting=4,
-            is_brief=lambda _, searches: max(float(each.vector[0]) for each in searches) < 20,
-            at_once=at_once,
+            brief=Brief(lambda _, one: float(one.vector[0]) < 20, first_try, self.brief_executor),
             on_wait=lambda _: self.waits.append(1),
         )
 
@@ -79,6 +82,7 @@ async def threads() -> AsyncIterator[Threads]:
     yield made
     made.held.set()
     made.executor.shutdown()
+    made.brief_executor.shutdown()
 
 
 async def submitted(
@@ -227,68 +231,121 @@ async def test_without_threads_callers_hear_of_it(threads: Threads) -> None:
     assert batcher.waiting == 0
 
 
-async def test_what_can_be_answered_at_once_needs_no_thread(threads: Threads) -> None:
+async def test_a_brief_search_that_is_alone_needs_no_thread(threads: Threads) -> None:
     batcher = threads.impatient()
     threads.view = 7
     [[row]] = await batcher.submit([search(1)], NOTHING)
     assert (row.item.id, row.score) == ("7", 1)
+    assert threads.tried == [([1], NOTHING, True)]
+
+
+async def test_brief_searches_that_are_there_in_the_same_turn_go_to_a_thread_together(threads: Threads) -> None:
+    batcher = threads.impatient()
+    tasks = await submitted(batcher, [1], [2], [3])
+    assert [numbers(await task) for task in tasks] == [[1], [2], [3]]
+    assert threads.tried == [([1, 2, 3], NOTHING, False)]
     assert threads.batches == []
 
 
-async def test_what_is_there_at_once_is_answered_together_but_for_other_fields(threads: Threads) -> None:
+async def test_brief_searches_gather_while_others_are_under_way_but_for_other_fields(threads: Threads) -> None:
+    threads.held.clear()
     batcher = threads.impatient()
-    asked = [(1, NOTHING), (2, METADATA), (3, NOTHING)]
-    answers = await asyncio.gather(*(batcher.submit([search(number)], fields) for number, fields in asked))
-    assert [numbers(answered) for answered in answers] == [[1], [2], [3]]
-    assert threads.at_once == [([1, 3], NOTHING), ([2], METADATA)]
-    assert threads.batches == []
+    tasks = await submitted(batcher, [1], [2])
+    await threads.begun()
+    tasks += await submitted(batcher, [3])
+    tasks += await submitted(batcher, [4], fields=METADATA)
+    tasks += await submitted(batcher, [6])
+    assert len(threads.tried) == 1
+    threads.held.set()
+    assert [numbers(await task) for task in tasks] == [[1], [2], [3], [4], [6]]
+    assert threads.tried == [([1, 2], NOTHING, False), ([3, 6], NOTHING, False), ([4], METADATA, False)]
 
 
-async def test_few_searches_of_one_call_are_answered_at_once_where_they_came_in(threads: Threads) -> None:
+async def test_after_several_came_together_one_is_alone_only_after_some_that_were(threads: Threads) -> None:
     batcher = threads.impatient()
-    call = batcher.submit([search(1), search(2)], NOTHING)
-    with pytest.raises(StopIteration) as ended:
-        call.send(None)  # the event loop has no turn
-    assert numbers(ended.value.value) == [1, 2]
+    await asyncio.gather(*await submitted(batcher, [1], [2]))
+    for _ in range(6):
+        await batcher.submit([search(3)], NOTHING)
+    assert [now for _, _, now in threads.tried] == [False] * 5 + [True] * 2
 
 
-async def test_what_cannot_be_answered_at_once_after_all_goes_to_a_thread_alone(threads: Threads) -> None:
+async def test_no_more_brief_searches_go_together_than_may(threads: Threads) -> None:
     batcher = threads.impatient()
-    answers = await asyncio.gather(*(batcher.submit([search(n)], NOTHING) for n in (1, 10, 2)))
-    assert [numbers(answered) for answered in answers] == [[1], [10], [2]]
-    assert numbers(await batcher.submit([search(3), search(11)], NOTHING)) == [3, 11]
-    assert numbers(await batcher.submit([search(20)], NOTHING)) == [20]
-    assert threads.at_once == [([1, 10, 2], NOTHING), ([3, 11], NOTHING)]
-    assert threads.batches == [([10], NOTHING), ([11], NOTHING), ([20], NOTHING)]
-    assert len(threads.waits) == 5
+    batcher._max_waiting = 100
+    await asyncio.gather(*await submitted(batcher, *([n / 10] for n in range(40))))
+    assert [len(asked) for asked, _, _ in threads.tried] == [16, 16, 8]
 
 
-async def test_it_sees_what_was_written_before_it_is_answered(threads: Threads) -> None:
+async def test_a_call_of_several_searches_is_not_brief(threads: Threads) -> None:
+    assert numbers(await threads.impatient().submit([search(1), search(2)], NOTHING)) == [1, 2]
+    assert threads.batches == [([1, 2], NOTHING)]
+    assert threads.tried == []
+
+
+@pytest.mark.parametrize("others", [[], [1.0, 2.0]])
+async def test_one_that_takes_longer_after_all_goes_to_a_thread_without_the_others(
+    threads: Threads, others: list[float]
+) -> None:
     batcher = threads.impatient()
-    [task] = await submitted(batcher, [1])
+    answers = await asyncio.gather(*(batcher.submit([search(n)], NOTHING) for n in (10, *others)))
+    assert [numbers(answered) for answered in answers] == [[10], *([n] for n in others)]
+    assert threads.tried == [([10, *others], NOTHING, not others)]
+    assert threads.batches == [([10], NOTHING)]
+    assert len(threads.waits) == 1 + len(others)
+
+
+async def test_what_is_not_brief_is_left_to_the_threads(threads: Threads) -> None:
+    assert numbers(await threads.impatient().submit([search(20)], NOTHING)) == [20]
+    assert threads.tried == []
+
+
+@pytest.mark.parametrize("together", [1, 2])
+async def test_brief_searches_see_what_was_written_before_they_are_answered(threads: Threads, together: int) -> None:
+    batcher = threads.impatient()
+    tasks = await submitted(batcher, *[[1.0]] * together)
     threads.view = 8
-    [[row]] = await task
-    assert row.item.id == "8"
+    for task in tasks:
+        [[row]] = await task
+        assert row.item.id == "8"
 
 
-async def test_one_that_fails_at_once_fails_alone(threads: Threads) -> None:
+async def test_a_brief_one_that_fails_fails_alone(threads: Threads) -> None:
     batcher = threads.impatient()
     asked = [1.0, 5.0, -1.0]
     answers = await asyncio.gather(*(batcher.submit([search(n)], NOTHING) for n in asked), return_exceptions=True)
     assert numbers(answers[0]) == [1]
-    assert numbers(answers[1]) == [5]  # the thread can
+    assert numbers(answers[1]) == [5]  # the other thread can
     assert isinstance(answers[2], ValueError)
 
 
-async def test_who_has_gone_is_not_searched_for_at_once(threads: Threads) -> None:
+async def test_who_has_gone_is_not_searched_for_briefly(threads: Threads) -> None:
     batcher = threads.impatient()
-    gone, stays = await submitted(batcher, [1], [2])
+    gone, stays, goes_too = await submitted(batcher, [1], [2], [3])
     gone.cancel()
     assert numbers(await stays) == [2]
-    assert threads.at_once == [([2], NOTHING)]
+    assert numbers(await goes_too) == [3]
+    assert threads.tried == [([2, 3], NOTHING, False)]
+    [alone] = await submitted(batcher, [4])
+    alone.cancel()
+    await asyncio.wait([alone])
+    assert numbers(await batcher.submit([search(1)], NOTHING)) == [1]
+    assert len(threads.tried) == 2
 
 
-async def test_nothing_is_answered_before_what_waits_already(threads: Threads) -> None:
+async def test_who_goes_while_brief_searches_are_under_way_hurts_nobody(threads: Threads) -> None:
+    threads.held.clear()
+    batcher = threads.impatient()
+    tasks = await submitted(batcher, [1], [2], [11])
+    await threads.begun()
+    for task in (tasks[0], tasks[2]):
+        task.cancel()
+        await asyncio.wait([task])
+    threads.held.set()
+    assert numbers(await tasks[1]) == [2]
+    assert threads.batches == []
+
+
+async def test_nothing_brief_is_answered_before_what_waits_already(threads: Threads) -> None:
     threads.held.clear()
     batcher = threads.impatient()
     tasks = await submitted(batcher, [20], [21], [1])
@@ -298,11 +355,25 @@ async def test_nothing_is_answered_before_what_waits_already(threads: Threads) -
     assert [batch for batch, _ in threads.batches] == [[20], [21, 1]]
 
 
-async def test_what_gathers_for_an_answer_at_once_counts_as_waiting(threads: Threads) -> None:
+async def test_brief_searches_that_gather_count_as_waiting(threads: Threads) -> None:
+    threads.held.clear()
     batcher = threads.impatient()
-    tasks = await submitted(batcher, [1], [2], [3], [4], [5])
+    tasks = await submitted(batcher, [1], [2])
+    await threads.begun()
+    tasks += await submitted(batcher, [3], [4], [6], [7], [8])
     assert batcher.waiting == 4
     with pytest.raises(LikenessError) as caught:
         await tasks[-1]
     assert caught.value.reason == error_pb2.REASON_OVERLOADED
-    assert [numbers(await task) for task in tasks[:-1]] == [[1], [2], [3], [4]]
+    threads.held.set()
+    assert [numbers(await task) for task in tasks[:-1]] == [[1], [2], [3], [4], [6], [7]]
+
+
+async def test_without_threads_callers_of_brief_searches_hear_of_it(threads: Threads) -> None:
+    batcher = threads.impatient()
+    threads.brief_executor.shutdown()
+    for _ in range(2):
+        tasks = await submitted(batcher, [1], [2])
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [str(outcome) for outcome in outcomes] == ["cannot schedule new futures after shutdown"] * 2
+    assert batcher.waiting == 0

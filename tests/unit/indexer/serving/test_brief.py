@@ -57,6 +57,11 @@ class Served:
     @property
     def in_thread(self) -> bool:
         """Whether any search has gone to a thread."""
+        return self.in_search_thread or bool(self.engine._brief._threads)
+
+    @property
+    def in_search_thread(self) -> bool:
+        """Whether one has gone where larger ones go."""
         return bool(self.engine.threads._threads)
 
     def counted(self, path: str) -> float | None:
@@ -82,7 +87,7 @@ async def test_where_there_are_many_threads_they_search() -> None:
     made = Served(threads=3)
     try:
         assert (await made.found(search()))[0].item.id == "00000"
-        assert made.in_thread
+        assert made.in_search_thread
     finally:
         made.engine.close()
 
@@ -141,38 +146,32 @@ async def test_one_that_must_go_on_does_not_cost_the_others_their_answers(served
     assert len(going_on) == 10
     assert other[0].item.id == f"{far:05}"
     assert (served.counted("graph") or 0) + (served.counted("exact") or 0) == 2
-
-    together = await served.batcher.submit([search(VECTORS[far]), search(), search(VECTORS[far])], Fields())
-    assert together == [other, going_on, other]
-    assert (served.counted("graph") or 0) + (served.counted("exact") or 0) == 5
     batches = served.registry.get_sample_value("likeness_indexer_search_batch_size_count")
-    assert batches == 4  # each time what could be answered at once, and what had to go on
+    assert batches == 2  # what could be answered at the first try, and what had to go on
 
 
 async def test_searches_that_come_together_are_answered_together_each_as_if_alone(served: Served) -> None:
     found = await asyncio.gather(*(served.found(search(vector)) for vector in VECTORS[:20]))
     assert found == [answer(served.table.view, [search(vector)], Fields(), PLANNER)[0] for vector in VECTORS[:20]]
-    assert not served.in_thread
+    assert not served.in_search_thread
     assert served.counted("graph") == 20
     batches = served.registry.get_sample_value("likeness_indexer_search_batch_size_count")
-    assert batches == 3  # of 8 at most
+    assert batches == 2  # of 16 at most
 
 
-def test_only_few_searches_without_a_filter_are_brief(served: Served) -> None:
+def test_only_searches_without_a_filter_are_brief(served: Served) -> None:
     view, where = served.table.view, Comparison("n", Op.EQ, Kind.NUMBER, (1,))
-    assert is_brief(view, [search()] * 8, PLANNER)
-    assert not is_brief(view, [search()] * 9, PLANNER)
-    assert not is_brief(view, [search(), replace(search(), where=where)], PLANNER)
-    assert not is_brief(view, [replace(search(), where=where)], PLANNER)
-    assert not is_brief(view, [replace(search(), exact=True)], PLANNER)
-    assert not is_brief(view, [search(top_k=300)], PLANNER)
+    assert is_brief(view, search(), PLANNER)
+    assert not is_brief(view, replace(search(), where=where), PLANNER)
+    assert not is_brief(view, replace(search(), exact=True), PLANNER)
+    assert not is_brief(view, search(top_k=300), PLANNER)
 
 
 def test_what_compares_many_numbers_is_not_brief(served: Served) -> None:
     view = served.table.view
     graph = replace(view, tail_from=10**7, count=10**7, live_count=10**7)
-    assert is_brief(graph, [search()], PLANNER)
-    assert not is_brief(graph, [search()], Planner(PlannerSettings(ef_search=1000, rows_per_step=200)))
+    assert is_brief(graph, search(), PLANNER)
+    assert not is_brief(graph, search(), Planner(PlannerSettings(ef_search=1000, rows_per_step=200)))
     tail = replace(view, tail_from=0, count=200_000, live_count=200_000)
-    assert not is_brief(tail, [search()], PLANNER)
-    assert is_brief(replace(tail, count=100_000, live_count=100_000), [search()], PLANNER)
+    assert not is_brief(tail, search(), PLANNER)
+    assert is_brief(replace(tail, count=100_000, live_count=100_000), search(), PLANNER)

@@ -10,7 +10,8 @@ import pytest
 
 from chassis.vectors import Array
 from indexer.collections import Metric
-from indexer.serving.graph import Graph, GraphSettings
+from indexer.serving import graph as graphs
+from indexer.serving.graph import Graph, GraphSettings, limit_threads
 from indexer.serving.phases import PhaseFairLock
 
 SETTINGS = GraphSettings()
@@ -382,3 +383,15 @@ def test_adding_gets_its_turn_however_many_search() -> None:
         for each in searching:
             each.result()
     assert graph.count == 600
+
+
+def test_a_limited_thread_searches_with_no_more_openmp_threads_than_it_may() -> None:
+    def used(most: int | None) -> int:
+        if most is not None:
+            limit_threads(most)
+        graphs._use_threads(3)
+        return int(graphs.faiss.omp_get_max_threads())
+
+    for most, expected in ((1, 1), (None, 3)):
+        with ThreadPoolExecutor(1) as threads:
+            assert threads.submit(used, most).result() == expected
