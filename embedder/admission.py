@@ -2,10 +2,14 @@
 
 Interactive calls are refused by time: while what is before them would take the model too long. Bulk calls are bounded
 by time more generously, and may fill three quarters of every other bound only, so that an interactive call finds room.
+
+A slow model needs a few batches at hand, or it would run small ones: up to twice the time, as many as that are let in.
+Those that are refused are told to come back one after another, as the model gets on, and not all at the same moment.
 """
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +21,9 @@ from embedder.inputs import KINDS, Kind, Lane
 
 _BULK_SHARE = 0.75
 _RETRY_S = (0.1, 30.0)
+# The batch that runs, the next one, and half of one for those that are being decoded. Up to so many times the time.
+_BATCHES_AT_HAND = 2.5
+_LONGER = 2.0
 
 
 @dataclass(frozen=True)
@@ -28,12 +35,14 @@ class Bounds:
         encoded_bytes: of pictures.
         pixels: that wait to be decoded.
         queue_s: how long the model may be busy with what came before, by lane, in seconds.
+        batch: inputs in a full batch.
     """
 
     inputs: int
     encoded_bytes: int
     pixels: int
     queue_s: dict[Lane, float]
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -52,15 +61,21 @@ class Load:
 class Admission:
     """Counts what is held, and refuses what would be too much. Used from one event loop."""
 
-    def __init__(self, bounds: Bounds, seconds_each: Callable[[Kind], float]) -> None:
+    def __init__(
+        self, bounds: Bounds, seconds_each: Callable[[Kind], float], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Starts empty.
 
         Args:
             bounds: the most.
             seconds_each: what one input of a kind costs at present, in seconds; 0 while unknown.
+            clock: tells the time in seconds.
         """
         self._bounds = bounds
         self._seconds_each = seconds_each
+        self._clock = clock
+        # Until when there is work for those that were told to come back, if they do.
+        self._promised = dict.fromkeys(Lane, 0.0)
         self._inputs: dict[Lane, dict[Kind, int]] = {lane: dict.fromkeys(KINDS, 0) for lane in Lane}
         self._bytes = 0
         self._pixels = dict.fromkeys(Lane, 0)
@@ -84,10 +99,21 @@ class Admission:
         """
         why = self._refusal(lane, load)
         if why is not None:
-            low, high = _RETRY_S
-            after = min(high, max(low, self._queued_s(lane) - self._bounds.queue_s[lane], self._queued_s(lane) / 4))
+            after = self._retry_after(lane, load)
             message = f"{why}; try again in {after:.1f} s, or at another replica"
             raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=after)
+
+    def _retry_after(self, lane: Lane, load: Load) -> float:
+        """When a call that is refused should come back, in seconds: behind those that were refused before it.
+
+        They may not come back, so what is promised to them counts as a full queue at most.
+        """
+        now, bound = self._clock(), self._bounds.queue_s[lane]
+        room_at = now + max(0.0, self._queued_s(lane) - bound)
+        turn = max(self._promised[lane], room_at) + self._seconds(load.inputs)
+        self._promised[lane] = min(turn, room_at + bound)
+        low, high = _RETRY_S
+        return min(high, max(low, self._promised[lane] - now))
 
     async def wait_and_enter(self, lane: Lane, load: Load) -> None:
         """Lets a stream's input in as soon as there is room, in its lane first come, first served.
@@ -153,15 +179,19 @@ class Admission:
             return f"{held} inputs are held already, and at most {self._bounds.inputs} are"
         if self._bytes + load.encoded_bytes > self._bounds.encoded_bytes * share:
             return f"{self._bytes >> 20} MiB of pictures are held already, at most {self._bounds.encoded_bytes >> 20}"
-        queued = self._queued_s(lane)
-        if queued > self._bounds.queue_s[lane]:
+        queued, bound = self._queued_s(lane), self._bounds.queue_s[lane]
+        few = held < _BATCHES_AT_HAND * self._bounds.batch
+        if queued > (_LONGER * bound if few else bound):
             return f"the inputs before this call take about {queued:.1f} s"
         return None
 
     def _queued_s(self, lane: Lane) -> float:
         """Seconds of work that go before a newcomer of this lane."""
         before = [Lane.INTERACTIVE] if lane is Lane.INTERACTIVE else list(Lane)
-        return sum(count * self._seconds_each(kind) for each in before for kind, count in self._inputs[each].items())
+        return sum(self._seconds(self._inputs[each]) for each in before)
+
+    def _seconds(self, inputs: dict[Kind, int]) -> float:
+        return sum(count * self._seconds_each(kind) for kind, count in inputs.items())
 
     def _add(self, lane: Lane, load: Load, sign: int) -> None:
         for kind, count in load.inputs.items():

@@ -82,6 +82,7 @@ def _assembled(
         encoded_bytes=int(settings.max_waiting_mb * 2**20),
         pixels=settings.max_waiting_pixels,
         queue_s={Lane.INTERACTIVE: settings.max_queue_s, Lane.BULK: settings.max_bulk_queue_s},
+        batch=supervisor.max_batch,
     )
     preprocess = Preprocess(spec.geometry)
     decoding = Decoding(

@@ -126,7 +126,8 @@ class EmbedderSettings(ServiceSettings):
         gt=0,
         le=3600,
         description="Interactive calls are refused likewise while the interactive inputs before them would take "
-        "longer than this, in seconds, above 0, up to 3600.",
+        "longer than this, in seconds, above 0, up to 3600; where that is less than two and a half batches, as many as "
+        "that in up to twice the time.",
     )
     max_bulk_queue_s: float = Field(
         20,

@@ -13,11 +13,30 @@ def pictures(count: int, size: int = 0) -> Load:
     return Load({"image": count, "text": 0}, size)
 
 
-def admission(inputs: int = 100, size: int = 2**30, pixels: int = 10**9, seconds: float = 0.0) -> Admission:
+class Clock:
+    """Stands still, unless it is moved."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def admission(
+    *,
+    inputs: int = 100,
+    size: int = 2**30,
+    pixels: int = 10**9,
+    seconds: float = 0.0,
+    batch: int = 1,
+    clock: Clock | None = None,
+) -> Admission:
     def each(kind: Kind) -> float:
         return seconds if kind == "image" else seconds / 10
 
-    return Admission(Bounds(inputs, size, pixels, {Lane.INTERACTIVE: 1.5, Lane.BULK: 20.0}), each)
+    return Admission(
+        Bounds(inputs, size, pixels, {Lane.INTERACTIVE: 1.5, Lane.BULK: 20.0}, batch), each, clock or Clock()
+    )
 
 
 def refused(door: Admission, lane: Lane, load: Load) -> LikenessError:
@@ -79,6 +98,41 @@ def test_the_time_to_try_again_grows_with_what_waits() -> None:
     assert soon is not None
     assert later is not None
     assert 0.1 <= soon < later <= 30
+
+
+def test_a_slow_model_has_two_and_a_half_batches_at_hand_if_they_take_no_more_than_twice_the_time() -> None:
+    door = admission(seconds=0.15, batch=8)  # 10 take 1.5 s
+    for _ in range(20):
+        door.enter(Lane.INTERACTIVE, pictures(1))
+    refused(door, Lane.INTERACTIVE, pictures(1))
+    slower = admission(seconds=0.6, batch=8)
+    for _ in range(6):
+        slower.enter(Lane.INTERACTIVE, pictures(1))
+    refused(slower, Lane.INTERACTIVE, pictures(1))
+
+
+def test_those_that_are_refused_are_told_to_come_back_one_after_another() -> None:
+    clock = Clock()
+    door = admission(inputs=10_000, seconds=0.1, clock=clock)
+    door.enter(Lane.INTERACTIVE, pictures(20))  # half a second too much
+    after = [refused(door, Lane.INTERACTIVE, pictures(n)).retry_after_s for n in (1, 1, 3, 1)]
+    assert after == pytest.approx([0.6, 0.7, 1.0, 1.1])
+    clock.now += 0.4
+    door.leave(Lane.INTERACTIVE, pictures(4))
+    assert refused(door, Lane.INTERACTIVE, pictures(1)).retry_after_s == pytest.approx(0.8)
+    # They may never come: beyond a queue's length nobody's turn is put off.
+    for _ in range(100):
+        last = refused(door, Lane.INTERACTIVE, pictures(1)).retry_after_s
+    assert last == pytest.approx(0.1 + 1.5)
+    # Bulk has a turn of its own, and what was promised long ago is over.
+    clock.now += 60
+    assert refused(door, Lane.INTERACTIVE, pictures(1)).retry_after_s == pytest.approx(0.2)
+
+
+def test_where_nothing_is_known_of_the_time_a_moment_is_told() -> None:
+    door = admission(inputs=1)
+    door.enter(Lane.INTERACTIVE, pictures(1))
+    assert refused(door, Lane.INTERACTIVE, pictures(1)).retry_after_s == 0.1
 
 
 def test_pixels_are_refused_only_where_some_wait_already() -> None:
