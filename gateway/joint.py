@@ -15,7 +15,7 @@ from likeness.common.v1 import error_pb2
 
 from chassis.deadline import Deadline
 from chassis.errors import LikenessError, incident
-from chassis.gathering import Gathering
+from gateway.gathering import Gathering
 
 Part = TypeVar("Part")
 Answer = TypeVar("Answer")

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from chassis.gathering import Gathering
+from gateway.gathering import Gathering
 
 
 class Heap:
@@ -46,7 +46,7 @@ class Clock:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr("chassis.gathering.time.monotonic", lambda: made.now)
+    monkeypatch.setattr("gateway.gathering.time.monotonic", lambda: made.now)
     return made
 
 
