@@ -3,8 +3,9 @@
 Interactive calls are refused by time: while what is before them would take the model too long. Bulk calls are bounded
 by time more generously, and may fill three quarters of every other bound only, so that an interactive call finds room.
 
-A slow model needs a few batches at hand, or it would run small ones: up to twice the time, as many as that are let in.
-Those that are refused are told to come back one after another, as the model gets on, and not all at the same moment.
+A slow model needs a few batches at hand, or it would run small ones: up to twice the time, as many interactive inputs
+as that are let in. Calls that are refused are told to come back one after another, as the model gets on; but what those
+before may bring puts nobody off for longer than a queue's length, since they may never come.
 """
 
 import asyncio
@@ -21,9 +22,9 @@ from embedder.inputs import KINDS, Kind, Lane
 
 _BULK_SHARE = 0.75
 _RETRY_S = (0.1, 30.0)
-# The batch that runs, the next one, and half of one for those that are being decoded. Up to so many times the time.
+# The batch that runs, the next one, and half of one for those that are being decoded.
 _BATCHES_AT_HAND = 2.5
-_LONGER = 2.0
+_LONGER = 2.0  # times the bound, at most, for these
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Admission:
         self._bounds = bounds
         self._seconds_each = seconds_each
         self._clock = clock
-        # Until when there is work for those that were told to come back, if they do.
+        # By when those that were told to come back will have had their turn, if they do.
         self._promised = dict.fromkeys(Lane, 0.0)
         self._inputs: dict[Lane, dict[Kind, int]] = {lane: dict.fromkeys(KINDS, 0) for lane in Lane}
         self._bytes = 0
@@ -95,7 +96,7 @@ class Admission:
         """Refuses a call that there is no room for. One that finds nothing held is let in whatever its size.
 
         Raises:
-            LikenessError: OVERLOADED; ``retry_after_s`` is the time in which enough should be done.
+            LikenessError: OVERLOADED; ``retry_after_s`` is when its turn should come, and the next one's is later.
         """
         why = self._refusal(lane, load)
         if why is not None:
@@ -104,16 +105,15 @@ class Admission:
             raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=after)
 
     def _retry_after(self, lane: Lane, load: Load) -> float:
-        """When a call that is refused should come back, in seconds: behind those that were refused before it.
-
-        They may not come back, so what is promised to them counts as a full queue at most.
-        """
-        now, bound = self._clock(), self._bounds.queue_s[lane]
-        room_at = now + max(0.0, self._queued_s(lane) - bound)
-        turn = max(self._promised[lane], room_at) + self._seconds(load.inputs)
-        self._promised[lane] = min(turn, room_at + bound)
+        """When the turn of a call that is refused should come, in seconds: after those that were refused before it."""
+        now, queued, cost = self._clock(), self._queued_s(lane), self._seconds(load.inputs)
+        # Where it is not time that it is refused for, room is when as much as it brings is done.
+        room_at = now + (max(0.0, queued - self._most_s(lane)) or min(cost, queued))
+        latest = room_at + min(self._bounds.queue_s[lane], queued)
+        turn = min(latest, max(room_at, self._promised[lane]))
+        self._promised[lane] = min(latest, turn + cost)
         low, high = _RETRY_S
-        return min(high, max(low, self._promised[lane] - now))
+        return min(high, max(low, turn - now))
 
     async def wait_and_enter(self, lane: Lane, load: Load) -> None:
         """Lets a stream's input in as soon as there is room, in its lane first come, first served.
@@ -179,11 +179,18 @@ class Admission:
             return f"{held} inputs are held already, and at most {self._bounds.inputs} are"
         if self._bytes + load.encoded_bytes > self._bounds.encoded_bytes * share:
             return f"{self._bytes >> 20} MiB of pictures are held already, at most {self._bounds.encoded_bytes >> 20}"
-        queued, bound = self._queued_s(lane), self._bounds.queue_s[lane]
-        few = held < _BATCHES_AT_HAND * self._bounds.batch
-        if queued > (_LONGER * bound if few else bound):
+        queued = self._queued_s(lane)
+        if queued > self._most_s(lane):
             return f"the inputs before this call take about {queued:.1f} s"
         return None
+
+    def _most_s(self, lane: Lane) -> float:
+        """Seconds of work that may go before a newcomer of this lane."""
+        bound, count = self._bounds.queue_s[lane], sum(self._inputs[lane].values())
+        if lane is Lane.BULK or not count:
+            return bound
+        at_hand = _BATCHES_AT_HAND * self._bounds.batch * self._queued_s(lane) / count
+        return max(bound, min(_LONGER * bound, at_hand))
 
     def _queued_s(self, lane: Lane) -> float:
         """Seconds of work that go before a newcomer of this lane."""

@@ -44,9 +44,6 @@ class Gathering(Generic[T]):
         self._quiet = 0  # turns since one arrived
         self._first = self._last = 0.0  # when they did
 
-    def __len__(self) -> int:
-        return len(self._here)
-
     def add(self, one: T) -> None:
         """One more has arrived."""
         self._quiet, self._last = 0, time.monotonic()

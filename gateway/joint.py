@@ -20,7 +20,7 @@ from gateway.gathering import Gathering
 Part = TypeVar("Part")
 Answer = TypeVar("Answer")
 
-# Callers that share a call, at most.
+# Callers that share a call, at most. All of them are answered when the last one's answer is there.
 _MOST = 8
 # Callers that share a call have as much time left, but for a tenth or so.
 _ABOUT = math.log(1.1)

@@ -118,7 +118,11 @@ class IndexerSettings(ServiceSettings):
         "OVERLOADED.",
     )
     search_threads: int = Field(
-        0, ge=0, le=256, description="Threads that search in memory, 1 to 256. 0: one for each CPU."
+        0,
+        ge=0,
+        le=256,
+        description="Threads that search in memory, 1 to 256; beside one or two of them, as many more for what takes a "
+        "few milliseconds. 0: one for each CPU.",
     )
     ef_search: int = Field(
         96,

@@ -39,7 +39,10 @@ _METADATA_AT_ONCE = 1024
 
 
 class _Numbers(Array):
-    """A vector whose numbers Chroma's client takes one by one in half the time."""
+    """A vector, float32 [dimension], whose numbers Chroma's client takes one by one in half the time.
+
+    ``struct.pack(*vector)`` in its ``pack_embedding_safely``: 512 numbers in 18 to 26 µs, numpy's own in 49 to 51.
+    """
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.tolist())

@@ -3,9 +3,11 @@
 Nobody is waited for: a thread that is free takes what is there, and while it searches the next batch gathers. One call
 of faiss and one reading of vectors then serve all searches of the batch.
 
-Of brief searches one batch is under way at a time, in a thread of their own, while the event loop reads and writes what
-belongs to the next and the last. More at once would take turns at Python's lock. One that is alone, as those before it
-were, is answered on the event loop: handing it to a thread and its rows back would take longer than the search.
+Of a collection's brief searches one batch is under way at a time, in a thread that has nothing longer to do, while the
+event loop reads and writes what belongs to the next and the last. More at once would take turns at Python's lock. One
+that is alone, as those before it were, is answered on the event loop: handing it to a thread and its rows back would
+take longer than the search. Calls of several brief searches gain from all cores, so they go the way of the rest while a
+thread is free for them.
 """
 
 import asyncio
@@ -27,6 +29,7 @@ from indexer.serving.brief import MOST_TOGETHER
 log = structlog.get_logger()
 
 View = TypeVar("View")
+Outcome = TypeVar("Outcome")
 Answered = list[list[Row]]
 
 _RETRY_AFTER_S = 1.0
@@ -46,17 +49,17 @@ class _Call:
 
 @dataclass(frozen=True)
 class Brief(Generic[View]):
-    """How small searches are answered, of calls that bring no others.
+    """How small searches are answered.
 
     Attributes:
-        takes: whether a search is such.
+        takes: whether a call's searches are such.
         first_try: gives the rows of each search; None: this one takes longer after all. If the last argument is true
-            it must not wait for anybody, and gives None where it would have to.
+            it must not wait for anybody, and gives None instead of a list where it would have to.
         executor: of the threads that answer them; may be shared, but not with what takes longer.
     """
 
-    takes: Callable[[View, Search], bool]
-    first_try: Callable[[View, Sequence[Search], Fields, bool], list[list[Row] | None]]
+    takes: Callable[[View, Sequence[Search]], bool]
+    first_try: Callable[[View, Sequence[Search], Fields, bool], list[list[Row] | None] | None]
     executor: Executor
 
 
@@ -121,7 +124,9 @@ class Batcher(Generic[View]):
             message = f"{waiting} searches wait already, of {self._max_waiting} (LIKENESS_SEARCH_QUEUE); try again"
             raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=_RETRY_AFTER_S)
         call = _Call(searches, fields, asyncio.get_running_loop().create_future())
-        if len(searches) == 1 and not self._waiting and self._is_brief(searches[0]):
+        if self._is_brief(searches):
+            if self._briefly:
+                self._alone = 0
             self._waiting_briefly.append(call)
             self._look_soon()
         else:
@@ -135,8 +140,10 @@ class Batcher(Generic[View]):
                     if call in calls:
                         calls.remove(call)
 
-    def _is_brief(self, search: Search) -> bool:
-        return self._brief is not None and self._brief.takes(self._view(), search)
+    def _is_brief(self, searches: Sequence[Search]) -> bool:
+        if self._brief is None or (len(searches) > 1 and self._running < self._jobs):
+            return False
+        return self._brief.takes(self._view(), searches)
 
     def _look_soon(self) -> None:
         """Has brief searches looked at when those that arrived in this turn of the loop are all there."""
@@ -152,15 +159,17 @@ class Batcher(Generic[View]):
             return
         assert self._brief is not None
         batch, begun = _take(self._waiting_briefly, MOST_TOGETHER), time.perf_counter()
-        here = len(batch) == 1 and self._alone >= _ALONE_BEFORE
-        self._alone = self._alone + 1 if len(batch) == 1 else 0
-        if here:
-            self._answered_briefly(batch, begun, self._try(self._view(), batch, now=True))
-            self._look_soon()
-            return
+        alone = len(batch) == len(batch[0].searches) == 1 and not self._waiting_briefly
+        here = alone and self._alone >= _ALONE_BEFORE
+        self._alone = self._alone + 1 if alone else 0
         try:
+            view = self._view()
+            found = self._try(view, batch, now=True) if here else None
+            if found is not None:
+                self._answered_briefly(batch, begun, found)
+                return
             job = asyncio.get_running_loop().run_in_executor(
-                self._brief.executor, partial(self._try, self._view(), batch, now=False)
+                self._brief.executor, partial(self._try, view, batch, now=False)
             )
         except Exception as error:
             _settle(batch, [error] * len(batch))
@@ -169,34 +178,41 @@ class Batcher(Generic[View]):
         self._briefly = True
         job.add_done_callback(partial(self._finish_briefly, batch, begun))
 
-    def _try(self, view: View, batch: list[_Call], *, now: bool) -> list[list[Row] | None]:
-        """The rows of each call's search, None of those that are still to be answered."""
+    def _try(self, view: View, batch: list[_Call], *, now: bool) -> list[list[Row] | None] | None:
+        """The rows of each search, None of those that are still to be answered."""
         assert self._brief is not None
-        searches = [call.searches[0] for call in batch]
+        searches = [search for call in batch for search in call.searches]
         try:
             return self._brief.first_try(view, searches, batch[0].fields, now)
         except Exception as error:  # another thread finds out whose search it is that fails
-            log.warning("brief searches failed together", exc_info=error)
+            log.warning("brief searches failed", exc_info=error)
             return [None] * len(searches)
 
-    def _finish_briefly(self, batch: list[_Call], begun: float, job: "asyncio.Future[list[list[Row] | None]]") -> None:
+    def _finish_briefly(
+        self, batch: list[_Call], begun: float, job: "asyncio.Future[list[list[Row] | None] | None]"
+    ) -> None:
         self._briefly = False
         self._look_soon()
-        if job.cancelled():
-            _settle(batch, [asyncio.CancelledError()] * len(batch))
+        outcome = _outcome(job)
+        if isinstance(outcome, BaseException):
+            _settle(batch, [outcome] * len(batch))
         else:
-            self._answered_briefly(batch, begun, job.result())
+            assert outcome is not None, "a thread may wait"
+            self._answered_briefly(batch, begun, outcome)
 
     def _answered_briefly(self, batch: list[_Call], begun: float, found: list[list[Row] | None]) -> None:
-        """Gives each call its rows; what is still to be answered goes to a thread alone."""
-        for call, rows in zip(batch, found, strict=True):
+        """Gives each call its rows; one of which some are still to be found goes the way of the rest."""
+        each = iter(found)
+        for call in batch:
+            rows = [next(each) for _ in call.searches]
+            answered = [one for one in rows if one is not None]
             if call.answer.done():  # its caller has gone
                 continue
-            if rows is None:
+            if len(answered) < len(rows):
                 self._waiting.append(call)
             else:
                 self._on_wait(begun - call.came)
-                call.answer.set_result([rows])
+                call.answer.set_result(answered)
         self._set_off()
 
     def _set_off(self) -> None:
@@ -226,12 +242,14 @@ class Batcher(Generic[View]):
 
     def _finish(self, batch: list[_Call], job: "asyncio.Future[list[Answered | Exception]]") -> None:
         self._running -= 1
-        error = None if job.cancelled() else job.exception()
-        if job.cancelled() or error is not None:
-            _settle(batch, [error or asyncio.CancelledError()] * len(batch))
-        else:
-            _settle(batch, job.result())
+        outcome = _outcome(job)
+        _settle(batch, [outcome] * len(batch) if isinstance(outcome, BaseException) else outcome)
         self._set_off()
+
+
+def _outcome(job: "asyncio.Future[Outcome]") -> Outcome | BaseException:
+    """What a job that has ended came to."""
+    return asyncio.CancelledError() if job.cancelled() else job.exception() or job.result()
 
 
 def _take(waiting: deque[_Call], most: int) -> list[_Call]:
@@ -239,7 +257,9 @@ def _take(waiting: deque[_Call], most: int) -> list[_Call]:
     batch = [waiting.popleft()]
     room = most - len(batch[0].searches)
     for call in list(waiting):
-        if call.fields == batch[0].fields and len(call.searches) <= room:
+        if room <= 0:
+            break
+        if len(call.searches) <= room and call.fields == batch[0].fields:
             waiting.remove(call)
             batch.append(call)
             room -= len(call.searches)

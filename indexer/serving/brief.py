@@ -1,8 +1,10 @@
-"""Searches that take a few milliseconds at most, and that wait for others of their kind alone.
+"""Searches that take a few milliseconds at most, and need not wait for what takes longer: see ``batcher``.
 
-A thread that searches and the event loop take turns at Python's lock. So few of these are under way at once, and those
-that are there at the same moment are answered together: see ``batcher``.
+A thread that searches and the event loop take turns at Python's lock. So where there are few threads, those that are
+there at the same moment are answered together, one batch at a time.
 """
+
+from collections.abc import Sequence
 
 from indexer.reads import Search
 from indexer.serving.planner import Planner
@@ -13,15 +15,20 @@ from indexer.serving.table import View
 _MOST_NUMBERS = 2**21
 # And how many rows are scored and put in order.
 _MOST_ROWS = 256
-# Searches that are answered together, at most.
+# Searches of a call, and of all calls that are answered together, at most.
+_MOST_IN_CALL = 8
 MOST_TOGETHER = 16
 
 
-def is_brief(view: View, search: Search, planner: Planner) -> bool:
-    """Whether a search can be begun with little work, and the first try is nearly always the last.
+def is_brief(view: View, searches: Sequence[Search], planner: Planner) -> bool:
+    """Whether it is few searches that can each be begun with little work, and the first try is nearly always the last.
 
     One with a filter is not: finding out for which rows it is true can take long.
     """
+    return len(searches) <= _MOST_IN_CALL and all(_is_brief(view, search, planner) for search in searches)
+
+
+def _is_brief(view: View, search: Search, planner: Planner) -> bool:
     if search.where is not None or search.exact:
         return False
     tail = view.count - view.tail_from

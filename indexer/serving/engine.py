@@ -40,7 +40,7 @@ class Engine:
         self._settings = settings
         self._jobs = count
         self.threads = ThreadPoolExecutor(count, "search")
-        self._brief = ThreadPoolExecutor(count, "brief", partial(limit_threads, 1))
+        self._brief = ThreadPoolExecutor(min(count, _FEW_THREADS), "brief", partial(limit_threads, 1))
         self._background = ThreadPoolExecutor(4, "maintenance")
         self._builder = Builder()
         self.mask_bytes = settings.mask_cache_mb * 2**20
@@ -96,8 +96,8 @@ class Engine:
             observer=observer,
         )
 
-    def _is_brief(self, serving: ServingCollection, view: View, search: Search) -> bool:
-        return is_brief(view, search, self.planner(serving.collection))
+    def _is_brief(self, serving: ServingCollection, view: View, searches: Sequence[Search]) -> bool:
+        return is_brief(view, searches, self.planner(serving.collection))
 
     def _first_try(
         self,
@@ -106,12 +106,12 @@ class Engine:
         searches: Sequence[Search],
         fields: Fields,
         now: bool,
-    ) -> list[list[Row] | None]:
+    ) -> list[list[Row] | None] | None:
         """See ``batcher.Brief``."""
         unfinished = set[int]()
         with view.graph.reading_now() if now else nullcontext(True) as may:
             if not may:
-                return [None] * len(searches)
+                return None
             found = self._counted(self.planner(serving.collection), view, searches, fields, unfinished)
         return [None if i in unfinished else rows for i, rows in enumerate(found)]
 

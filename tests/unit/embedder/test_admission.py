@@ -102,7 +102,7 @@ def test_the_time_to_try_again_grows_with_what_waits() -> None:
 
 def test_a_slow_model_has_two_and_a_half_batches_at_hand_if_they_take_no_more_than_twice_the_time() -> None:
     door = admission(seconds=0.15, batch=8)  # 10 take 1.5 s
-    for _ in range(20):
+    for _ in range(21):
         door.enter(Lane.INTERACTIVE, pictures(1))
     refused(door, Lane.INTERACTIVE, pictures(1))
     slower = admission(seconds=0.6, batch=8)
@@ -111,22 +111,58 @@ def test_a_slow_model_has_two_and_a_half_batches_at_hand_if_they_take_no_more_th
     refused(slower, Lane.INTERACTIVE, pictures(1))
 
 
+def test_bulk_is_bounded_by_time_however_few_they_are() -> None:
+    door = admission(seconds=1.0, batch=64)
+    for _ in range(21):
+        door.enter(Lane.BULK, pictures(1))
+    refused(door, Lane.BULK, pictures(1))
+
+
+def test_who_comes_back_when_told_has_room_if_the_model_got_on() -> None:
+    clock = Clock()
+    door = admission(seconds=0.15, batch=8, clock=clock)
+    for _ in range(21):
+        door.enter(Lane.INTERACTIVE, pictures(1))
+    after = refused(door, Lane.INTERACTIVE, pictures(1)).retry_after_s
+    assert after == pytest.approx(0.15)
+    clock.now += after or 0.0
+    door.leave(Lane.INTERACTIVE, pictures(1))
+    door.enter(Lane.INTERACTIVE, pictures(1))
+
+
 def test_those_that_are_refused_are_told_to_come_back_one_after_another() -> None:
     clock = Clock()
     door = admission(inputs=10_000, seconds=0.1, clock=clock)
     door.enter(Lane.INTERACTIVE, pictures(20))  # half a second too much
     after = [refused(door, Lane.INTERACTIVE, pictures(n)).retry_after_s for n in (1, 1, 3, 1)]
-    assert after == pytest.approx([0.6, 0.7, 1.0, 1.1])
+    assert after == pytest.approx([0.5, 0.6, 0.7, 1.0])
     clock.now += 0.4
     door.leave(Lane.INTERACTIVE, pictures(4))
-    assert refused(door, Lane.INTERACTIVE, pictures(1)).retry_after_s == pytest.approx(0.8)
+    assert refused(door, Lane.INTERACTIVE, pictures(1)).retry_after_s == pytest.approx(0.7)
     # They may never come: beyond a queue's length nobody's turn is put off.
     for _ in range(100):
         last = refused(door, Lane.INTERACTIVE, pictures(1)).retry_after_s
     assert last == pytest.approx(0.1 + 1.5)
-    # Bulk has a turn of its own, and what was promised long ago is over.
+    # What was promised long ago is over.
     clock.now += 60
-    assert refused(door, Lane.INTERACTIVE, pictures(1)).retry_after_s == pytest.approx(0.2)
+    assert refused(door, Lane.INTERACTIVE, pictures(1)).retry_after_s == pytest.approx(0.1)
+
+
+def test_the_lanes_have_turns_of_their_own() -> None:
+    door = admission(inputs=10_000, seconds=0.1)
+    door.enter(Lane.INTERACTIVE, pictures(210))
+    for _ in range(100):
+        refused(door, Lane.INTERACTIVE, pictures(1))
+    assert refused(door, Lane.BULK, pictures(1)).retry_after_s == pytest.approx(1.0)
+
+
+def test_who_is_refused_for_want_of_places_is_not_put_off_beyond_what_is_held() -> None:
+    door = admission(inputs=20, seconds=0.01)
+    door.enter(Lane.BULK, pictures(15))
+    assert refused(door, Lane.BULK, pictures(10)).retry_after_s == pytest.approx(0.1)
+    for _ in range(100):
+        last = refused(door, Lane.BULK, pictures(10)).retry_after_s
+    assert last == pytest.approx(0.1 + 0.15)
 
 
 def test_where_nothing_is_known_of_the_time_a_moment_is_told() -> None:

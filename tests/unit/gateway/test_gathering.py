@@ -32,9 +32,9 @@ async def emptied(gathering: Gathering[int]) -> None:
     """Turns of the loop until all are taken."""
     for _ in range(1000):
         await asyncio.sleep(0)
-        if not len(gathering):
+        if not gathering._here:
             return
-    raise AssertionError(f"{len(gathering)} are still there")
+    raise AssertionError(f"{gathering._here} are still there")
 
 
 class Clock:
@@ -54,7 +54,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 async def heap() -> AsyncIterator[Heap]:
     made = Heap()
     yield made
-    assert not len(made.gathering)
+    assert not made.gathering._here
 
 
 async def turns_until(heap: Heap, batches: int) -> int:

@@ -2,6 +2,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.thread import BrokenThreadPool
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ class Threads:
         self._begun = threading.Semaphore(0)
         self.held.set()
         self.view = 0
+        self.busy = False  # whether whoever must not wait would have to
 
     def answer(self, view: int, searches: Sequence[Search], fields: Fields) -> list[list[Row]]:
         numbers = [float(each.vector[0]) for each in searches]
@@ -47,12 +49,16 @@ class Threads:
             lambda: self.view, self.answer, self.executor, jobs=jobs, max_batch=max_batch, max_waiting=max_waiting
         )
 
-    def impatient(self) -> Batcher[int]:
+    def impatient(self, max_waiting: int = 4) -> Batcher[int]:
         """One that takes what is below 20 for brief, is wrong about it from 10 on, and fails at 5."""
 
-        def first_try(view: int, searches: Sequence[Search], fields: Fields, now: bool) -> list[list[Row] | None]:
+        def first_try(
+            view: int, searches: Sequence[Search], fields: Fields, now: bool
+        ) -> list[list[Row] | None] | None:
             asked = [float(each.vector[0]) for each in searches]
             self.tried.append((asked, fields, now))
+            if now and self.busy:
+                return None
             if not now:
                 self._begun.release()
                 assert self.held.wait(10)
@@ -60,16 +66,24 @@ class Threads:
                 raise ValueError("cannot search for 5")
             return [None if number >= 10 else [Row(StoredItem(str(view)), number, -number)] for number in asked]
 
+        def takes(_view: int, searches: Sequence[Search]) -> bool:
+            return max(float(one.vector[0]) for one in searches) < 20
+
         return Batcher(
-            lambda: self.view,
+            self.seen,
             self.answer,
             self.executor,
             jobs=1,
             max_batch=16,
-            max_waiting=4,
-            brief=Brief(lambda _, one: float(one.vector[0]) < 20, first_try, self.brief_executor),
+            max_waiting=max_waiting,
+            brief=Brief(takes, first_try, self.brief_executor),
             on_wait=lambda _: self.waits.append(1),
         )
+
+    def seen(self) -> int:
+        if self.view < 0:
+            raise MemoryError
+        return self.view
 
     async def begun(self) -> None:
         """Until one more batch is under way."""
@@ -269,17 +283,63 @@ async def test_after_several_came_together_one_is_alone_only_after_some_that_wer
     assert [now for _, _, now in threads.tried] == [False] * 5 + [True] * 2
 
 
-async def test_no_more_brief_searches_go_together_than_may(threads: Threads) -> None:
+async def test_one_that_comes_while_another_is_under_way_is_not_alone(threads: Threads) -> None:
     batcher = threads.impatient()
-    batcher._max_waiting = 100
+    await asyncio.gather(*await submitted(batcher, [1], [2]))
+    threads.held.clear()
+    tasks = await submitted(batcher, [3])
+    for number in range(10):
+        await threads.begun()
+        tasks += await submitted(batcher, [4])
+        threads.held.set()
+        await tasks[number]
+        threads.held.clear()
+    threads.held.set()
+    await asyncio.gather(*tasks)
+    assert [now for _, _, now in threads.tried] == [False] * 12
+
+
+async def test_two_that_want_other_fields_are_not_alone(threads: Threads) -> None:
+    batcher = threads.impatient()
+    await asyncio.gather(batcher.submit([search(1)], NOTHING), batcher.submit([search(2)], METADATA))
+    assert threads.tried == [([1], NOTHING, False), ([2], METADATA, False)]
+
+
+async def test_no_more_brief_searches_go_together_than_may(threads: Threads) -> None:
+    batcher = threads.impatient(max_waiting=100)
     await asyncio.gather(*await submitted(batcher, *([n / 10] for n in range(40))))
     assert [len(asked) for asked, _, _ in threads.tried] == [16, 16, 8]
 
 
-async def test_a_call_of_several_searches_is_not_brief(threads: Threads) -> None:
+async def test_one_that_would_have_to_wait_on_the_event_loop_waits_in_the_thread_of_brief_ones(
+    threads: Threads,
+) -> None:
+    batcher = threads.impatient()
+    threads.busy = True
+    assert numbers(await batcher.submit([search(1)], NOTHING)) == [1]
+    assert threads.tried == [([1], NOTHING, True), ([1], NOTHING, False)]
+    assert threads.batches == []
+
+
+async def test_a_call_of_several_brief_searches_takes_a_free_thread(threads: Threads) -> None:
     assert numbers(await threads.impatient().submit([search(1), search(2)], NOTHING)) == [1, 2]
     assert threads.batches == [([1, 2], NOTHING)]
     assert threads.tried == []
+
+
+async def test_brief_searches_do_not_wait_for_long_ones(threads: Threads) -> None:
+    batcher = threads.impatient(max_waiting=100)
+    threads.held.clear()
+    long = await submitted(batcher, [20], [21])
+    await threads.begun()
+    assert numbers(await batcher.submit([search(1)], NOTHING)) == [1]
+    several = await submitted(batcher, [2, 3], [4, 11], [6])
+    await threads.begun()
+    assert [batch for batch, _ in threads.batches] == [[20]]
+    assert threads.tried[1:] == [([2, 3, 4, 11, 6], NOTHING, False)]
+    threads.held.set()
+    assert [numbers(await task) for task in (*several, *long)] == [[2, 3], [4, 11], [6], [20], [21]]
+    assert [20.0] in [batch for batch, _ in threads.batches]
 
 
 @pytest.mark.parametrize("others", [[], [1.0, 2.0]])
@@ -342,17 +402,42 @@ async def test_who_goes_while_brief_searches_are_under_way_hurts_nobody(threads:
         await asyncio.wait([task])
     threads.held.set()
     assert numbers(await tasks[1]) == [2]
+    assert batcher.waiting == batcher._running == 0
     assert threads.batches == []
 
 
-async def test_nothing_brief_is_answered_before_what_waits_already(threads: Threads) -> None:
+async def test_what_gathered_behind_brief_searches_sees_what_was_written_before_it_sets_off(threads: Threads) -> None:
     threads.held.clear()
     batcher = threads.impatient()
-    tasks = await submitted(batcher, [20], [21], [1])
-    assert batcher.waiting == 2
+    tasks = await submitted(batcher, [1], [2])
+    await threads.begun()
+    threads.view = 7
+    tasks += await submitted(batcher, [3])
     threads.held.set()
-    assert [numbers(await task) for task in tasks] == [[20], [21], [1]]
-    assert [batch for batch, _ in threads.batches] == [[20], [21, 1]]
+    answers = await asyncio.gather(*tasks)
+    assert [rows[0][0].item.id for rows in answers] == ["0", "0", "7"]
+
+
+@pytest.mark.parametrize("together", [1, 2])
+async def test_without_a_view_callers_hear_of_it(threads: Threads, together: int) -> None:
+    batcher = threads.impatient()
+    tasks = await submitted(batcher, *[[1.0]] * together)
+    threads.view = -1
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [MemoryError] * together
+    threads.view = 0
+    assert numbers(await batcher.submit([search(1)], NOTHING)) == [1]
+
+
+async def test_callers_hear_of_a_thread_that_cannot_begin(threads: Threads) -> None:
+    def fail() -> None:
+        raise OSError("no thread-local storage")
+
+    threads.brief_executor.shutdown()
+    threads.brief_executor = ThreadPoolExecutor(1, initializer=fail)
+    batcher = threads.impatient()
+    outcomes = await asyncio.gather(*await submitted(batcher, [1], [2]), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [BrokenThreadPool] * 2
 
 
 async def test_brief_searches_that_gather_count_as_waiting(threads: Threads) -> None:
