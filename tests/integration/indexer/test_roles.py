@@ -103,7 +103,8 @@ def test_what_the_writer_erases_leaves_the_files_of_a_reader_too(indexer: Start,
     writer, reader = indexer(), indexer("reader-1")
     with stubs(writer, reader) as (write, read):
         make(write, "photos", types_pb2.METRIC_COSINE, 300)
-        seen(lambda: served_from_memory(read, "photos"))  # until then Chroma answers, and there is nothing to save
+        seen(lambda: same(write, read, "photos"))
+        seen(lambda: served_from_memory(read, "photos"))  # until then Chroma answered, and there was nothing to save
         seen(lambda: same(write, read, "photos"))
         reader.stop()  # and a snapshot is written
         before = traces(tmp_path / "reader-1", [7])
