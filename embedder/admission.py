@@ -96,7 +96,7 @@ class Admission:
         """Refuses a call that there is no room for. One that finds nothing held is let in whatever its size.
 
         Raises:
-            LikenessError: OVERLOADED; ``retry_after_s`` is when its turn should come, and the next one's is later.
+            LikenessError: OVERLOADED; ``retry_after_s`` is when its turn should come; the next one's is no earlier.
         """
         why = self._refusal(lane, load)
         if why is not None:
