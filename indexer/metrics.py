@@ -39,11 +39,13 @@ class Metrics:
 
         queries = self._counter("queries", "Queries by how they were answered.", "path")
         self._queries = {p: queries.labels(p) for p in PATHS}
-        seconds = self._histogram("search_seconds", "Searching for the queries that were batched.", _SECONDS, "path")
+        seconds = self._histogram(
+            "search_seconds", "Searching for a batch of queries, with its waits.", _SECONDS, "path"
+        )
         self._seconds = {p: seconds.labels(p) for p in PATHS}
         stages = self._histogram(
             "search_stage_seconds",
-            "A call's wait; of a batch of queries each stage of its search.",
+            "A call's wait; of a batch of queries each stage of its search, with its waits.",
             _SECONDS,
             "stage",
         )

@@ -77,17 +77,19 @@ def _centred(v: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _cosines(q: npt.NDArray[np.float64], v: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    lengths = np.sqrt(_squares(v)) * np.sqrt(float(q @ q))
-    cosines: npt.NDArray[np.float64] = np.divide(_dots(q, v), lengths, out=np.zeros(len(v)), where=lengths > 0)
-    return cosines.clip(-1, 1)
+    lengths = np.sqrt(_squares(v)) * np.sqrt(q @ q)
+    lengths[lengths == 0] = np.inf  # their cosine is 0
+    cosines: npt.NDArray[np.float64] = _dots(q, v) / lengths
+    return np.minimum(np.maximum(cosines, -1, out=cosines), 1, out=cosines)
 
 
-# Not a matrix product, which sums a row in another order in another place.
+# Row by row, so that equal rows have equal sums (after rounding to float32: on processors older than 2008 BLAS may sum
+# rows of odd dimension in two orders). A matrix product sums a row in another order in another place.
 def _dots(q: npt.NDArray[np.float64], v: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    found: npt.NDArray[np.float64] = (v * q).sum(axis=1)
+    found: npt.NDArray[np.float64] = np.vecdot(v, q)
     return found
 
 
 def _squares(v: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    found: npt.NDArray[np.float64] = (v * v).sum(axis=1)
+    found: npt.NDArray[np.float64] = np.vecdot(v, v)
     return found

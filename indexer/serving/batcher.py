@@ -3,21 +3,21 @@
 Nobody is waited for: a thread that is free takes what is there, and while it searches the next batch gathers. One call
 of faiss and one reading of vectors then serve all searches of the batch.
 
-Of a collection's brief searches one batch is under way at a time, in a thread that has nothing longer to do, while the
-event loop reads and writes what belongs to the next and the last. More at once would take turns at Python's lock. One
-that is alone, as those before it were, is answered on the event loop: handing it to a thread and its rows back would
-take longer than the search. Calls of several brief searches gain from all cores, so they go the way of the rest while a
-thread is free for them.
+Brief searches are answered on the event loop, but for their steps (``search.answering``), which threads of their own
+carry out. A search in the graph goes through more vectors than the processor's cache holds; in a thread, it leaves the
+loop's core what that works with. Python's lock is what all of that waits for, so a batch sets off beside another only
+when it is full, and of calls of several searches. Of one that is alone, as those before it were, the first step is
+carried out on the event loop too: handing it to a thread and its rows back would take longer.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 from likeness.common.v1 import error_pb2
@@ -25,16 +25,18 @@ from likeness.common.v1 import error_pb2
 from chassis.errors import LikenessError
 from indexer.reads import Fields, Row, Search
 from indexer.serving.brief import MOST_TOGETHER
+from indexer.serving.search import Step, Steps
 
 log = structlog.get_logger()
 
 View = TypeVar("View")
-Outcome = TypeVar("Outcome")
 Answered = list[list[Row]]
 
 _RETRY_AFTER_S = 1.0
 # Brief searches that came alone, one after another, until the next one is taken to be alone too.
 _ALONE_BEFORE = 4
+# Searches to a call from which on a search costs more than what is done around the call.
+_SEVERAL = 4
 
 
 @dataclass(eq=False, slots=True)
@@ -53,14 +55,30 @@ class Brief(Generic[View]):
 
     Attributes:
         takes: whether a call's searches are such.
-        first_try: gives the rows of each search; None: this one takes longer after all. If the last argument is true
-            it must not wait for anybody, and gives None instead of a list where it would have to.
-        executor: of the threads that answer them; may be shared, but not with what takes longer.
+        begin: answers searches, but for the steps; None in place of the rows: this one takes longer after all.
+        at_once: carries a step out where nobody may wait; gives whether it could, and what it found.
+        carry_out: a step, in a thread. The collection's steps under way, and those that wait, share the cores: so many.
+        executor: of the threads; may be shared, but not with what takes longer.
+        jobs: most steps that are carried out at once, at least 1.
     """
 
     takes: Callable[[View, Sequence[Search]], bool]
-    first_try: Callable[[View, Sequence[Search], Fields, bool], list[list[Row] | None] | None]
+    begin: Callable[[View, Sequence[Search], Fields], Steps[list[list[Row] | None]]]
+    at_once: Callable[[View, Step], tuple[bool, Any]]
+    carry_out: Callable[[Step, int], Any]
     executor: Executor
+    jobs: int
+
+
+@dataclass(eq=False, slots=True)
+class _Flight(Generic[View]):
+    """Brief searches under way, over a view; ``alone``: one whose next step may be carried out at once."""
+
+    batch: list[_Call]
+    view: View
+    steps: Steps[list[list[Row] | None]]
+    begun: float
+    alone: bool
 
 
 class Batcher(Generic[View]):
@@ -102,13 +120,14 @@ class Batcher(Generic[View]):
         self._waiting: deque[_Call] = deque()
         self._running = 0
         self._waiting_briefly: deque[_Call] = deque()
-        self._briefly = False  # whether brief searches are under way, or will be looked at in this turn of the loop
+        self._steps = 0  # of brief searches that threads carry out
         self._alone = _ALONE_BEFORE
+        self._looks = False  # whether brief searches will be looked at in this turn of the loop
 
     @property
     def waiting(self) -> int:
         """Searches that wait for their turn."""
-        return sum(len(call.searches) for calls in (self._waiting_briefly, self._waiting) for call in calls)
+        return _count(self._waiting_briefly) + _count(self._waiting)
 
     async def submit(self, searches: Sequence[Search], fields: Fields) -> Answered:
         """The rows of each search.
@@ -125,7 +144,7 @@ class Batcher(Generic[View]):
             raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=_RETRY_AFTER_S)
         call = _Call(searches, fields, asyncio.get_running_loop().create_future())
         if self._is_brief(searches):
-            if self._briefly:
+            if self._steps or self._looks:
                 self._alone = 0
             self._waiting_briefly.append(call)
             self._look_soon()
@@ -141,77 +160,105 @@ class Batcher(Generic[View]):
                         calls.remove(call)
 
     def _is_brief(self, searches: Sequence[Search]) -> bool:
-        if self._brief is None or (len(searches) > 1 and self._running < self._jobs):
-            return False
-        return self._brief.takes(self._view(), searches)
+        return self._brief is not None and self._brief.takes(self._view(), searches)
 
     def _look_soon(self) -> None:
         """Has brief searches looked at when those that arrived in this turn of the loop are all there."""
-        if self._waiting_briefly and not self._briefly:
-            self._briefly = True
+        if self._waiting_briefly and not self._looks:
+            self._looks = True
             asyncio.get_running_loop().call_soon(self._look)
 
     def _look(self) -> None:
-        """Has the oldest brief searches answered: here, or by a thread."""
-        self._briefly = False
+        """Has brief searches set off, if it is time."""
+        self._looks = False
         self._waiting_briefly = deque(call for call in self._waiting_briefly if not call.answer.done())
-        if not self._waiting_briefly:  # all callers have gone
-            return
+        while self._waiting_briefly and self._may_fly():
+            batch = _take(self._waiting_briefly, MOST_TOGETHER)
+            alone = len(batch) == len(batch[0].searches) == 1 and not self._waiting_briefly
+            self._fly(batch, alone=alone and self._alone >= _ALONE_BEFORE)
+            self._alone = self._alone + 1 if alone else 0
+
+    def _may_fly(self) -> bool:
         assert self._brief is not None
-        batch, begun = _take(self._waiting_briefly, MOST_TOGETHER), time.perf_counter()
-        alone = len(batch) == len(batch[0].searches) == 1 and not self._waiting_briefly
-        here = alone and self._alone >= _ALONE_BEFORE
-        self._alone = self._alone + 1 if alone else 0
+        if not self._steps:
+            return True
+        if self._steps >= self._brief.jobs:
+            return False
+        alike = [call for call in self._waiting_briefly if call.fields == self._waiting_briefly[0].fields]
+        return _count(alike) >= max(MOST_TOGETHER, _SEVERAL * len(alike))
+
+    def _fly(self, batch: list[_Call], *, alone: bool) -> None:
+        assert self._brief is not None
         try:
-            view = self._view()
-            found = self._try(view, batch, now=True) if here else None
-            if found is not None:
-                self._answered_briefly(batch, begun, found)
-                return
-            job = asyncio.get_running_loop().run_in_executor(
-                self._brief.executor, partial(self._try, view, batch, now=False)
-            )
+            view, searches = self._view(), [search for call in batch for search in call.searches]
+            steps = self._brief.begin(view, searches, batch[0].fields)
+            flight = _Flight(batch, view, steps, time.perf_counter(), alone)
         except Exception as error:
             _settle(batch, [error] * len(batch))
-            self._look_soon()
             return
-        self._briefly = True
-        job.add_done_callback(partial(self._finish_briefly, batch, begun))
+        self._go_on(flight, None)
 
-    def _try(self, view: View, batch: list[_Call], *, now: bool) -> list[list[Row] | None] | None:
-        """The rows of each search, None of those that are still to be answered."""
+    def _go_on(self, flight: _Flight[View], found: Any) -> None:
+        """Answers what can be answered now that a step is done, and has the next one carried out."""
         assert self._brief is not None
-        searches = [search for call in batch for search in call.searches]
+        landed: list[list[Row] | None] | None = None
         try:
-            return self._brief.first_try(view, searches, batch[0].fields, now)
-        except Exception as error:  # another thread finds out whose search it is that fails
-            log.warning("brief searches failed", exc_info=error)
-            return [None] * len(searches)
-
-    def _finish_briefly(
-        self, batch: list[_Call], begun: float, job: "asyncio.Future[list[list[Row] | None] | None]"
-    ) -> None:
-        self._briefly = False
-        self._look_soon()
-        outcome = _outcome(job)
-        if isinstance(outcome, BaseException):
-            _settle(batch, [outcome] * len(batch))
+            if all(call.answer.done() for call in flight.batch):  # all callers have gone
+                flight.steps.close()
+                landed = []
+            else:
+                step = flight.steps.send(found)
+                if flight.alone:
+                    flight.alone = False
+                    done, found = self._brief.at_once(flight.view, step)
+                    if done:
+                        step = flight.steps.send(found)
+                share = self._steps + 1 + bool(self._waiting_briefly)
+                job = self._brief.executor.submit(self._brief.carry_out, step, share)
+        except StopIteration as end:
+            landed = end.value
+        except Exception as error:
+            self._founder(flight, error)
+            return
+        if landed is None:
+            self._steps += 1
+            job.add_done_callback(partial(self._tell, asyncio.get_running_loop(), flight))
         else:
-            assert outcome is not None, "a thread may wait"
-            self._answered_briefly(batch, begun, outcome)
+            self._land(flight, landed)
 
-    def _answered_briefly(self, batch: list[_Call], begun: float, found: list[list[Row] | None]) -> None:
+    def _tell(self, loop: asyncio.AbstractEventLoop, flight: _Flight[View], job: "Future[Any]") -> None:
+        """In the thread: the step has been carried out, or cannot be."""
+        loop.call_soon_threadsafe(self._back, flight, job)
+
+    def _back(self, flight: _Flight[View], job: "Future[Any]") -> None:
+        """On the event loop again. The thread has the next batch to go on with, before this one is."""
+        self._steps -= 1
+        self._look()
+        error = asyncio.CancelledError() if job.cancelled() else job.exception()
+        if error is None:
+            self._go_on(flight, job.result())
+        else:
+            self._founder(flight, error)
+
+    def _founder(self, flight: _Flight[View], error: BaseException) -> None:
+        """The other threads answer, or find out whose search it is that fails."""
+        log.warning("brief searches failed", why=repr(error))
+        self._land(flight, [None for call in flight.batch for _ in call.searches])
+
+    def _land(self, flight: _Flight[View], found: list[list[Row] | None]) -> None:
         """Gives each call its rows; one of which some are still to be found goes the way of the rest."""
         each = iter(found)
-        for call in batch:
+        for call in flight.batch:
+            if call.answer.done():  # its caller has gone
+                for _ in call.searches:
+                    next(each, None)
+                continue
             rows = [next(each) for _ in call.searches]
             answered = [one for one in rows if one is not None]
-            if call.answer.done():  # its caller has gone
-                continue
             if len(answered) < len(rows):
                 self._waiting.append(call)
             else:
-                self._on_wait(begun - call.came)
+                self._on_wait(flight.begun - call.came)
                 call.answer.set_result(answered)
         self._set_off()
 
@@ -242,14 +289,13 @@ class Batcher(Generic[View]):
 
     def _finish(self, batch: list[_Call], job: "asyncio.Future[list[Answered | Exception]]") -> None:
         self._running -= 1
-        outcome = _outcome(job)
+        outcome = asyncio.CancelledError() if job.cancelled() else job.exception() or job.result()
         _settle(batch, [outcome] * len(batch) if isinstance(outcome, BaseException) else outcome)
         self._set_off()
 
 
-def _outcome(job: "asyncio.Future[Outcome]") -> Outcome | BaseException:
-    """What a job that has ended came to."""
-    return asyncio.CancelledError() if job.cancelled() else job.exception() or job.result()
+def _count(waiting: Iterable[_Call]) -> int:
+    return sum(len(call.searches) for call in waiting)
 
 
 def _take(waiting: deque[_Call], most: int) -> list[_Call]:

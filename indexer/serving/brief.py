@@ -1,8 +1,4 @@
-"""Searches that take a few milliseconds at most, and need not wait for what takes longer: see ``batcher``.
-
-A thread that searches and the event loop take turns at Python's lock. So where there are few threads, those that are
-there at the same moment are answered together, one batch at a time.
-"""
+"""Searches that take a few milliseconds at most, and need not wait for what takes longer: see ``batcher``."""
 
 from collections.abc import Sequence
 
@@ -13,10 +9,9 @@ from indexer.serving.table import View
 # How many numbers of vectors are compared for a search, at most: half a millisecond's work. A graph of vectors of 512
 # numbers, 96 wide, counts as 1.2 million.
 _MOST_NUMBERS = 2**21
-# And how many rows are scored and put in order.
+# And how many rows are wanted.
 _MOST_ROWS = 256
-# Searches of a call, and of all calls that are answered together, at most.
-_MOST_IN_CALL = 8
+# Searches that are answered together, at most.
 MOST_TOGETHER = 16
 
 
@@ -25,7 +20,7 @@ def is_brief(view: View, searches: Sequence[Search], planner: Planner) -> bool:
 
     One with a filter is not: finding out for which rows it is true can take long.
     """
-    return len(searches) <= _MOST_IN_CALL and all(_is_brief(view, search, planner) for search in searches)
+    return len(searches) <= MOST_TOGETHER and all(_is_brief(view, search, planner) for search in searches)
 
 
 def _is_brief(view: View, search: Search, planner: Planner) -> bool:

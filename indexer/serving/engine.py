@@ -2,12 +2,11 @@
 
 import os
 import time
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from indexer.collections import Collection
 from indexer.metrics import Metrics, SearchPath
@@ -20,14 +19,14 @@ from indexer.serving.graph import GraphSettings, limit_threads
 from indexer.serving.maintenance import Maintenance, Observer
 from indexer.serving.planner import Planner, PlannerSettings
 from indexer.serving.schedule import MaintenanceSettings
-from indexer.serving.search import Way, answer
+from indexer.serving.search import Step, Steps, Way, answer, answering, carried_out
 from indexer.serving.table import Table, View
 from indexer.settings import IndexerSettings
 
 # Searches that one thread takes together: so many are quicker than one by one, and a single search beside them does not
 # wait long.
 _MAX_BATCH = 16
-# With more threads than these, several batches of brief searches are under way at once, as of all others.
+# With more threads than these, brief searches go the way of all others: what is gained was measured on two cores.
 _FEW_THREADS = 2
 
 
@@ -40,7 +39,7 @@ class Engine:
         self._settings = settings
         self._jobs = count
         self.threads = ThreadPoolExecutor(count, "search")
-        self._brief = ThreadPoolExecutor(min(count, _FEW_THREADS), "brief", partial(limit_threads, 1))
+        self._brief = ThreadPoolExecutor(min(count, _FEW_THREADS), "brief")
         self._background = ThreadPoolExecutor(4, "maintenance")
         self._builder = Builder()
         self.mask_bytes = settings.mask_cache_mb * 2**20
@@ -65,7 +64,14 @@ class Engine:
 
     def batcher(self, serving: ServingCollection) -> Batcher[View]:
         """What answers searches on a collection."""
-        brief = Brief(partial(self._is_brief, serving), partial(self._first_try, serving), self._brief)
+        brief = Brief(
+            partial(self._is_brief, serving),
+            partial(self._begin, serving),
+            self._at_once,
+            self._carry_out,
+            self._brief,
+            self._jobs,
+        )
         return Batcher(
             lambda: serving.view,
             partial(self._in_thread, serving),
@@ -99,26 +105,26 @@ class Engine:
     def _is_brief(self, serving: ServingCollection, view: View, searches: Sequence[Search]) -> bool:
         return is_brief(view, searches, self.planner(serving.collection))
 
-    def _first_try(
-        self,
-        serving: ServingCollection,
-        view: View,
-        searches: Sequence[Search],
-        fields: Fields,
-        now: bool,
-    ) -> list[list[Row] | None] | None:
+    def _begin(
+        self, serving: ServingCollection, view: View, searches: Sequence[Search], fields: Fields
+    ) -> Steps[list[list[Row] | None]]:
         """See ``batcher.Brief``."""
         unfinished = set[int]()
-        with view.graph.reading_now() if now else nullcontext(True) as may:
-            if not may:
-                return None
-            found = self._counted(self.planner(serving.collection), view, searches, fields, unfinished)
+        found = yield from self._counted(self.planner(serving.collection), view, searches, fields, unfinished)
         return [None if i in unfinished else rows for i, rows in enumerate(found)]
+
+    def _at_once(self, view: View, step: Step) -> tuple[bool, Any]:
+        with view.graph.reading_now() as may:
+            return may, step() if may else None
+
+    def _carry_out(self, step: Step, share: int) -> Any:
+        limit_threads(max(1, self._jobs // share))
+        return step()
 
     def _in_thread(
         self, serving: ServingCollection, view: View, searches: Sequence[Search], fields: Fields
     ) -> list[list[Row]]:
-        return self._counted(self.planner(serving.collection), view, searches, fields)
+        return carried_out(self._counted(self.planner(serving.collection), view, searches, fields))
 
     def _answer(
         self, serving: ServingCollection, view: View, searches: Sequence[Search], fields: Fields
@@ -132,18 +138,18 @@ class Engine:
         searches: Sequence[Search],
         fields: Fields,
         unfinished: set[int] | None = None,
-    ) -> list[list[Row]]:
-        began, ways, stage = time.perf_counter(), Counter[Way](), self._metrics.searched_stage
-        found = answer(
+    ) -> Steps[list[list[Row]]]:
+        began, ways = time.perf_counter(), list[Way]()
+        found = yield from answering(
             view,
             searches,
             fields,
             planner,
             unfinished=unfinished,
-            on_way=lambda way: ways.update((way,)),
-            on_stage=stage,
+            on_way=ways.append,
+            on_stage=self._metrics.searched_stage,
         )
-        paths: dict[SearchPath, int] = {"graph": ways[Way.GRAPH], "exact": ways[Way.EXACT]}
+        paths: dict[SearchPath, int] = {"graph": ways.count(Way.GRAPH), "exact": ways.count(Way.EXACT)}
         if ways:
             self._metrics.searched({path: count for path, count in paths.items() if count}, time.perf_counter() - began)
         return found

@@ -7,14 +7,18 @@
 4. Exact scores of what was found, from the vectors as they were written: first by the collection's metric, which
    decides what counts as found, then by the one asked for.
 5. Order by score and id, and the page asked for.
+
+What takes long there, or would wait for the graph, is a ``Step`` to be carried out in a thread. So searches without a
+filter can be answered on the event loop but for those (see ``batcher``), and all in one thread (``carried_out``).
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,10 +36,19 @@ Scores = npt.NDArray[np.float64]
 
 Stage = Literal["filter", "nearest", "score", "rows"]
 
+Answer = TypeVar("Answer")
+# To be carried out anywhere; what it gives is sent to the one that asks for it.
+Step = Callable[[], Any]
+Steps = Generator[Step, Any, Answer]
+
 # Closeness of two rows differs by less than this share of the largest if their exact scores may be equal, or in another
 # order: float32 sums of up to 4,096 products.
 _UNSURE = 4e-6
 _SCORED_AT_ONCE = 4096  # rows whose vectors are copied together: 8 MiB at 512 numbers
+# Rows that are scored and put in order in one go, and the numbers of their vectors: a millisecond's work or two. More
+# make a step.
+_SCORED_BRIEFLY = 1024
+_SCORED_NUMBERS = 2**18
 _MEASURED_AT_ONCE = 2**22  # closeness of so many pairs together: 16 MiB
 
 
@@ -61,12 +74,23 @@ class _Members:
     tail: Rows
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(NamedTuple):
     """Candidates: rows int64 [n] and their closeness float32 [n]."""
 
     rows: Rows
     closeness: Array
+
+
+def carried_out(steps: Steps[Answer]) -> Answer:
+    """What steps lead to, each carried out here."""
+    found: Any = None
+    while True:
+        try:
+            step = steps.send(found)
+        except StopIteration as end:
+            led_to: Answer = end.value
+            return led_to
+        found = step()
 
 
 def answer(
@@ -75,10 +99,22 @@ def answer(
     fields: Fields,
     planner: Planner,
     *,
+    on_way: Callable[[Way], None] = lambda _: None,
+) -> list[list[Row]]:
+    """As ``answering``, all of it here."""
+    return carried_out(answering(view, searches, fields, planner, on_way=on_way))
+
+
+def answering(
+    view: View,
+    searches: Sequence[Search],
+    fields: Fields,
+    planner: Planner,
+    *,
     unfinished: set[int] | None = None,
     on_way: Callable[[Way], None] = lambda _: None,
     on_stage: Callable[[Stage, float], None] = lambda *_: None,
-) -> list[list[Row]]:
+) -> Steps[list[list[Row]]]:
     """The rows of each search, best first and equal scores by id.
 
     Args:
@@ -89,29 +125,26 @@ def answer(
         unfinished: gets the places of searches for which the first try found too few, and whose rows mean nothing.
             None: they are gone on with.
         on_way: told for each search how it was answered.
-        on_stage: told how many seconds each stage took: "filter" is step 1, "nearest" 2 and 3, "score" 4 and the order,
-            "rows" the page.
+        on_stage: told how many seconds each stage took, waits for its steps' threads included: "filter" is 1, "nearest"
+            2 and 3, "score" 4 and the order, "rows" the page.
     """
     if not searches:
         return []
     started = time.perf_counter()
     members = {where: _members(view, where) for where in {search.where for search in searches}}
     filtered = time.perf_counter()
-    found = _in_graph(view, searches, members, planner, unfinished=unfinished, on_way=on_way)
+    found = yield from _in_graph(view, searches, members, planner, unfinished=unfinished, on_way=on_way)
     if any(len(each.tail) for each in members.values()):
-        for i, near in _in_tail(view, searches, members):
-            found[i] = _closest(_together(found[i], near), _wanted(searches[i]))
-    nearest = time.perf_counter()
-    ranked = _ranked(view, searches, [each.rows for each in found])
-    scored = time.perf_counter()
-    answers = [
-        _rows(view, search, rows, points, fields) for search, (rows, points) in zip(searches, ranked, strict=True)
-    ]
+        found = yield partial(_with_tail, view, searches, members, found)
     on_stage("filter", filtered - started)
-    on_stage("nearest", nearest - filtered)
-    on_stage("score", scored - nearest)
-    on_stage("rows", time.perf_counter() - scored)
-    return answers
+    on_stage("nearest", time.perf_counter() - filtered)
+    scoring = _scored(view, searches, [each.rows for each in found], fields, on_stage)
+    rows = sum(len(each.rows) for each in found)
+    if rows > _SCORED_BRIEFLY or rows * view.graph.dimension > _SCORED_NUMBERS:
+        many: list[list[Row]] = yield partial(carried_out, scoring)
+        return many
+    few = yield from scoring
+    return few
 
 
 def _members(view: View, where: Node | None) -> _Members:
@@ -137,7 +170,7 @@ def _in_graph(
     *,
     unfinished: set[int] | None,
     on_way: Callable[[Way], None],
-) -> list[_Found]:
+) -> Steps[list[_Found]]:
     """The nearest members among the graph's rows, for each search."""
     nothing = _Found(np.empty(0, np.int64), np.empty(0, np.float32))
     found = [nothing] * len(searches)
@@ -150,12 +183,16 @@ def _in_graph(
     while by_width:
         width = min(filter(None, by_width))
         group = by_width.pop(width)
-        nearest, closeness = view.graph.nearest(_vectors(searches, group), width)
-        for i, rows, close in zip(group, nearest, closeness, strict=True):
+        nearest, closeness = yield partial(view.graph.nearest, _vectors(searches, group), width)
+        full = (nearest[:, -1] >= 0).tolist()  # as many as were asked for
+        known = (nearest.max(axis=1) < view.tail_from).tolist()  # each in the view's part of the graph
+        for k, (i, rows, close) in enumerate(zip(group, nearest, closeness, strict=True)):
             search, of = searches[i], members[searches[i].where]
-            kept = _kept(_Found(rows, close), of.mask, view.tail_from)
+            kept = _Found(rows, close)
+            if of.mask is not None or not (full[k] and known[k]):
+                kept = _kept(kept, of.mask, view.tail_from)
             near = _surely_nearest(kept, _wanted(search), close)
-            if near is not None and rows[-1] >= 0:
+            if near is not None and full[k]:
                 found[i] = near
                 on_way(Way.GRAPH)
                 continue
@@ -164,40 +201,45 @@ def _in_graph(
                 continue
             wider = planner.wider(width, len(kept.rows), of.in_graph, _wanted(search))
             # Fewer rows than asked for: some cannot be reached, however wide the search.
-            (to_score if wider is None or rows[-1] < 0 else by_width[wider]).append(i)
+            (to_score if wider is None or not full[k] else by_width[wider]).append(i)
     for _ in to_score:
         on_way(Way.EXACT)
     for where, group in _by_filter(searches, to_score).items():
         of = members[where]
         rows = np.arange(view.tail_from) if of.mask is None else np.flatnonzero(of.mask[: view.tail_from])
-        for i, near in _measured(searches, group, rows, view.graph.closeness):
+        for i, near in (yield partial(_measured, searches, group, rows, view.graph.closeness)):
             found[i] = near
     return found
 
 
-def _in_tail(
-    view: View, searches: Sequence[Search], members: dict[Node | None, _Members]
-) -> Iterable[tuple[int, _Found]]:
-    """The nearest members among the tail's rows, for each search."""
+def _with_tail(
+    view: View, searches: Sequence[Search], members: dict[Node | None, _Members], in_graph: list[_Found]
+) -> list[_Found]:
+    """What was found among the graph's rows, and the nearest members among the tail's, for each search."""
+    found = list(in_graph)
 
     def measure(vectors: Array, rows: Rows) -> Array:
         return view.graph.closeness_to(view.tail, vectors, rows)
 
     for where, group in _by_filter(searches, range(len(searches))).items():
         for i, near in _measured(searches, group, members[where].tail, measure):
-            yield i, _Found(near.rows + view.tail_from, near.closeness)
+            both = _together(found[i], _Found(near.rows + view.tail_from, near.closeness))
+            found[i] = _closest(both, _wanted(searches[i]))
+    return found
 
 
 def _measured(
     searches: Sequence[Search], group: Sequence[int], rows: Rows, measure: Callable[[Array, Rows], Array]
-) -> Iterable[tuple[int, _Found]]:
+) -> list[tuple[int, _Found]]:
     """The nearest of the rows, for each search of the group."""
+    found: list[tuple[int, _Found]] = []
     at_once = max(1, _MEASURED_AT_ONCE // max(1, len(rows)))
     for begin in range(0, len(group), at_once):
         some = group[begin : begin + at_once]
         closeness = measure(_vectors(searches, some), rows)
         for i, close in zip(some, closeness, strict=True):
-            yield i, _closest(_Found(rows, close), _wanted(searches[i]))
+            found.append((i, _closest(_Found(rows, close), _wanted(searches[i]))))
+    return found
 
 
 def _by_filter(searches: Sequence[Search], chosen: Iterable[int]) -> dict[Node | None, list[int]]:
@@ -217,8 +259,6 @@ def _vectors(searches: Sequence[Search], group: Sequence[int]) -> Array:
 
 def _kept(found: _Found, mask: Bools | None, before: int) -> _Found:
     """Those that are members, among rows of the view's part of the graph."""
-    if mask is None and found.rows[-1] >= 0 and found.rows.max() < before:
-        return found
     known = (found.rows >= 0) & (found.rows < before)
     if mask is not None:
         known &= mask[np.where(known, found.rows, 0)]
@@ -256,16 +296,39 @@ def _closest(found: _Found, wanted: int) -> _Found:
     return _Found(found.rows[taken], close[taken])
 
 
-def _ranked(view: View, searches: Sequence[Search], rows: list[Rows]) -> list[tuple[list[int], list[float]]]:
+def _scored(
+    view: View, searches: Sequence[Search], rows: list[Rows], fields: Fields, on_stage: Callable[[Stage, float], None]
+) -> Steps[list[list[Row]]]:
+    """Steps 4 and 5, of the rows that were found for each search."""
+    began = time.perf_counter()
+    ranked = yield from _ranked(view, searches, rows)
+    scored = time.perf_counter()
+    pages = partial(_pages, view, searches, ranked, fields)
+    answers = (yield from _reading(view, pages)) if fields.vector else pages()
+    on_stage("score", scored - began)
+    on_stage("rows", time.perf_counter() - scored)
+    return answers
+
+
+def _reading(view: View, work: Callable[[], Answer]) -> Steps[Answer]:
+    """What reads some vectors: at once, unless it would have to wait for one that adds to the graph."""
+    with view.graph.reading_now() as may:
+        if may:
+            return work()
+    waited_for: Answer = yield work
+    return waited_for
+
+
+def _ranked(view: View, searches: Sequence[Search], rows: list[Rows]) -> Steps[list[tuple[list[int], list[float]]]]:
     """The rows and their scores, for each search: in order, the excluded and those below the least score left out."""
     own = OF_METRIC[view.graph.metric]
-    points = _scores(view, searches, [own] * len(searches), rows)
+    points = yield from _scores(view, searches, [own] * len(searches), rows)
     ranked = [_ordered(view, *each) for each in zip(searches, rows, points, strict=True)]
     other = [i for i, search in enumerate(searches) if search.scoring is not own]
     if other:
         chosen = [np.array(ranked[i][0][: searches[i].candidates], np.int64) for i in other]
         asked = [searches[i] for i in other]
-        again = _scores(view, asked, [search.scoring for search in asked], chosen)
+        again = yield from _scores(view, asked, [search.scoring for search in asked], chosen)
         for i, search, kept, score in zip(other, asked, chosen, again, strict=True):
             ranked[i] = _ordered(view, search, kept, score)
     return [
@@ -274,13 +337,15 @@ def _ranked(view: View, searches: Sequence[Search], rows: list[Rows]) -> list[tu
     ]
 
 
-def _scores(view: View, searches: Sequence[Search], scorings: Sequence[Scoring], rows: Sequence[Rows]) -> list[Scores]:
+def _scores(
+    view: View, searches: Sequence[Search], scorings: Sequence[Scoring], rows: Sequence[Rows]
+) -> Steps[list[Scores]]:
     """Exact scores of each search's rows. The vectors of all are read together, as long as they are not many."""
     asked = list(zip(scorings, searches, rows, strict=True))
     if sum(map(len, rows)) > _SCORED_AT_ONCE:
         return [np.concatenate(list(_in_parts(view, *each))) for each in asked]
     # Search by search: together they would leave the processor's cache, which costs more than numpy's calls.
-    originals = view.originals(np.concatenate(rows))
+    originals = yield from _reading(view, partial(view.originals, np.concatenate(rows)))
     points, start = [], 0
     for scoring, search, some in asked:
         points.append(scores(scoring, search.vector, originals[start : start + len(some)]))
@@ -294,12 +359,10 @@ def _in_parts(view: View, scoring: Scoring, search: Search, rows: Rows) -> Itera
 
 
 def _ordered(view: View, search: Search, rows: Rows, points: Scores) -> tuple[list[int], list[float]]:
-    ids = view.ids
-    keyed = sorted(
-        (-point, ids[row], row)
-        for row, point in zip(rows.tolist(), points.tolist(), strict=True)
-        if ids[row] not in search.exclude
-    )
+    numbers = rows.tolist()
+    keyed = sorted(zip((-points).tolist(), [view.ids[row] for row in numbers], numbers, strict=True))
+    if search.exclude:
+        keyed = [each for each in keyed if each[1] not in search.exclude]
     return [row for _, _, row in keyed], [-point for point, _, _ in keyed]
 
 
@@ -308,7 +371,14 @@ def _at_least(least: float, rows: list[int], points: list[float]) -> tuple[list[
     return rows[:kept], points[:kept]
 
 
-def _rows(view: View, search: Search, rows: list[int], points: list[float], fields: Fields) -> list[Row]:
+def _pages(
+    view: View, searches: Sequence[Search], ranked: Sequence[tuple[list[int], list[float]]], fields: Fields
+) -> list[list[Row]]:
+    """The page that each search asks for, with what was asked for of its items."""
+    return [_page(view, search, rows, points, fields) for search, (rows, points) in zip(searches, ranked, strict=True)]
+
+
+def _page(view: View, search: Search, rows: list[int], points: list[float], fields: Fields) -> list[Row]:
     page = slice(search.offset, search.offset + search.top_k)
     items = view.items(rows[page], fields)
     return [Row(item, point, distance(search.scoring, point)) for item, point in zip(items, points[page], strict=True)]

@@ -1,10 +1,11 @@
-"""Which searches the event loop answers itself, and that nobody on it waits for one that adds to the graph."""
+"""Which searches are brief, and that nobody on the event loop waits for one that adds to the graph."""
 
 import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,8 @@ from indexer.serving.brief import is_brief
 from indexer.serving.collection import ServingCollection
 from indexer.serving.engine import Engine
 from indexer.serving.planner import Planner, PlannerSettings
-from indexer.serving.search import answer
-from indexer.serving.table import Table
+from indexer.serving.search import Steps, answer, answering
+from indexer.serving.table import Table, View
 from indexer.settings import IndexerSettings
 from indexer.writes import Written
 from tests.unit.indexer.serving.tables import collection
@@ -55,11 +56,6 @@ class Served:
         return rows
 
     @property
-    def in_thread(self) -> bool:
-        """Whether any search has gone to a thread."""
-        return self.in_search_thread or bool(self.engine._brief._threads)
-
-    @property
     def in_search_thread(self) -> bool:
         """Whether one has gone where larger ones go."""
         return bool(self.engine.threads._threads)
@@ -75,11 +71,11 @@ def served() -> Iterator[Served]:
     made.engine.close()
 
 
-async def test_a_small_search_is_answered_on_the_event_loop_and_counted(served: Served) -> None:
+async def test_a_small_search_is_brief_and_counted(served: Served) -> None:
     rows = await served.found(search())
     assert rows[0].item.id == "00000"
     assert len(rows) == 10
-    assert not served.in_thread
+    assert not served.in_search_thread
     assert served.counted("graph") == 1
 
 
@@ -95,37 +91,105 @@ async def test_where_there_are_many_threads_they_search() -> None:
 async def test_what_has_just_been_written_is_found(served: Served) -> None:
     served.table.apply([Written.of("new", VECTORS[7], {})], ["00007"])
     assert (await served.found(search(VECTORS[7])))[0].item.id == "new"
-    assert not served.in_thread
+    assert not served.in_search_thread
 
 
-async def test_the_rows_are_those_that_a_thread_finds(served: Served) -> None:
-    served.table.apply([], [f"{i:05}" for i in range(0, ROWS, 20)])
+async def test_the_rows_are_the_nearest_that_are_left(served: Served) -> None:
+    gone = range(0, ROWS, 20)
+    served.table.apply([], [f"{i:05}" for i in gone])
+    left = np.setdiff1d(np.arange(ROWS), gone)
+    right = 0
     for vector in VECTORS[:50]:
-        at_once = await served.found(search(vector))
-        assert not served.in_thread
-        assert at_once == answer(served.table.view, [search(vector)], Fields(), PLANNER)[0]
+        order = left[np.argsort(((VECTORS[left] - vector) ** 2).sum(axis=1))[:10]]
+        found = [row.item.id for row in await served.found(search(vector))]
+        right += len(set(found) & {f"{i:05}" for i in order})
+    assert right > 0.95 * 500
+    assert not served.in_search_thread
+
+
+class Adding:
+    """Has the graph's lock, as one that adds rows, from ``begin`` to ``end``."""
+
+    def __init__(self, view: View) -> None:
+        self._lock, self._inside, self._ends = view.graph._lock, threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._add)
+
+    def _add(self) -> None:
+        with self._lock.writing():
+            self._inside.set()
+            assert self._ends.wait(10)
+
+    def begin(self) -> None:
+        self._thread.start()
+        assert self._inside.wait(10)
+
+    def end(self) -> None:
+        self._ends.set()
+        self._thread.join()
 
 
 async def test_while_a_row_is_added_a_thread_waits_and_not_the_event_loop(served: Served) -> None:
-    adding, done = threading.Event(), threading.Event()
+    adding = Adding(served.table.view)
+    adding.begin()
+    waiting = asyncio.create_task(served.found(search()))
+    for _ in range(10):
+        await asyncio.sleep(0)  # comes back: the event loop does not wait
+    assert not waiting.done()
+    adding.end()
+    assert (await waiting)[0].item.id == "00000"
+    assert not served.in_search_thread
 
-    def add() -> None:
-        with served.table.view.graph._lock.writing():
-            adding.set()
-            assert done.wait(10)
 
+@pytest.mark.parametrize("fields", [Fields(), Fields(vector=True)])
+def test_vectors_are_read_at_once_unless_a_row_is_added_just_then(served: Served, fields: Fields) -> None:
+    view = served.table.view
+    asked = [search(), search(VECTORS[1])]
+    expected = [[row.item.id for row in rows] for rows in answer(view, asked, fields, PLANNER)]
+
+    def found(steps: Steps[list[list[Row]]], *, busy: bool) -> tuple[int, list[list[str]]]:
+        """How many steps there were, and the ids."""
+        step, count = next(steps), 0
+        while True:
+            count, outcome, adding = count + 1, step(), Adding(view)
+            if busy:
+                adding.begin()
+            try:
+                step = steps.send(outcome)  # comes back: whoever asks for steps does not wait
+            except StopIteration as end:
+                return count, [[row.item.id for row in rows] for rows in end.value]
+            finally:
+                if busy:
+                    adding.end()
+
+    few, ids = found(answering(view, asked, fields, PLANNER), busy=False)
+    assert ids == expected
+    more, ids = found(answering(view, asked, fields, PLANNER), busy=True)
+    assert ids == expected
+    assert more == few + 1 + fields.vector
+
+
+@pytest.mark.parametrize(("count", "most"), [(16, 2), (80, 3)])
+def test_what_is_much_to_score_and_to_order_is_a_step(served: Served, count: int, most: int) -> None:
+    ordered = list[int]()
+
+    class Told(list[str]):
+        """The ids, which are looked at when rows are put in order."""
+
+        def __getitem__(self, row: Any) -> Any:
+            ordered.append(threading.get_ident())
+            return super().__getitem__(row)
+
+    view = replace(served.table.view, ids=Told(served.table.view.ids))
+    steps, found = answering(view, [search(top_k=count)] * 16, Fields(), PLANNER), None
     with ThreadPoolExecutor(1) as threads:
-        writer = threads.submit(add)
-        assert adding.wait(10)
-        waiting = asyncio.create_task(served.found(search()))
-        for _ in range(10):
-            await asyncio.sleep(0)  # comes back: the event loop does not wait
-        assert served.in_thread
-        assert not waiting.done()
-        done.set()
-        assert (await waiting)[0].item.id == "00000"
-        writer.result()
-    assert served.in_thread
+        for _ in range(most):
+            step = steps.send(found)
+            found = threads.submit(step).result(10)
+        with pytest.raises(StopIteration) as end:
+            steps.send(found)
+    assert [len(rows) for rows in end.value.value] == [count] * 16
+    here = threading.get_ident()
+    assert {each == here for each in ordered} == {most == 2}
 
 
 async def test_a_search_that_must_go_on_goes_to_a_thread_and_is_counted_once(served: Served) -> None:
@@ -134,7 +198,7 @@ async def test_a_search_that_must_go_on_goes_to_a_thread_and_is_counted_once(ser
     rows = await served.found(search())
     truth = sorted(set(range(ROWS)) - set(near.tolist()), key=lambda i: float(((VECTORS[i] - VECTORS[0]) ** 2).sum()))
     assert [row.item.id for row in rows] == [f"{i:05}" for i in truth[:10]]
-    assert served.in_thread
+    assert served.in_search_thread
     assert (served.counted("graph") or 0) + (served.counted("exact") or 0) == 1
 
 
@@ -161,12 +225,12 @@ async def test_searches_that_come_together_are_answered_together_each_as_if_alon
 
 def test_only_few_searches_without_a_filter_are_brief(served: Served) -> None:
     view, where = served.table.view, Comparison("n", Op.EQ, Kind.NUMBER, (1,))
-    assert is_brief(view, [search()] * 8, PLANNER)
-    assert not is_brief(view, [search()] * 9, PLANNER)
+    assert is_brief(view, [search()] * 16, PLANNER)
+    assert not is_brief(view, [search()] * 17, PLANNER)
     assert not is_brief(view, [search(), replace(search(), where=where)], PLANNER)
     assert not is_brief(view, [replace(search(), where=where)], PLANNER)
     assert not is_brief(view, [replace(search(), exact=True)], PLANNER)
-    assert not is_brief(view, [search(top_k=300)], PLANNER)
+    assert not is_brief(view, [search(top_k=257)], PLANNER)
 
 
 def test_what_compares_many_numbers_is_not_brief(served: Served) -> None:
