@@ -18,10 +18,12 @@ from benchmarks.indexer.filled import filled
 from benchmarks.indexer.library import LIBRARIES
 from benchmarks.indexer.peers import PEERS
 from benchmarks.indexer.scope import WORK, Scope
-from benchmarks.indexer.servers import ChromaServer, Indexer, copied
+from benchmarks.indexer.servers import BareServer, ChromaServer, Indexer, copied
 from benchmarks.indexer.theirs import embedded_client, http_client, search_alike
 
 OURS, CHROMA, EMBEDDED, FAISS = "ours", "chroma http", "chroma embedded", "faiss"
+# faiss behind gRPC, and nothing else.
+BARE = "bare"
 COLLECTION = "cosine"
 _RUN = WORK / "run"
 
@@ -72,8 +74,10 @@ class Field:
                 self._library(name, embedded if name == EMBEDDED else None)
             elif self.scope.peers_at(self.size) and installed[name]:
                 self._library(name, None)
-        for measure in (self.queries(OURS, 1, 16), self.queries(CHROMA, 1, 16)):
-            measure()
+        self.bare = self._open.enter_context(BareServer(f"bare {self.size}", self.size, _kept(FAISS, self.size)))
+        self.bare.ready()
+        for name in (OURS, CHROMA, BARE):
+            self.queries(name, 1, 16)()
 
     @property
     def _callers(self) -> int:
@@ -126,8 +130,9 @@ class Field:
         return self.clients[-1]
 
     def _told(self, name: str) -> Request:
-        if name == OURS:
-            return {"of": "ours", "address": self.ours.address, "collection": COLLECTION}
+        if name != CHROMA:
+            server = self.bare if name == BARE else self.ours
+            return {"of": "ours", "address": server.address, "collection": COLLECTION}
         return {"of": "chroma", "address": self.chroma.url, "collection": COLLECTION}
 
     def _together(self, requests: Sequence[Request]) -> Answer:
@@ -154,7 +159,7 @@ class Field:
         return server
 
     def _library(self, name: str, folder: Path | None) -> None:
-        kept = folder or WORK / "libraries" / f"{name}-{self.size}"
+        kept = folder or _kept(name, self.size)
         own = environments.python_of(name)
         python = {"python": own} if own.is_file() else {}
         try:
@@ -175,6 +180,10 @@ class Field:
     def _close(self) -> None:
         self._open.close()
         shutil.rmtree(_RUN, ignore_errors=True)
+
+
+def _kept(name: str, size: int) -> Path:
+    return WORK / "libraries" / f"{name}-{size}"
 
 
 def search_alike_in_a_process(folder: Path) -> None:

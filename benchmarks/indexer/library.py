@@ -56,6 +56,10 @@ class Faiss:
 
     def search(self, vectors: data.Array, where: data.Where | None) -> list[list[int]]:
         """A filter is a bitmap that the search is told."""
+        return self.nearest(vectors, where)[1]
+
+    def nearest(self, vectors: data.Array, where: data.Where | None) -> tuple[list[list[float]], list[list[int]]]:
+        """The scores of what is found, and its rows."""
         self._faiss.omp_set_num_threads(self._cores if self.callers == 1 else 1)  # counts in the calling thread
         params = None
         if where is not None:
@@ -63,8 +67,8 @@ class Faiss:
             bitmap = np.packbits(members, bitorder="little")
             selector = self._faiss.IDSelectorBitmap(len(members), self._faiss.swig_ptr(bitmap))
             params = self._faiss.SearchParametersHNSW(efSearch=EF_SEARCH, sel=selector)
-        found: list[list[int]] = self._index.search(vectors, K, params=params)[1].tolist()
-        return found
+        scores, rows = self._index.search(vectors, K, params=params)
+        return scores.tolist(), rows.tolist()
 
 
 class Hnswlib:

@@ -85,6 +85,30 @@ class Indexer(Process):
         return time.perf_counter() - begun
 
 
+class BareServer(Process):
+    """faiss behind gRPC, and nothing else.
+
+    Attributes:
+        address: ``host:port``.
+    """
+
+    def __init__(self, name: str, size: int, folder: Path) -> None:
+        """Starts it on a free port; ``ready`` waits for it. FOLDER is that of the library of the same size."""
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
+        command = [sys.executable, "-m", "benchmarks.indexer.bare", str(port), str(size), str(folder)]
+        super().__init__(name, command, surroundings({}), talks=False)
+
+    def ready(self) -> None:
+        """Waits until it listens."""
+        deadline = time.perf_counter() + START_S
+        while time.perf_counter() < deadline and not self.ended:
+            if _listens(self.address):
+                return
+            time.sleep(_PAUSE_S)
+        raise self.failed("does not listen")
+
+
 class ChromaServer(Process):
     """``chroma run`` over a directory.
 

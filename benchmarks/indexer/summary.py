@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.embedder.figures import ratio
 from benchmarks.embedder.turns import by_name
-from benchmarks.indexer.field import CHROMA, EMBEDDED, FAISS, OURS
+from benchmarks.indexer.field import BARE, CHROMA, EMBEDDED, FAISS, OURS
 from benchmarks.indexer.ingest import BESIDE
 from benchmarks.indexer.scope import MAIN, SELECTIVITIES, K
 from benchmarks.indexer.speed import batched, filtered, plain, single
@@ -20,10 +20,11 @@ def summary(sections: Mapping[str, Found]) -> Summary:
     Ratios of rates are medians over the rounds. They are of 50,000 items, or of the largest size where that was left
     out; ``latency_200k_over_10k`` is of those two sizes or None.
 
-    ``queries_over_…``: calls of one query, eight at a time. ``batched_queries_over_faiss``: calls of 16, eight callers
-    of ours against the better of one and eight of faiss. ``filtered_over_plain_p50``: the worst of all
-    selectivities. ``p99_ingest_over_idle``: the worst of one caller and of eight. ``recall_at_10``: the worst of all
-    sizes and metrics. ``bytes_per_vector``: resident memory of the indexer beyond that of an empty one.
+    ``queries_over_…``: calls of one query, eight at a time; ``bare`` is faiss behind gRPC, and nothing else.
+    ``batched_queries_over_faiss``: calls of 16, eight callers of ours against the better of one and eight of faiss.
+    ``filtered_over_plain_p50``: the worst of all selectivities. ``p99_ingest_over_idle``: the worst of one caller and
+    of eight. ``recall_at_10``: the worst of all sizes and metrics. ``bytes_per_vector``: resident memory of the indexer
+    beyond that of an empty one.
     """
     speed = _main(sections, "speed")
     rates = by_name(speed["rows"]) if speed else {}
@@ -33,6 +34,7 @@ def summary(sections: Mapping[str, Found]) -> Summary:
     found: Summary = {
         "queries_over_chroma_http": ratio(rates, single(OURS, 8), single(CHROMA, 8)),
         "queries_over_chroma_embedded": ratio(rates, single(OURS, 8), single(EMBEDDED, 8)),
+        "queries_over_bare": ratio(rates, single(OURS, 8), single(BARE, 8)),
         "batched_queries_over_faiss": _worst(
             [ratio(rates, batched(OURS, 8), batched(FAISS, callers)) for callers in (1, 8)], min
         ),

@@ -13,6 +13,7 @@ from benchmarks.indexer.summary import summary
 ASKED = {
     "queries_over_chroma_http",
     "queries_over_chroma_embedded",
+    "queries_over_bare",
     "batched_queries_over_faiss",
     "ingest_over_chroma_http",
     "p99_ingest_over_idle",
@@ -30,6 +31,7 @@ def speed(p50_ms: float) -> dict[str, Any]:
         "ours 8": [2000.0, 1000.0],
         "chroma http 8": [200.0, 100.0],
         "chroma embedded 8": [400.0, 200.0],
+        "bare 8": [2500.0, 1250.0],
         "ours 8, calls of 16": [3000.0],
         "faiss 1, calls of 16": [4000.0],
         "faiss 8, calls of 16": [5000.0],
@@ -78,6 +80,7 @@ def test_exactly_the_figures_that_are_asked_for_are_there_and_right() -> None:
     assert summary(sections()) == {
         "queries_over_chroma_http": 10.0,
         "queries_over_chroma_embedded": 5.0,
+        "queries_over_bare": 0.8,
         "batched_queries_over_faiss": 0.6,
         "ingest_over_chroma_http": 0.9375,
         "p99_ingest_over_idle": 2.2,
