@@ -83,8 +83,9 @@ def _cosines(q: npt.NDArray[np.float64], v: npt.NDArray[np.float64]) -> npt.NDAr
     return np.minimum(np.maximum(cosines, -1, out=cosines), 1, out=cosines)
 
 
-# Row by row, so that equal rows have equal sums (after rounding to float32: on processors older than 2008 BLAS may sum
-# rows of odd dimension in two orders). A matrix product sums a row in another order in another place.
+# Row by row, so that equal rows have equal sums: a matrix product sums a row in another order in another place. (On
+# processors older than 2008 BLAS sums rows of odd dimension in two orders, which rounding to float32 hides nearly
+# always.)
 def _dots(q: npt.NDArray[np.float64], v: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     found: npt.NDArray[np.float64] = np.vecdot(v, q)
     return found

@@ -28,7 +28,8 @@ class Bare:
         """The nearest of each."""
         vectors = np.stack([np.frombuffer(query.examples[0].vector.f32, "<f4") for query in request.queries])
         response = indexer_pb2.QueryResponse()
-        for scores, rows in zip(*self._index.nearest(vectors, None), strict=True):
+        found = [each.tolist() for each in self._index.nearest(vectors, None)]
+        for scores, rows in zip(*found, strict=True):
             hits = response.results.add().hits
             for score, row in zip(scores, rows, strict=True):
                 hits.add(id=self._ids[row], score=score, distance=1 - score)

@@ -41,6 +41,7 @@ class Field:
         self.scope, self.size = scope, size
         self._open = ExitStack()
         self._libraries: dict[str, Contender] = {}
+        self.bare: BareServer | None = None
         self.missing: dict[str, FailedError] = {}
 
     def __enter__(self) -> Self:
@@ -74,9 +75,10 @@ class Field:
                 self._library(name, embedded if name == EMBEDDED else None)
             elif self.scope.peers_at(self.size) and installed[name]:
                 self._library(name, None)
-        self.bare = self._open.enter_context(BareServer(f"bare {self.size}", self.size, _kept(FAISS, self.size)))
-        self.bare.ready()
-        for name in (OURS, CHROMA, BARE):
+        if FAISS in self._libraries:
+            self.bare = self._open.enter_context(BareServer(f"bare {self.size}", self.size, _kept(FAISS, self.size)))
+            self.bare.ready()
+        for name in self.servers:
             self.queries(name, 1, 16)()
 
     @property
@@ -92,6 +94,11 @@ class Field:
     def libraries(self) -> list[str]:
         """Those that have started."""
         return list(self._libraries)
+
+    @property
+    def servers(self) -> list[str]:
+        """Those that are asked through a network."""
+        return [CHROMA, OURS] if self.bare is None else [CHROMA, BARE, OURS]
 
     def queries(self, name: str, concurrency: int, batch: int = 1, where: data.Where | None = None) -> Measure:
         """A measurement of queries."""
@@ -131,7 +138,7 @@ class Field:
 
     def _told(self, name: str) -> Request:
         if name != CHROMA:
-            server = self.bare if name == BARE else self.ours
+            server = self.bare if name == BARE and self.bare else self.ours
             return {"of": "ours", "address": server.address, "collection": COLLECTION}
         return {"of": "chroma", "address": self.chroma.url, "collection": COLLECTION}
 

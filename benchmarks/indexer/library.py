@@ -56,10 +56,11 @@ class Faiss:
 
     def search(self, vectors: data.Array, where: data.Where | None) -> list[list[int]]:
         """A filter is a bitmap that the search is told."""
-        return self.nearest(vectors, where)[1]
+        found: list[list[int]] = self.nearest(vectors, where)[1].tolist()
+        return found
 
-    def nearest(self, vectors: data.Array, where: data.Where | None) -> tuple[list[list[float]], list[list[int]]]:
-        """The scores of what is found, and its rows."""
+    def nearest(self, vectors: data.Array, where: data.Where | None) -> tuple[Any, Any]:
+        """The scores of what is found and its rows, float32 and int64 [queries, K]."""
         self._faiss.omp_set_num_threads(self._cores if self.callers == 1 else 1)  # counts in the calling thread
         params = None
         if where is not None:
@@ -68,7 +69,7 @@ class Faiss:
             selector = self._faiss.IDSelectorBitmap(len(members), self._faiss.swig_ptr(bitmap))
             params = self._faiss.SearchParametersHNSW(efSearch=EF_SEARCH, sel=selector)
         scores, rows = self._index.search(vectors, K, params=params)
-        return scores.tolist(), rows.tolist()
+        return scores, rows
 
 
 class Hnswlib:

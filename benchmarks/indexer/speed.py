@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks.embedder.turns import Measure, in_turn
-from benchmarks.indexer.field import BARE, CHROMA, EMBEDDED, FAISS, OURS, Field
+from benchmarks.indexer.field import CHROMA, EMBEDDED, FAISS, OURS, Field
 from benchmarks.indexer.scope import BATCH, CONCURRENCY, SELECTIVITIES, UNFILTERED
 
 # In process one caller's batch takes all cores, and eight callers' batches one each.
@@ -37,7 +37,7 @@ def run(field: Field) -> dict[str, Any]:
     """Plain queries."""
     quick = field.scope.quick
     measures: dict[str, Measure] = {}
-    for name in (*field.libraries, CHROMA, BARE, OURS):
+    for name in (*field.libraries, *field.servers):
         few = quick and name not in (OURS, CHROMA, FAISS, EMBEDDED)
         for concurrency in CONCURRENCY:
             if not (few and concurrency != 8):

@@ -5,8 +5,9 @@ of faiss and one reading of vectors then serve all searches of the batch.
 
 Brief searches are answered on the event loop, but for their steps (``search.answering``), which threads of their own
 carry out. A search in the graph goes through more vectors than the processor's cache holds; in a thread, it leaves the
-loop's core what that works with. Python's lock is what all of that waits for, so a batch sets off beside another only
-when it is full, and of calls of several searches. Of one that is alone, as those before it were, the first step is
+loop's core what that works with. The next batch sets off as soon as a step is done, before the one that asked for it is
+gone on with. Python's lock is what all of that waits for, so beside a step that is being carried out a batch sets off
+only if it is full, and of calls of several searches. Of one that is alone, as those before it were, the first step is
 carried out on the event loop too: handing it to a thread and its rows back would take longer.
 """
 
@@ -59,7 +60,7 @@ class Brief(Generic[View]):
         at_once: carries a step out where nobody may wait; gives whether it could, and what it found.
         carry_out: a step, in a thread. The collection's steps under way, and those that wait, share the cores: so many.
         executor: of the threads; may be shared, but not with what takes longer.
-        jobs: most steps that are carried out at once, at least 1.
+        jobs: steps beside which no further batch sets off, at least 1; one more may come of those under way.
     """
 
     takes: Callable[[View, Sequence[Search]], bool]
@@ -79,6 +80,17 @@ class _Flight(Generic[View]):
     steps: Steps[list[list[Row] | None]]
     begun: float
     alone: bool
+    found: list[list[Row] | None] = field(default_factory=list)
+
+    def next(self, found: Any) -> Step | None:
+        """The next step, given what the last one found; None: there is none, and ``found`` is the answer."""
+        try:
+            return self.steps.send(found)
+        except StopIteration as end:
+            self.found = end.value
+        if len(self.found) != _count(self.batch):
+            raise RuntimeError(f"{len(self.found)} answers to {_count(self.batch)} searches")
+        return None
 
 
 class Batcher(Generic[View]):
@@ -144,7 +156,7 @@ class Batcher(Generic[View]):
             raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=_RETRY_AFTER_S)
         call = _Call(searches, fields, asyncio.get_running_loop().create_future())
         if self._is_brief(searches):
-            if self._steps or self._looks:
+            if self._steps:
                 self._alone = 0
             self._waiting_briefly.append(call)
             self._look_soon()
@@ -201,34 +213,34 @@ class Batcher(Generic[View]):
     def _go_on(self, flight: _Flight[View], found: Any) -> None:
         """Answers what can be answered now that a step is done, and has the next one carried out."""
         assert self._brief is not None
-        landed: list[list[Row] | None] | None = None
+        if all(call.answer.done() for call in flight.batch):  # all callers have gone
+            flight.steps.close()
+            return
         try:
-            if all(call.answer.done() for call in flight.batch):  # all callers have gone
-                flight.steps.close()
-                landed = []
-            else:
-                step = flight.steps.send(found)
-                if flight.alone:
-                    flight.alone = False
-                    done, found = self._brief.at_once(flight.view, step)
-                    if done:
-                        step = flight.steps.send(found)
+            step = flight.next(found)
+            if step is not None and flight.alone:
+                flight.alone = False
+                done, found = self._brief.at_once(flight.view, step)
+                step = flight.next(found) if done else step
+            if step is not None:
                 share = self._steps + 1 + bool(self._waiting_briefly)
                 job = self._brief.executor.submit(self._brief.carry_out, step, share)
-        except StopIteration as end:
-            landed = end.value
         except Exception as error:
             self._founder(flight, error)
             return
-        if landed is None:
+        if step is None:
+            self._land(flight)
+        else:
             self._steps += 1
             job.add_done_callback(partial(self._tell, asyncio.get_running_loop(), flight))
-        else:
-            self._land(flight, landed)
 
     def _tell(self, loop: asyncio.AbstractEventLoop, flight: _Flight[View], job: "Future[Any]") -> None:
         """In the thread: the step has been carried out, or cannot be."""
-        loop.call_soon_threadsafe(self._back, flight, job)
+        try:
+            loop.call_soon_threadsafe(self._back, flight, job)
+        except RuntimeError:
+            if not loop.is_closed():  # then there is nobody left to tell
+                raise
 
     def _back(self, flight: _Flight[View], job: "Future[Any]") -> None:
         """On the event loop again. The thread has the next batch to go on with, before this one is."""
@@ -243,18 +255,17 @@ class Batcher(Generic[View]):
     def _founder(self, flight: _Flight[View], error: BaseException) -> None:
         """The other threads answer, or find out whose search it is that fails."""
         log.warning("brief searches failed", why=repr(error))
-        self._land(flight, [None for call in flight.batch for _ in call.searches])
+        flight.found = [None] * _count(flight.batch)
+        self._land(flight)
 
-    def _land(self, flight: _Flight[View], found: list[list[Row] | None]) -> None:
+    def _land(self, flight: _Flight[View]) -> None:
         """Gives each call its rows; one of which some are still to be found goes the way of the rest."""
-        each = iter(found)
+        each = iter(flight.found)
         for call in flight.batch:
-            if call.answer.done():  # its caller has gone
-                for _ in call.searches:
-                    next(each, None)
-                continue
             rows = [next(each) for _ in call.searches]
             answered = [one for one in rows if one is not None]
+            if call.answer.done():  # its caller has gone
+                continue
             if len(answered) < len(rows):
                 self._waiting.append(call)
             else:

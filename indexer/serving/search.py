@@ -45,9 +45,9 @@ Steps = Generator[Step, Any, Answer]
 # order: float32 sums of up to 4,096 products.
 _UNSURE = 4e-6
 _SCORED_AT_ONCE = 4096  # rows whose vectors are copied together: 8 MiB at 512 numbers
-# Rows that are scored and put in order in one go, and the numbers of their vectors: a millisecond's work or two. More
-# make a step.
-_SCORED_BRIEFLY = 1024
+# Rows that are scored and put in order where others wait, and numbers of their vectors, as often as they are read: a
+# millisecond's work or two. More make a step.
+_SCORED_BRIEFLY = 512
 _SCORED_NUMBERS = 2**18
 _MEASURED_AT_ONCE = 2**22  # closeness of so many pairs together: 16 MiB
 
@@ -125,8 +125,8 @@ def answering(
         unfinished: gets the places of searches for which the first try found too few, and whose rows mean nothing.
             None: they are gone on with.
         on_way: told for each search how it was answered.
-        on_stage: told how many seconds each stage took, waits for its steps' threads included: "filter" is 1, "nearest"
-            2 and 3, "score" 4 and the order, "rows" the page.
+        on_stage: told how many seconds each stage took, waits for threads included: "filter" is step 1, "nearest" 2 and
+            3, "score" 4 and the order, "rows" the page.
     """
     if not searches:
         return []
@@ -136,11 +136,14 @@ def answering(
     found = yield from _in_graph(view, searches, members, planner, unfinished=unfinished, on_way=on_way)
     if any(len(each.tail) for each in members.values()):
         found = yield partial(_with_tail, view, searches, members, found)
+    nearest = time.perf_counter()
     on_stage("filter", filtered - started)
-    on_stage("nearest", time.perf_counter() - filtered)
-    scoring = _scored(view, searches, [each.rows for each in found], fields, on_stage)
-    rows = sum(len(each.rows) for each in found)
-    if rows > _SCORED_BRIEFLY or rows * view.graph.dimension > _SCORED_NUMBERS:
+    on_stage("nearest", nearest - filtered)
+    rows = [each.rows for each in found]
+    count = sum(map(len, rows)) * (1 + _rescored(view, searches) + fields.vector)
+    large = count > _SCORED_BRIEFLY or count * view.graph.dimension > _SCORED_NUMBERS
+    scoring = _scored(view, searches, rows, fields, on_stage, began=nearest, may_wait=large)
+    if large:
         many: list[list[Row]] = yield partial(carried_out, scoring)
         return many
     few = yield from scoring
@@ -297,38 +300,53 @@ def _closest(found: _Found, wanted: int) -> _Found:
 
 
 def _scored(
-    view: View, searches: Sequence[Search], rows: list[Rows], fields: Fields, on_stage: Callable[[Stage, float], None]
+    view: View,
+    searches: Sequence[Search],
+    rows: list[Rows],
+    fields: Fields,
+    on_stage: Callable[[Stage, float], None],
+    *,
+    began: float,
+    may_wait: bool,
 ) -> Steps[list[list[Row]]]:
     """Steps 4 and 5, of the rows that were found for each search."""
-    began = time.perf_counter()
-    ranked = yield from _ranked(view, searches, rows)
+    ranked = yield from _ranked(view, searches, rows, may_wait=may_wait)
     scored = time.perf_counter()
-    pages = partial(_pages, view, searches, ranked, fields)
-    answers = (yield from _reading(view, pages)) if fields.vector else pages()
+    answers = yield from _pages(view, searches, ranked, fields, may_wait=may_wait)
     on_stage("score", scored - began)
     on_stage("rows", time.perf_counter() - scored)
     return answers
 
 
-def _reading(view: View, work: Callable[[], Answer]) -> Steps[Answer]:
-    """What reads some vectors: at once, unless it would have to wait for one that adds to the graph."""
+def _originals(view: View, rows: Rows, *, may_wait: bool) -> Steps[Array]:
+    """Vectors as they were written. Few are read at once, unless that were to wait for one that adds to the graph."""
+    if may_wait:
+        return view.originals(rows)
     with view.graph.reading_now() as may:
         if may:
-            return work()
-    waited_for: Answer = yield work
+            return view.originals(rows)
+    waited_for: Array = yield partial(view.originals, rows)
     return waited_for
 
 
-def _ranked(view: View, searches: Sequence[Search], rows: list[Rows]) -> Steps[list[tuple[list[int], list[float]]]]:
+def _rescored(view: View, searches: Sequence[Search]) -> bool:
+    own = OF_METRIC[view.graph.metric]
+    return any(search.scoring is not own for search in searches)
+
+
+def _ranked(
+    view: View, searches: Sequence[Search], rows: list[Rows], *, may_wait: bool
+) -> Steps[list[tuple[list[int], list[float]]]]:
     """The rows and their scores, for each search: in order, the excluded and those below the least score left out."""
     own = OF_METRIC[view.graph.metric]
-    points = yield from _scores(view, searches, [own] * len(searches), rows)
+    points = yield from _scores(view, searches, [own] * len(searches), rows, may_wait=may_wait)
     ranked = [_ordered(view, *each) for each in zip(searches, rows, points, strict=True)]
     other = [i for i, search in enumerate(searches) if search.scoring is not own]
     if other:
         chosen = [np.array(ranked[i][0][: searches[i].candidates], np.int64) for i in other]
         asked = [searches[i] for i in other]
-        again = yield from _scores(view, asked, [search.scoring for search in asked], chosen)
+        scorings = [search.scoring for search in asked]
+        again = yield from _scores(view, asked, scorings, chosen, may_wait=may_wait)
         for i, search, kept, score in zip(other, asked, chosen, again, strict=True):
             ranked[i] = _ordered(view, search, kept, score)
     return [
@@ -338,14 +356,14 @@ def _ranked(view: View, searches: Sequence[Search], rows: list[Rows]) -> Steps[l
 
 
 def _scores(
-    view: View, searches: Sequence[Search], scorings: Sequence[Scoring], rows: Sequence[Rows]
+    view: View, searches: Sequence[Search], scorings: Sequence[Scoring], rows: Sequence[Rows], *, may_wait: bool
 ) -> Steps[list[Scores]]:
     """Exact scores of each search's rows. The vectors of all are read together, as long as they are not many."""
     asked = list(zip(scorings, searches, rows, strict=True))
     if sum(map(len, rows)) > _SCORED_AT_ONCE:
         return [np.concatenate(list(_in_parts(view, *each))) for each in asked]
     # Search by search: together they would leave the processor's cache, which costs more than numpy's calls.
-    originals = yield from _reading(view, partial(view.originals, np.concatenate(rows)))
+    originals = yield from _originals(view, np.concatenate(rows), may_wait=may_wait)
     points, start = [], 0
     for scoring, search, some in asked:
         points.append(scores(scoring, search.vector, originals[start : start + len(some)]))
@@ -372,13 +390,24 @@ def _at_least(least: float, rows: list[int], points: list[float]) -> tuple[list[
 
 
 def _pages(
-    view: View, searches: Sequence[Search], ranked: Sequence[tuple[list[int], list[float]]], fields: Fields
-) -> list[list[Row]]:
+    view: View,
+    searches: Sequence[Search],
+    ranked: Sequence[tuple[list[int], list[float]]],
+    fields: Fields,
+    *,
+    may_wait: bool,
+) -> Steps[list[list[Row]]]:
     """The page that each search asks for, with what was asked for of its items."""
-    return [_page(view, search, rows, points, fields) for search, (rows, points) in zip(searches, ranked, strict=True)]
-
-
-def _page(view: View, search: Search, rows: list[int], points: list[float], fields: Fields) -> list[Row]:
-    page = slice(search.offset, search.offset + search.top_k)
-    items = view.items(rows[page], fields)
-    return [Row(item, point, distance(search.scoring, point)) for item, point in zip(items, points[page], strict=True)]
+    pages = [slice(search.offset, search.offset + search.top_k) for search in searches]
+    vectors: list[Array | None] = [None] * len(pages)
+    if fields.vector and not may_wait:  # those of all pages together; many are read page by page
+        rows = [np.array(found[page], np.int64) for page, (found, _) in zip(pages, ranked, strict=True)]
+        together = yield from _originals(view, np.concatenate(rows), may_wait=False)
+        vectors = list(np.split(together, np.cumsum([len(each) for each in rows])[:-1]))
+    return [
+        [
+            Row(item, point, distance(search.scoring, point))
+            for item, point in zip(view.items(found[page], fields, theirs), points[page], strict=True)
+        ]
+        for search, page, (found, points), theirs in zip(searches, pages, ranked, vectors, strict=True)
+    ]

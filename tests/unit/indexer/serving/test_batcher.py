@@ -2,6 +2,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ class Threads:
         self.shares: list[int] = []
         self.steps_in: set[int] = set()
         self.rest_in: set[int] = set()
+        self.gone_on: list[list[float]] = []  # what was asked for, as its first step is done
         self.now: list[bool] = []  # of steps of one that is alone: whether they were carried out at once
         self.busy = False  # whether whoever must not wait would have to
         self.waits: list[int] = []
@@ -72,7 +74,9 @@ class Threads:
                     raise ValueError("cannot search for 6")
                 return asked
 
-            for number in (yield step):
+            found = yield step
+            self.gone_on.append(asked)
+            for number in found:
                 if number == 5:
                     raise ValueError("cannot search for 5")
             self.rest_in.add(threading.get_ident())
@@ -351,7 +355,7 @@ async def test_another_batch_of_calls_of_several_sets_off_beside_one_when_it_is_
     batcher = threads.impatient(max_waiting=100, jobs=2)
     tasks = await submitted(batcher, [1])
     await threads.begun()
-    tasks += await submitted(batcher, [2] * 8, [2] * 7)
+    tasks += await submitted(batcher, *[[2.0] * 5] * 3)
     await asyncio.sleep(0)
     assert [len(asked) for asked, _ in threads.tried] == [1]
     tasks += await submitted(batcher, [3])
@@ -360,12 +364,32 @@ async def test_another_batch_of_calls_of_several_sets_off_beside_one_when_it_is_
     await asyncio.sleep(0)
     assert [len(asked) for asked, _ in threads.tried] == [1, 16], "not more than two"
     threads.held.set()
-    asked = [[1], [2] * 8, [2] * 7, [3], [4] * 16, [4] * 16]
+    asked = [[1], *[[2] * 5] * 3, [3], [4] * 16, [4] * 16]
     assert [numbers(await task) for task in tasks] == asked
     assert sum(len(asked) for asked, _ in threads.tried) == 49
 
 
-@pytest.mark.parametrize("calls", [[[2.0]] * 40, [[2.0] * 15]])
+async def test_the_next_batch_sets_off_before_the_one_before_is_gone_on_with(threads: Threads) -> None:
+    threads.held.clear()
+    batcher = threads.impatient(max_waiting=100)
+    tasks = await submitted(batcher, [1], [2])
+    await threads.begun()
+    tasks += await submitted(batcher, [3], [4])
+    seen = list[tuple[int, int]]()
+
+    class Noted(list[list[float]]):
+        def append(self, asked: list[float]) -> None:
+            seen.append((len(threads.tried), batcher._steps))
+            super().append(asked)
+
+    threads.gone_on = Noted()
+    threads.held.set()
+    assert [numbers(await task) for task in tasks] == [[1], [2], [3], [4]]
+    assert seen[0] == (2, 1), "both have begun, and the second one's first step is under way"
+    assert batcher._steps == 0
+
+
+@pytest.mark.parametrize("calls", [[[2.0]] * 40, [[2.0] * 15], [[2.0] * 3] * 6])
 async def test_none_sets_off_beside_one_of_calls_of_one_or_while_others_want_other_fields(
     threads: Threads, calls: list[list[float]]
 ) -> None:
@@ -393,6 +417,20 @@ async def test_the_cores_are_shared_with_those_under_way_and_those_that_wait(thr
     assert threads.shares == [1, 3]
     threads.held.set()
     await asyncio.gather(*tasks)
+
+
+async def test_an_answer_of_another_length_is_left_to_the_other_threads(threads: Threads) -> None:
+    batcher, short = threads.impatient(), [[Row(StoredItem("x"), 1, -1)]]
+
+    def begin(*_: object) -> Steps[list[list[Row] | None]]:
+        yield lambda: None
+        return list(short)
+
+    assert batcher._brief is not None
+    batcher._brief = replace(batcher._brief, begin=begin)
+    tasks = await submitted(batcher, [1], [2])
+    assert [numbers(await task) for task in tasks] == [[1], [2]]
+    assert sum(len(asked) for asked, _ in threads.batches) == 2
 
 
 async def test_a_step_that_is_cancelled_is_left_to_the_other_threads(threads: Threads) -> None:

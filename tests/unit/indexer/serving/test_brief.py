@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,12 @@ from indexer.filters import Comparison, Kind, Op
 from indexer.metrics import Metrics
 from indexer.reads import Fields, Row, Search
 from indexer.scoring import Scoring
+from indexer.serving import graph as graphs
+from indexer.serving import search as searching
 from indexer.serving.brief import is_brief
 from indexer.serving.collection import ServingCollection
 from indexer.serving.engine import Engine
+from indexer.serving.graph import GraphSettings
 from indexer.serving.planner import Planner, PlannerSettings
 from indexer.serving.search import Steps, answer, answering
 from indexer.serving.table import Table, View
@@ -168,8 +172,21 @@ def test_vectors_are_read_at_once_unless_a_row_is_added_just_then(served: Served
     assert more == few + 1 + fields.vector
 
 
-@pytest.mark.parametrize(("count", "most"), [(16, 2), (80, 3)])
-def test_what_is_much_to_score_and_to_order_is_a_step(served: Served, count: int, most: int) -> None:
+MUCH = [
+    (16, Scoring.L2, Fields(), 2**18, 2),
+    (16, Scoring.L2, Fields(), 16 * 16 * DIMENSION - 1, 3),  # by the numbers of the vectors
+    (33, Scoring.L2, Fields(), 2**18, 3),  # by the rows
+    (20, Scoring.L1, Fields(), 2**18, 3),  # which are read again to be scored by another formula
+    (20, Scoring.L2, Fields(vector=True), 2**18, 3),  # or to be sent
+]
+
+
+@pytest.mark.parametrize("case", MUCH)
+def test_what_is_much_to_score_and_to_order_is_a_step(
+    monkeypatch: pytest.MonkeyPatch, served: Served, case: tuple[int, Scoring, Fields, int, int]
+) -> None:
+    count, scoring, fields, numbers, most = case
+    monkeypatch.setattr(searching, "_SCORED_NUMBERS", numbers)
     ordered = list[int]()
 
     class Told(list[str]):
@@ -180,7 +197,7 @@ def test_what_is_much_to_score_and_to_order_is_a_step(served: Served, count: int
             return super().__getitem__(row)
 
     view = replace(served.table.view, ids=Told(served.table.view.ids))
-    steps, found = answering(view, [search(top_k=count)] * 16, Fields(), PLANNER), None
+    steps, found = answering(view, [replace(search(top_k=count), scoring=scoring)] * 16, fields, PLANNER), None
     with ThreadPoolExecutor(1) as threads:
         for _ in range(most):
             step = steps.send(found)
@@ -190,6 +207,42 @@ def test_what_is_much_to_score_and_to_order_is_a_step(served: Served, count: int
     assert [len(rows) for rows in end.value.value] == [count] * 16
     here = threading.get_ident()
     assert {each == here for each in ordered} == {most == 2}
+
+
+def test_rows_of_the_graph_that_are_newer_than_the_view_are_found_in_its_tail_alone(served: Served) -> None:
+    view = served.table.view
+    view.graph.build(VECTORS[-100:])
+    for vector in VECTORS[-100:-80]:
+        [rows] = answer(view, [search(vector)], Fields(), PLANNER)
+        truth = np.argsort(((VECTORS - vector) ** 2).sum(axis=1))[:10]
+        found = [row.item.id for row in rows]
+        assert len(set(found)) == 10
+        assert found[0] == f"{truth[0]:05}"
+        assert len(set(found) & {f"{i:05}" for i in truth}) >= 8
+
+
+def test_where_the_graph_gives_fewer_rows_than_it_was_asked_for_all_are_found() -> None:
+    table = Table(DIMENSION, Metric.L2, GraphSettings(), 1 << 20)
+    table.apply([Written.of(f"{i:05}", vector, {}) for i, vector in enumerate(VECTORS[:20])], [])
+    table.build_tail(lambda: False)
+    steps = answering(table.view, [search()], Fields(), Planner(PlannerSettings(ef_search=32, rows_per_step=0.01)))
+    first = next(steps)
+    assert isinstance(first, partial)
+    assert first.func == table.view.graph.nearest, "not scored one by one from the start"
+    with pytest.raises(StopIteration) as end:
+        steps.send(steps.send(first())())
+    truth = np.argsort(((VECTORS[:20] - VECTORS[0]) ** 2).sum(axis=1))[:10]
+    assert [row.item.id for row in end.value.value[0]] == [f"{i:05}" for i in truth]
+
+
+@pytest.mark.parametrize(("share", "most"), [(1, 2), (2, 1), (3, 1)])
+def test_a_step_has_its_share_of_the_cores(share: int, most: int) -> None:
+    served = Served(threads=2)
+    try:
+        carry_out = partial(served.engine._carry_out, lambda: graphs._threads.most, share)
+        assert served.engine._brief.submit(carry_out).result(10) == most
+    finally:
+        served.engine.close()
 
 
 async def test_a_search_that_must_go_on_goes_to_a_thread_and_is_counted_once(served: Served) -> None:
