@@ -132,7 +132,7 @@ def _download(call: Call, handler: Handler, within_s: float) -> Handler:
             async with call.under_way(context.time_remaining(), stream=True):
                 request = await _request(context, within_s)
                 call.charge(request)
-                await handler(request, context)
+                await _until_gone(handler(request, context))
         except LikenessError as error:
             await _abort(context, error, call)
 
@@ -143,11 +143,19 @@ def _stream(call: Call, handler: Handler) -> Handler:
     async def answer(requests: Any, context: Context) -> Any:
         try:
             async with call.under_way(context.time_remaining(), stream=True):
-                return await handler(_readable_each(requests), context)
+                return await _until_gone(handler(_readable_each(requests), context))
         except LikenessError as error:
             await _abort(context, error, call)
 
     return answer
+
+
+async def _until_gone(answering: Awaitable[Any]) -> Any:
+    """What a handler of a stream gives. A message that cannot be sent any more is the client's going, told early."""
+    try:
+        return await answering
+    except grpc.aio.InternalError as error:
+        raise asyncio.CancelledError from error
 
 
 async def _request(context: Context, within_s: float) -> Any:

@@ -160,6 +160,7 @@ def test_clients_that_read_slowly_or_vanish_take_no_memory(start: Start) -> None
                 # 16 MB each if they were all read at once.
                 assert memory().rss - before < 200 * 2**20
         wait_for(lambda: service.log.count('"CANCELLED"') >= 20)
+        assert "INTERNAL" not in service.log
         assert memory().rss - before < 100 * 2**20
         assert sum(len(part.items) for part in stub.ExportItems(request)) == count
 

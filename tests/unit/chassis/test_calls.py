@@ -26,6 +26,7 @@ Answer = Callable[[], Awaitable[embedder_pb2.GetModelResponse]]
 class Servicer(embedder_pb2_grpc.EmbedderServiceServicer):
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
+        self.writes = asyncio.Event()
 
     async def GetModel(self, request: Any, context: Any) -> embedder_pb2.GetModelResponse:  # noqa: N802
         return await self._answer()
@@ -33,8 +34,11 @@ class Servicer(embedder_pb2_grpc.EmbedderServiceServicer):
     async def Embed(self, request: Any, context: Any) -> embedder_pb2.EmbedResponse:  # noqa: N802
         raise NotImplementedError
 
-    def EmbedStream(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
-        raise NotImplementedError
+    async def EmbedStream(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+        large = embedder_pb2.EmbedStreamResponse()
+        large.result.result.vector.f32 = bytes(2**25)  # more than is under way while nobody reads
+        self.writes.set()
+        await context.write(large)
 
 
 @asynccontextmanager
@@ -165,6 +169,28 @@ async def test_the_handler_of_a_call_whose_deadline_passed_is_cancelled() -> Non
         await asyncio.wait_for(cancelled.wait(), 5)
 
     assert seen.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_a_client_that_goes_while_a_message_is_sent_to_it_is_no_fault_of_ours() -> None:
+    ended: asyncio.Queue[Outcome] = asyncio.Queue()
+    servicer, readiness = Servicer(raising(AssertionError("not asked"))), Readiness(SERVICE)
+    await readiness.set(True, "test")
+    server = grpc.aio.server(interceptors=[CallInterceptor(Calls(readiness, observe=ended.put_nowait))])
+    embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with asyncio.timeout(30):
+            for _ in range(10):  # whether the message that failed or the cancellation is told first is chance
+                servicer.writes.clear()
+                async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as own:
+                    call = embedder_pb2_grpc.EmbedderServiceStub(own).EmbedStream()
+                    await servicer.writes.wait()
+                    await call.initial_metadata()  # so the message is under way, of which nothing more is read
+                outcome = await ended.get()
+                assert (outcome.code, outcome.reason) == (grpc.StatusCode.CANCELLED, None)
+    finally:
+        await server.stop(0)
 
 
 async def test_a_server_that_is_not_there_is_named_with_its_address() -> None:
