@@ -312,20 +312,21 @@ def _scored(
     """Steps 4 and 5, of the rows that were found for each search."""
     ranked = yield from _ranked(view, searches, rows, may_wait=may_wait)
     scored = time.perf_counter()
-    answers = yield from _pages(view, searches, ranked, fields, may_wait=may_wait)
+    pages = partial(_pages, view, searches, ranked, fields)
+    answers = (yield from _reading(view, pages, may_wait=may_wait)) if fields.vector else pages()
     on_stage("score", scored - began)
     on_stage("rows", time.perf_counter() - scored)
     return answers
 
 
-def _originals(view: View, rows: Rows, *, may_wait: bool) -> Steps[Array]:
-    """Vectors as they were written. Few are read at once, unless that were to wait for one that adds to the graph."""
+def _reading(view: View, work: Callable[[], Answer], *, may_wait: bool) -> Steps[Answer]:
+    """What reads vectors. Few are read at once, unless that were to wait for one that adds to the graph."""
     if may_wait:
-        return view.originals(rows)
+        return work()
     with view.graph.reading_now() as may:
         if may:
-            return view.originals(rows)
-    waited_for: Array = yield partial(view.originals, rows)
+            return work()
+    waited_for: Answer = yield work
     return waited_for
 
 
@@ -363,7 +364,7 @@ def _scores(
     if sum(map(len, rows)) > _SCORED_AT_ONCE:
         return [np.concatenate(list(_in_parts(view, *each))) for each in asked]
     # Search by search: together they would leave the processor's cache, which costs more than numpy's calls.
-    originals = yield from _originals(view, np.concatenate(rows), may_wait=may_wait)
+    originals = yield from _reading(view, partial(view.originals, np.concatenate(rows)), may_wait=may_wait)
     points, start = [], 0
     for scoring, search, some in asked:
         points.append(scores(scoring, search.vector, originals[start : start + len(some)]))
@@ -390,24 +391,12 @@ def _at_least(least: float, rows: list[int], points: list[float]) -> tuple[list[
 
 
 def _pages(
-    view: View,
-    searches: Sequence[Search],
-    ranked: Sequence[tuple[list[int], list[float]]],
-    fields: Fields,
-    *,
-    may_wait: bool,
-) -> Steps[list[list[Row]]]:
+    view: View, searches: Sequence[Search], ranked: Sequence[tuple[list[int], list[float]]], fields: Fields
+) -> list[list[Row]]:
     """The page that each search asks for, with what was asked for of its items."""
-    pages = [slice(search.offset, search.offset + search.top_k) for search in searches]
-    vectors: list[Array | None] = [None] * len(pages)
-    if fields.vector and not may_wait:  # those of all pages together; many are read page by page
-        rows = [np.array(found[page], np.int64) for page, (found, _) in zip(pages, ranked, strict=True)]
-        together = yield from _originals(view, np.concatenate(rows), may_wait=False)
-        vectors = list(np.split(together, np.cumsum([len(each) for each in rows])[:-1]))
-    return [
-        [
-            Row(item, point, distance(search.scoring, point))
-            for item, point in zip(view.items(found[page], fields, theirs), points[page], strict=True)
-        ]
-        for search, page, (found, points), theirs in zip(searches, pages, ranked, vectors, strict=True)
-    ]
+    answers = []
+    for search, (rows, points) in zip(searches, ranked, strict=True):
+        page = slice(search.offset, search.offset + search.top_k)
+        found = zip(view.items(rows[page], fields), points[page], strict=True)
+        answers.append([Row(item, point, distance(search.scoring, point)) for item, point in found])
+    return answers

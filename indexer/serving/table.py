@@ -91,10 +91,9 @@ class View:
         vectors = self.vectors(rows)
         return vectors if self.lengths is None else vectors * self.lengths[rows, None]
 
-    def items(self, rows: Sequence[int], fields: Fields, vectors: Array | None = None) -> list[StoredItem]:
-        """What was asked for of the rows; ``vectors``: their originals, where they have been read."""
-        if vectors is None and fields.vector and rows:
-            vectors = self.originals(np.array(rows, np.int64))
+    def items(self, rows: Sequence[int], fields: Fields) -> list[StoredItem]:
+        """What was asked for of the rows."""
+        vectors = self.originals(np.array(rows, np.int64)) if fields.vector and rows else None
         return [
             StoredItem(
                 self.ids[row],
