@@ -36,14 +36,12 @@ class Bounds:
         encoded_bytes: of pictures.
         pixels: that wait to be decoded.
         queue_s: how long the model may be busy with what came before, by lane, in seconds.
-        batch: inputs in a full batch.
     """
 
     inputs: int
     encoded_bytes: int
     pixels: int
     queue_s: dict[Lane, float]
-    batch: int
 
 
 @dataclass(frozen=True)
@@ -63,17 +61,23 @@ class Admission:
     """Counts what is held, and refuses what would be too much. Used from one event loop."""
 
     def __init__(
-        self, bounds: Bounds, seconds_each: Callable[[Kind], float], clock: Callable[[], float] = time.monotonic
+        self,
+        bounds: Bounds,
+        seconds_each: Callable[[Kind], float],
+        batch: Callable[[], int],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Starts empty.
 
         Args:
             bounds: the most.
             seconds_each: what one input of a kind costs at present, in seconds; 0 while unknown.
+            batch: inputs in a full batch at present.
             clock: tells the time in seconds.
         """
         self._bounds = bounds
         self._seconds_each = seconds_each
+        self._batch = batch
         self._clock = clock
         # By when those that were told to come back will have had their turn, if they do.
         self._promised = dict.fromkeys(Lane, 0.0)
@@ -189,7 +193,7 @@ class Admission:
         bound, count = self._bounds.queue_s[lane], sum(self._inputs[lane].values())
         if lane is Lane.BULK or not count:
             return bound
-        at_hand = _BATCHES_AT_HAND * self._bounds.batch * self._queued_s(lane) / count
+        at_hand = _BATCHES_AT_HAND * self._batch() * self._queued_s(lane) / count
         return max(bound, min(_LONGER * bound, at_hand))
 
     def _queued_s(self, lane: Lane) -> float:

@@ -82,7 +82,6 @@ def _assembled(
         encoded_bytes=int(settings.max_waiting_mb * 2**20),
         pixels=settings.max_waiting_pixels,
         queue_s={Lane.INTERACTIVE: settings.max_queue_s, Lane.BULK: settings.max_bulk_queue_s},
-        batch=supervisor.max_batch,
     )
     preprocess = Preprocess(spec.geometry)
     decoding = Decoding(
@@ -97,7 +96,9 @@ def _assembled(
     )
     # Decoding and inference share a CPU's cores; for a device of its own the sum errs on the safe side.
     admission = Admission(
-        bounds, lambda kind: inference.seconds_each(kind) + (decoding.seconds_each() if kind == "image" else 0.0)
+        bounds,
+        lambda kind: queue.seconds_each(kind) + (decoding.seconds_each() if kind == "image" else 0.0),
+        lambda: queue.room("image", 0),
     )
     stages = Stages(
         supervisor=supervisor,

@@ -23,7 +23,6 @@ from embedder.batcher import BatchQueue
 from embedder.entries import Entry, Span, Stage
 from embedder.inputs import KINDS, Array, Kind, Lane, Outcome, Tokens
 from embedder.metrics import Metrics
-from embedder.running_mean import RunningMean
 from embedder.supervisor import Supervisor
 from embedder.vital import GiveUp, vital
 from embedder.worker_process import ForwardError, WorkerLostError, WorkerProcess
@@ -50,7 +49,6 @@ class Inference:
         self._more = asyncio.Event()
         self._good: dict[Kind, int] = dict.fromkeys(KINDS, 0)
         self._failed_alone = 0
-        self._seconds_each: dict[Kind, RunningMean] = {kind: RunningMean() for kind in KINDS}
         for kind in KINDS:
             metrics.batch_limit(kind, queue.limits[kind])
         # One batch at a time: sending the next ahead would save a device the fraction of a millisecond of our answer,
@@ -66,10 +64,6 @@ class Inference:
     def waiting(self) -> int:
         """Entries that wait for the model."""
         return sum(self._queue.waiting(lane) for lane in Lane)
-
-    def seconds_each(self, kind: Kind) -> float:
-        """What an input cost lately in forward passes, in seconds; 0 before the second."""
-        return self._seconds_each[kind].value
 
     async def stop(self) -> None:
         """Runs no further batch."""
@@ -165,7 +159,7 @@ class Inference:
         seconds = span.ended - span.begun
         self._failed_alone = 0
         self._metrics.batch(kind, len(batch), seconds)
-        self._seconds_each[kind].add(seconds / len(batch))
+        self._queue.ran(kind, len(batch), seconds)
         self._grow(kind)
         # Not one norm at a time: a batch of texts has dozens.
         sound = np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-3  # false for NaN

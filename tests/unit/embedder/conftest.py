@@ -59,6 +59,8 @@ async def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         held.put_nowait(Held(list(await reader.read(1000)), writer))
 
+    monkeypatch.setattr("embedder.batcher.LONGEST_S", float("inf"))
+    monkeypatch.setattr("embedder.batcher.LONGEST_BESIDE_S", float("inf"))
     control = await asyncio.start_unix_server(take, tmp_path / "control")
     monkeypatch.setenv(fake_worker.CONTROL, str(tmp_path / "control"))
     async with AsyncExitStack() as stack:

@@ -34,9 +34,8 @@ def admission(
     def each(kind: Kind) -> float:
         return seconds if kind == "image" else seconds / 10
 
-    return Admission(
-        Bounds(inputs, size, pixels, {Lane.INTERACTIVE: 1.5, Lane.BULK: 20.0}, batch), each, clock or Clock()
-    )
+    bounds = Bounds(inputs, size, pixels, {Lane.INTERACTIVE: 1.5, Lane.BULK: 20.0})
+    return Admission(bounds, each, lambda: batch, clock or Clock())
 
 
 def refused(door: Admission, lane: Lane, load: Load) -> LikenessError:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedder.batcher import BatchQueue
+from embedder.batcher import LATELY_S, LONGEST_BESIDE_S, LONGEST_S, BatchQueue
 from embedder.entries import Entry, Stage
 from embedder.inputs import Kind, Lane
 
@@ -217,3 +217,61 @@ def test_a_text_without_tokens_has_room() -> None:
     empty = entry(length=0)
     queue.put(empty)
     assert queue.take() == [empty]
+
+
+def cost(queue: BatchQueue, seconds_each: float, kind: Kind = "image") -> None:
+    """Has the queue know what an entry costs."""
+    for _ in range(2):
+        queue.ran(kind, 8, 8 * seconds_each)
+
+
+def test_a_batch_is_full_as_long_as_that_is_quick_and_half_full_on_a_slow_model() -> None:
+    queue = make_queue(Clock(), max_batch=16)
+    fill(queue, [entry() for _ in range(60)])
+    assert len(queue.take()) == 16, "nothing is known of its cost"
+    cost(queue, LONGEST_S / 16)
+    assert len(queue.take()) == 16
+    for _ in range(100):
+        queue.ran("image", 16, 16 * LONGEST_S / 12.5)
+    assert len(queue.take()) == 12
+    for _ in range(100):
+        queue.ran("image", 12, 12.0)
+    assert len(queue.take()) == 8
+    assert len(queue.take()) == 8
+
+
+def test_what_pictures_cost_says_nothing_of_texts() -> None:
+    queue = make_queue(Clock(), max_batch=16)
+    cost(queue, 1.0)
+    assert (queue.room("image", 0), queue.room("text", 64), queue.room("text", 16)) == (8, 16, 64)
+    cost(queue, 1.0, "text")
+    assert (queue.room("text", 64), queue.room("text", 16)) == (8, 32)
+    assert queue.seconds_each("text") == pytest.approx(1.0)
+
+
+def test_bulk_takes_long_batches_only_while_nobody_interactive_comes() -> None:
+    clock = Clock()
+    queue = make_queue(clock, max_batch=16)
+    cost(queue, LONGEST_BESIDE_S / 10)
+    fill(queue, [entry(Lane.BULK) for _ in range(60)])
+    assert len(queue.take()) == 16
+    queue.put(urgent := entry())
+    assert queue.take() == [urgent]
+    assert len(queue.take()) == 10
+    clock.now += LATELY_S
+    assert len(queue.take()) == 16
+
+
+def test_a_limit_for_want_of_memory_holds_below_half() -> None:
+    queue = make_queue(Clock(), max_batch=16)
+    queue.limits["image"] = 2
+    fill(queue, [entry() for _ in range(8)])
+    assert len(queue.take()) == 2
+    cost(queue, 10.0)
+    assert len(queue.take()) == 2
+
+
+def test_a_limit_of_one_is_one() -> None:
+    queue = make_queue(Clock(), max_batch=1)
+    cost(queue, 10.0)
+    assert (queue.room("image", 0), queue.room("text", 64)) == (1, 1)

@@ -84,7 +84,7 @@ def test_both_backends_serve_the_same_model(model: str, cache: Path) -> None:
     assert ours.spec.texts_cut is theirs.spec.texts_cut is True
     assert ours.spec.tokenizer == theirs.spec.tokenizer
     assert ours.spec.dimension == theirs.spec.dimension == 64
-    assert ours.spec.best_batch == 8
+    assert ours.spec.best_batch == 16
     assert (ours.spec.geometry.width, ours.spec.geometry.height) == (64, 64)
     pixels = [probe_pixels(64, 64)]
     vectors = [[loaded.backend.encode_images(pixels[0])] for loaded in (ours, theirs)]
