@@ -195,14 +195,19 @@ def _in_graph(
             if of.mask is not None or not (full[k] and known[k]):
                 kept = _kept(kept, of.mask, view.tail_from)
             near = _surely_nearest(kept, _wanted(search), close)
-            if near is not None and full[k]:
+            rank = 0 if near is None or of.mask is None else _rank(kept, _wanted(search), close)
+            deep = rank > 0 and not planner.reaches(width, rank, view.tail_from, of.in_graph, _wanted(search))
+            if near is not None and full[k] and not deep:
                 found[i] = near
                 on_way(Way.GRAPH)
                 continue
             if unfinished is not None:
                 unfinished.add(i)
                 continue
-            wider = planner.wider(width, len(kept.rows), of.in_graph, _wanted(search))
+            if deep:
+                wider = planner.deeper(rank, of.in_graph)
+            else:
+                wider = planner.wider(width, len(kept.rows), of.in_graph, _wanted(search))
             # Fewer rows than asked for: some cannot be reached, however wide the search.
             (to_score if wider is None or not full[k] else by_width[wider]).append(i)
     for _ in to_score:
@@ -287,6 +292,11 @@ def _surely_nearest(members: _Found, wanted: int, closeness: Array) -> _Found | 
     while stop < len(near) and near[stop] >= limit:
         stop += 1
     return _Found(members.rows[:stop], near[:stop])
+
+
+def _rank(members: _Found, wanted: int, closeness: Array) -> int:
+    """The place of the last member wanted among all rows that the graph gave, from 1; as ``_surely_nearest``."""
+    return len(closeness) - int(np.searchsorted(closeness[::-1], members.closeness[wanted - 1]))
 
 
 def _closest(found: _Found, wanted: int) -> _Found:
