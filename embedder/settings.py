@@ -65,7 +65,7 @@ class EmbedderSettings(ServiceSettings):
         ge=0,
         le=4096,
         description="Most pictures in one forward pass, 1 to 4096; texts up to as many tokens as that many full texts "
-        "hold. More than half of that only where a pass takes no longer than 0.2 s, 0.1 s for bulk while interactive "
+        "hold. More than half of that only where a pass takes no longer than 0.25 s, 0.1 s for bulk while interactive "
         "calls come. 0: what suits the device, 16 on a cpu, 64 elsewhere.",
     )
     batch_wait_ms: float = Field(
