@@ -72,6 +72,7 @@ def _assembled(
     queue = BatchQueue(
         supervisor.max_batch,
         spec.tokenizer.context_length,
+        least=supervisor.least_batch,
         texts_cut=spec.texts_cut,
         wait_s=settings.batch_wait_ms / 1000,
         clock=time.monotonic,
@@ -97,8 +98,8 @@ def _assembled(
     # Decoding and inference share a CPU's cores; for a device of its own the sum errs on the safe side.
     admission = Admission(
         bounds,
-        lambda kind: queue.seconds_each(kind) + (decoding.seconds_each() if kind == "image" else 0.0),
-        lambda: queue.room("image", 0),
+        lambda kind: inference.seconds_each(kind) + (decoding.seconds_each() if kind == "image" else 0.0),
+        lambda: queue.full("image"),
     )
     stages = Stages(
         supervisor=supervisor,

@@ -7,9 +7,9 @@
    since a batch of texts is padded to its longest). Room that is left goes to shorter texts, down to half the length.
 3. Nobody is waited for: what is there goes. With a waiting time, a batch that is not full waits until its oldest entry
    has waited that long; meanwhile a full batch of bulk may go.
-4. Large batches are quicker for each of their entries, but whoever comes next waits for all of them. So a batch is
-   filled up to the limit while that takes no longer than ``LONGEST_S``, or, of bulk where interactive entries have come
-   lately, ``LONGEST_BESIDE_S``; and up to half of it however long that takes.
+4. Large batches leave less between them, but whoever comes next waits for all of one. So a batch is filled up to a
+   least number of entries however long that takes, and beyond, up to the limit, while it takes no longer than
+   ``LONGEST_S``, or, of bulk where interactive entries have come lately, ``LONGEST_BESIDE_S``.
 5. An entry that nobody waits for any more is dropped as it is come across.
 """
 
@@ -24,12 +24,14 @@ from embedder.running_mean import RunningMean
 LENGTH_STEP = 8  # tokens
 STARVING_S = 1.0
 TRICKLE = 8  # one part in so many
-# How long a batch of more than half of the limit may take, in seconds. ViT-B-32 in bf16 on two cores that take 0.09 s
+# How long a batch of more than the least number may take, in seconds. ViT-B-32 in bf16 on two cores, which take 0.09 s
 # for 8 pictures and 0.18 s for 16: 80 pictures/s served with a limit of 8, 85 with one of 16.
 LONGEST_S = 0.25
 LONGEST_BESIDE_S = 0.1
 # Interactive entries are expected for so long after the last one, in seconds.
-LATELY_S = 1.0
+LATELY_S = 5.0
+# A batch of fewer than this share of the least number tells little of what an entry costs in a large one.
+_TELLS = 0.5
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,27 @@ class BatchQueue:
     """Entries ready for the model, by lane and group, oldest first."""
 
     def __init__(
-        self, max_batch: int, context_length: int, *, texts_cut: bool, wait_s: float, clock: Callable[[], float]
+        self,
+        max_batch: int,
+        context_length: int,
+        *,
+        least: int,
+        texts_cut: bool,
+        wait_s: float,
+        clock: Callable[[], float],
     ) -> None:
         """Starts empty.
 
         Args:
             max_batch: most pictures in a batch, and most full-length texts.
+            least: so many of them are in a batch however long it takes, if they wait; at most ``max_batch``.
             context_length: tokens of a full-length text.
             texts_cut: whether texts are padded to the batch's longest only.
             wait_s: how long an idle model waits for a batch to fill, in seconds.
             clock: ``time.monotonic``.
         """
         self._max_batch = max_batch
+        self._least = least
         self._context_length = context_length
         self._texts_cut = texts_cut
         self._wait_s = wait_s
@@ -103,25 +114,32 @@ class BatchQueue:
                 return max(0.0, self._groups[lane][group][0].entered + self._wait_s - now)
         return None
 
-    def ran(self, kind: Kind, count: int, seconds: float) -> None:
-        """A batch of so many entries took so long."""
-        self._took[kind].add(seconds / count)
+    def ran(self, kind: Kind, count: int, length: int, seconds: float) -> None:
+        """A batch has run.
 
-    def seconds_each(self, kind: Kind) -> float:
-        """What an entry cost lately in forward passes, in seconds; 0 before the second batch."""
-        return self._took[kind].value
+        Args:
+            kind: what it was of.
+            count: its entries.
+            length: of its texts, in tokens.
+            seconds: how long it took.
+        """
+        full = count * length / self._context_length if kind == "text" and self._texts_cut else count
+        if full >= _TELLS * self._least:
+            self._took[kind].add(seconds / full)
+
+    def full(self, kind: Kind, lane: Lane = Lane.INTERACTIVE) -> int:
+        """Pictures, or full-length texts, that make a full batch at present."""
+        limit, each_s = min(self._max_batch, self.limits[kind]), self._took[kind].value
+        beside = lane is Lane.BULK and self._clock() - self._interactive_came < LATELY_S
+        quick = int((LONGEST_BESIDE_S if beside else LONGEST_S) / each_s) if each_s else 0
+        return min(limit, max(self._least, quick))
 
     def room(self, kind: Kind, length: int, lane: Lane = Lane.INTERACTIVE) -> int:
-        """Most entries in one batch: of pictures the limit, of texts as many tokens as that many full texts have.
-
-        Fewer, down to half of that, where so many would take too long.
-        """
-        limit = min(self._max_batch, self.limits[kind])
-        beside = lane is Lane.BULK and self._clock() - self._interactive_came < LATELY_S
-        longest_s, each_s = LONGEST_BESIDE_S if beside else LONGEST_S, self.seconds_each(kind)
-        least = self._entries(kind, length, min(limit, max(1, self._max_batch // 2)))
-        most = self._entries(kind, length, limit)
-        return most if most * each_s <= longest_s else max(least, int(longest_s / each_s))
+        """Most entries in one batch: pictures, or texts of a length in tokens, as many as hold what full ones do."""
+        full = self.full(kind, lane)
+        if kind == "image" or not self._texts_cut:
+            return full
+        return max(1, full * self._context_length // max(1, length))
 
     def waiting(self, lane: Lane) -> int:
         """Entries of a lane, those that will be dropped included."""
@@ -131,11 +149,6 @@ class BatchQueue:
         """How long the lane's oldest entry has waited, in seconds."""
         now = self._clock()
         return max((now - entries[0].created for entries in self._groups[lane].values() if entries), default=0.0)
-
-    def _entries(self, kind: Kind, length: int, limit: int) -> int:
-        if kind == "image" or not self._texts_cut:
-            return limit
-        return max(1, limit * self._context_length // max(1, length))
 
     def _group_of(self, entry: Entry) -> _Group:
         if entry.kind == "image":

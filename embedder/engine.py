@@ -40,8 +40,8 @@ FOLDER_PREFIX = "openvino:"
 # Of NVIDIA's driver, its Jetsons, AMD's, and WSL's, on Linux.
 _GPU_FILES = ("/dev/nvidiactl", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
 
-# ViT-B-32, two cores, pictures/s at batch 1, 8, 16: openvino 15, 21, 19; torch 10, 17, 15. On cores with bf16 at 8, 16,
-# 24: openvino 88, 97, 95. Half of it is what a slow machine is given (``batcher``).
+# ViT-B-32, two cores, pictures/s at batch 1, 8, 16: openvino 15, 21, 19; torch 10, 17, 15. On cores with bf16 at 4, 8,
+# 16, 32: openvino 79, 88, 90, 95. On a cpu half of it is a full batch where more would take long (``batcher``).
 _BEST_BATCH = {"cpu": 16}
 _BEST_BATCH_ELSEWHERE = 64
 

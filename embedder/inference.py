@@ -23,6 +23,7 @@ from embedder.batcher import BatchQueue
 from embedder.entries import Entry, Span, Stage
 from embedder.inputs import KINDS, Array, Kind, Lane, Outcome, Tokens
 from embedder.metrics import Metrics
+from embedder.running_mean import RunningMean
 from embedder.supervisor import Supervisor
 from embedder.vital import GiveUp, vital
 from embedder.worker_process import ForwardError, WorkerLostError, WorkerProcess
@@ -49,6 +50,7 @@ class Inference:
         self._more = asyncio.Event()
         self._good: dict[Kind, int] = dict.fromkeys(KINDS, 0)
         self._failed_alone = 0
+        self._seconds_each: dict[Kind, RunningMean] = {kind: RunningMean() for kind in KINDS}
         for kind in KINDS:
             metrics.batch_limit(kind, queue.limits[kind])
         # One batch at a time: sending the next ahead would save a device the fraction of a millisecond of our answer,
@@ -64,6 +66,10 @@ class Inference:
     def waiting(self) -> int:
         """Entries that wait for the model."""
         return sum(self._queue.waiting(lane) for lane in Lane)
+
+    def seconds_each(self, kind: Kind) -> float:
+        """What an input cost lately in forward passes, in seconds; 0 before the second."""
+        return self._seconds_each[kind].value
 
     async def stop(self) -> None:
         """Runs no further batch."""
@@ -159,7 +165,9 @@ class Inference:
         seconds = span.ended - span.begun
         self._failed_alone = 0
         self._metrics.batch(kind, len(batch), seconds)
-        self._queue.ran(kind, len(batch), seconds)
+        self._seconds_each[kind].add(seconds / len(batch))
+        longest = max((len(entry.tokens) for entry in batch if entry.tokens is not None), default=0)
+        self._queue.ran(kind, len(batch), longest, seconds)
         self._grow(kind)
         # Not one norm at a time: a batch of texts has dozens.
         sound = np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-3  # false for NaN
@@ -175,7 +183,7 @@ class Inference:
                 entry.finish(Outcome(incident("the model gave no unit vector", ValueError(f"length {length}"))))
 
     def _shrink(self, kind: Kind, rows: int) -> None:
-        limit = min(self._queue.limits[kind], rows) if kind == "image" else self._queue.limits[kind]
+        limit = min(self._queue.full(kind), rows) if kind == "image" else self._queue.full(kind)
         self._queue.limits[kind] = max(1, limit // 2)
         self._good[kind] = 0
         self._metrics.batch_limit(kind, self._queue.limits[kind])

@@ -107,6 +107,11 @@ class Pipeline:
         """Most pictures in one forward pass."""
         return self._stages.supervisor.max_batch
 
+    @property
+    def least_batch(self) -> int:
+        """Pictures that one forward pass takes however slow the model is."""
+        return self._stages.supervisor.least_batch
+
     async def embed(
         self, inputs: Sequence[Input], lane: Lane = Lane.INTERACTIVE, deadline: float | None = None
     ) -> tuple[list[Outcome], Timings]:

@@ -52,7 +52,7 @@ class EmbedderService:
         opened = open_pipeline(self._settings, say_ready, readiness.give_up, self._metrics)
         pipeline = await self._open.enter_async_context(opened)
         readiness.on_stop(self._servicer.end_streams)
-        window = self._settings.stream_window or 8 * pipeline.max_batch
+        window = self._settings.stream_window or 8 * pipeline.least_batch
         self._started = True
         self._servicer.serve(self._describe(pipeline), pipeline, window, int(self._settings.max_waiting_mb * 2**20))
 

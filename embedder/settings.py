@@ -65,8 +65,8 @@ class EmbedderSettings(ServiceSettings):
         ge=0,
         le=4096,
         description="Most pictures in one forward pass, 1 to 4096; texts up to as many tokens as that many full texts "
-        "hold. More than half of that only where a pass takes no longer than 0.25 s, 0.1 s for bulk while interactive "
-        "calls come. 0: what suits the device, 16 on a cpu, 64 elsewhere.",
+        "hold. 0: what suits the device: 64, or on a cpu 8, and up to 16 while a pass takes no longer than 0.25 s, or "
+        "0.1 s for bulk if an interactive call has come in the last 5 s.",
     )
     batch_wait_ms: float = Field(
         0, ge=0, le=1000, description="Longest wait for a batch to fill while the model is idle, in ms, 0 to 1000."
@@ -103,7 +103,8 @@ class EmbedderSettings(ServiceSettings):
         0,
         ge=0,
         le=65_536,
-        description="Most unanswered inputs of one EmbedStream, 1 to 65536; 0: eight batches.",
+        description="Most unanswered inputs of one EmbedStream, 1 to 65536. 0: eight times LIKENESS_MAX_BATCH, or, if "
+        "that is 0, 64 on a cpu and 512 elsewhere.",
     )
     max_inputs: int = Field(256, ge=1, le=65_536, description="Most inputs in one call, 1 to 65536.")
     max_waiting_inputs: int = Field(

@@ -33,11 +33,13 @@ class Supervisor:
         spec: the model; a successor has to be the same.
         slab: the pixels shared with it.
         max_batch: most pictures in a batch.
+        least_batch: so many are in one however long it takes, if they wait.
     """
 
     spec: ModelSpec
     slab: Slab
     max_batch: int
+    least_batch: int
 
     def __init__(
         self,
@@ -80,7 +82,9 @@ class Supervisor:
             message = "the model process died while loading; its log lines above may say why (out of memory?)"
             raise LikenessError(error_pb2.REASON_INTERNAL, message) from None
         self.spec = worker.spec
-        self.max_batch = self._settings.max_batch or worker.spec.best_batch
+        best = worker.spec.best_batch
+        self.max_batch = self._settings.max_batch or best
+        self.least_batch = self._settings.max_batch or (max(1, best // 2) if worker.spec.device == "cpu" else best)
         geometry = worker.spec.geometry
         self.slab = Slab(self._shared, SlabShape(_SLOTS * self.max_batch, geometry.height, geometry.width))
         self._take_on(worker)

@@ -129,14 +129,14 @@ class IndexerSettings(ServiceSettings):
         ge=10,
         le=10_000,
         description="How wide the graph in memory is searched (HNSW's efSearch), 10 to 10,000: more finds more and "
-        "takes longer. See docs/performance.md.",
+        "takes longer. Of a collection of METRIC_L2, a third more. See docs/performance.md.",
     )
     ef_construction: int = Field(
         128,
         ge=16,
         le=2000,
-        description="How wide the graph is searched when a row is added (HNSW's efConstruction), 16 to 2,000. For "
-        "graphs made from then on.",
+        description="How wide the graph is searched when a row is added (HNSW's efConstruction), 16 to 2,000; "
+        "twice as many for METRIC_L2. For graphs made from then on.",
     )
     graph_neighbors: int = Field(
         16, ge=4, le=128, description="Links of a row in the graph (HNSW's M), 4 to 128. For graphs made from then on."

@@ -161,7 +161,7 @@ def merge(answers: list[Answer]) -> Answer:
             merged[key] = values[0] if values else None
         elif key.endswith("_ms"):
             merged[key] = max(values)
-        elif key in ("batch", "full_batch_s"):
+        elif key in ("batch", "batch_s"):
             merged[key] = sum(values) / len(values)
         else:
             merged[key] = sum(values)

@@ -42,15 +42,23 @@ def run(scope: Scope) -> dict[str, Any]:
                 answers.append({"capacity_per_s": around, "goodput": answer["per_s"] / around, **answer})
                 print(f"  load × {load:g}: {_said(answers[-1])}", flush=True)
         rows = [_over_rounds(load, answers) for load, answers in steps.items()]
-        beside = [_beside(bulk, service, clients, scope) for bulk in ("stream", "embed")]
+        embed = _beside("embed", service, clients, scope, None)
+        # Streams' answers do not tell how long a batch took.
+        beside = [embed, _beside("stream", service, clients, scope, embed.get("batch_s"))]
     return {"capacity_per_s": median(capacities), "capacities": capacities, "open": rows, "beside_bulk": beside}
 
 
-def _beside(bulk: str, service: Service, clients: Clients, scope: Scope) -> Row:
-    """Interactive latency beside one way of sending bulk, in units of a full batch's forward pass."""
+def _beside(bulk: str, service: Service, clients: Clients, scope: Scope, batch_s: float | None) -> Row:
+    """Interactive latency beside one way of sending bulk, in units of the forward pass of such a batch of bulk.
+
+    Args:
+        bulk: "embed" or "stream".
+        service: the embedder.
+        clients: one of them sends.
+        scope: for how long.
+        batch_s: what a batch takes, where the answers do not tell.
+    """
     try:
-        # The length of a full batch under the same load: streams' answers do not tell it.
-        full = clients.closed(service, PICTURE, _BULK_CONCURRENCY, scope, scope.load_s / 3)()
         answer: Answer = clients.ask(
             service,
             how="beside_bulk",
@@ -65,7 +73,7 @@ def _beside(bulk: str, service: Service, clients: Clients, scope: Scope) -> Row:
     except FailedError as error:
         print(f"  interactive beside bulk {bulk}: {error}", flush=True)
         return {"bulk": bulk, "error": str(error)}
-    batch_s = answer["full_batch_s"] or full["full_batch_s"]
+    batch_s = answer["batch_s"] or batch_s
     in_batches = answer["p99_ms"] / 1000 / batch_s if answer["p99_ms"] and batch_s else None
     print(f"  interactive beside bulk {bulk}: p99 {answer['p99_ms']} ms, a batch {batch_s} s", flush=True)
     return {"bulk": bulk, **answer, "batch_s": batch_s, "p99_in_batches": in_batches}

@@ -64,15 +64,8 @@ class Seen:
             "failed": sum(self.failed.values()),
             "error": next(iter(self.failed), None),
             "batch": float(np.mean([r.batch for r in self.replies])) if self.replies else None,
-            "full_batch_s": full_batch_s(self.replies),
+            "batch_s": float(np.median([r.inference_s for r in self.replies])) if self.replies else None,
         }
-
-
-def full_batch_s(replies: list[Reply]) -> float | None:
-    """What the forward pass of a full batch takes: the median over the answers from the largest batches seen."""
-    largest = max((reply.batch for reply in replies), default=0)
-    times = [reply.inference_s for reply in replies if reply.batch == largest and largest > 0]
-    return float(np.median(times)) if times else None
 
 
 async def closed(send: Send, concurrency: int, ramp_s: float, seconds: float) -> dict[str, Any]:

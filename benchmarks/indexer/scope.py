@@ -8,7 +8,8 @@ from benchmarks.embedder.scope import WORK as _WORK
 WORK = _WORK / "indexer"
 SECTIONS = ("startup", "speed", "filters", "recall", "ingest")
 
-# As the indexer makes its graphs and searches them (indexer/serving), for every contender that has such settings.
+# As the indexer makes its graphs and searches them (indexer/serving) by the cosine, for every contender that has such
+# settings.
 NEIGHBOURS, EF_CONSTRUCTION, EF_SEARCH = 16, 128, 96
 # As the indexer has Chroma make its collections. Queries are asked with EF_SEARCH; Chroma's own default is 100.
 CHROMA_HNSW = {"ef_construction": 200, "max_neighbors": 16, "ef_search": 256}

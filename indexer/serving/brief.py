@@ -6,9 +6,11 @@ from indexer.reads import Search
 from indexer.serving.planner import Planner
 from indexer.serving.table import View
 
-# How many numbers of vectors are compared for a search, at most: less than a millisecond's work. A graph of vectors of
-# 512 numbers counts as 1.2 million for 10 hits, 2.9 million for 40.
-_MOST_NUMBERS = 3 * 2**20
+# How many numbers of vectors are compared for a search one by one, at most: half a millisecond's work.
+_MOST_NUMBERS = 2**21
+# And what a search of the graph counts as: of vectors of 512 numbers, by the cosine, 1.2 million for 10 hits, 2.9
+# million for 40.
+_MOST_IN_GRAPH = 3 * 2**20
 # And how many rows are wanted.
 _MOST_ROWS = 256
 # Searches that are answered together, at most.
@@ -30,5 +32,8 @@ def _is_brief(view: View, search: Search, planner: Planner) -> bool:
     wanted = search.candidates + len(search.exclude)
     if wanted > _MOST_ROWS:
         return False
-    rows = planner.cost(view.tail_from, max(0, view.live_count - tail), wanted) + tail
-    return rows * view.graph.dimension <= _MOST_NUMBERS
+    members = max(0, view.live_count - tail)
+    through_graph = planner.width(view.tail_from, members, wanted) is not None
+    most = _MOST_IN_GRAPH if through_graph else _MOST_NUMBERS
+    in_graph, dimension = planner.cost(view.tail_from, members, wanted), view.graph.dimension
+    return tail * dimension <= _MOST_NUMBERS and (in_graph + tail) * dimension <= most

@@ -60,7 +60,9 @@ class GraphSettings:
             length 1, ``ef`` 96, 12,000 × 512: L2 75 % of the nearest 10 were found with 16 links, 95 % with full lists,
             96 % with 24 and full lists (98 % with what ``indexer.serving.relink`` adds); inner product 99.0 % and, with
             full lists, 99.97 %.
-        ef_construction: rows looked at to find them, 16 to 2,000.
+        ef_construction: rows looked at to find them, 16 to 2,000; twice as many for L2. Lengths as above, ``ef`` 96, of
+            the nearest 10 in 5,000, 10,000 and 20,000 × 512: 0.978, 0.989 and 0.995 with 128, 0.986, 0.993 and 0.998
+            with 256.
     """
 
     neighbors: int = 16
@@ -104,7 +106,7 @@ class Graph:
         return graph
 
     def _take(self, index: Any, metric: Metric, settings: GraphSettings) -> None:
-        index.hnsw.efConstruction = settings.ef_construction
+        index.hnsw.efConstruction = settings.ef_construction * (2 if metric is Metric.L2 else 1)
         index.keep_max_size_level0 = metric is not Metric.COSINE
         self.metric = metric
         self.dimension: int = index.d

@@ -22,14 +22,18 @@ from dataclasses import dataclass
 # 10, 0.991 with four; of the nearest 100, 0.978 and 0.992.
 _STEPS_PER_RANK = 4
 _FREE_RANKS = 10
-# Where the first cluster is left out by the filter, all that is looked for is out there: the same vectors, half of the
-# clusters members, whole ones. 0.972 of the nearest 10 were found at a width of 128, 0.987 at 192, 0.995 at 320.
-_STEPS_PER_DEEP_RANK = 8
-# So many standard deviations from what is expected are still chance; and half as deep again as without a filter is not
-# deep. A search of this share of the width that is called for is left as it is.
-_CHANCE = 2.0
+# Where the filter leaves out the nearest cluster, all that is looked for is out there, and takes so many steps more.
+# With half of the other clusters members, whole ones, 0.99 of the nearest 10 were found at a width of 330 behind a
+# cluster of 20 (the last of them was the 39th row), 500 behind one of 100 (119th) and 2,300 behind one of 500 (525th).
+_STEPS_WHERE_DEEP = 128
+# So many standard deviations from what is expected are still chance: of filters that have nothing to do with the
+# vectors, fewer than one in a hundred searches is repeated. Half as deep again as without a filter is not deep, and a
+# search of most of the width that is called for has found nearly what that would.
+_CHANCE = 3.0
 _NOT_DEEP = 1.5
 _WIDE_ENOUGH = 0.8
+# Where too few members were found, how deep they lie is guessed from those; ``reaches`` tells whether it was enough.
+_STEPS_PER_GUESSED_RANK = 2
 # Searches of one width go to the graph together, so widths are multiples of this.
 _WIDTH_STEP = 32
 
@@ -80,32 +84,36 @@ class Planner:
             wanted: how many of those are wanted.
         """
         # Members are as frequent as they were, or rarer.
-        return self._if_cheaper(max(4 * width, self._wide(wanted * width / (found + 1))), members)
+        guessed = self._wide(wanted * width / (found + 1), _STEPS_PER_GUESSED_RANK)
+        return self._if_cheaper(max(4 * width, guessed), members)
 
     def reaches(self, width: int, rank: int, rows: int, members: int, wanted: int) -> bool:
         """Whether a search that found as many members as wanted can be relied upon to have found the nearest.
 
         Args:
             width: of that search.
-            rank: of the last one wanted among all rows, from 1.
-            rows: in the graph.
-            members: rows that may be found.
+            rank: of the last one wanted among all rows of items, from 1.
+            rows: of items, in the graph.
+            members: those of them that may be found.
             wanted: how many of those are wanted.
         """
         share = members / rows
         by_chance = wanted / share + _CHANCE * math.sqrt(wanted * (1 - share)) / share  # negative binomial
         if rank <= max(by_chance, _NOT_DEEP * wanted):
             return True
-        return width >= _WIDE_ENOUGH * self._wide(rank, _STEPS_PER_DEEP_RANK)
+        return width >= _WIDE_ENOUGH * self._deep(rank)
 
     def deeper(self, rank: int, members: int) -> int | None:
         """How to go on after a search that does not reach.
 
         Args:
-            rank: of the last member wanted among all rows, from 1.
+            rank: of the last member wanted among all rows of items, from 1.
             members: rows that may be found.
         """
-        return self._if_cheaper(self._wide(rank, _STEPS_PER_DEEP_RANK), members)
+        return self._if_cheaper(self._deep(rank), members)
+
+    def _deep(self, rank: int) -> int:
+        return self._wide(rank) + _STEPS_WHERE_DEEP
 
     def _wide(self, rank: float, steps_per_rank: int = _STEPS_PER_RANK) -> int:
         wide = self._settings.ef_search + steps_per_rank * max(0.0, rank - _FREE_RANKS)

@@ -183,6 +183,7 @@ def _in_graph(
         width = None if search.exact else planner.width(view.tail_from, in_graph, _wanted(search))
         by_width[width].append(i)
     to_score = by_width.pop(None, [])
+    items = view.tail_from - view.dead_count  # in the graph; or more, if some of the tail are dead
     while by_width:
         width = min(filter(None, by_width))
         group = by_width.pop(width)
@@ -195,8 +196,10 @@ def _in_graph(
             if of.mask is not None or not (full[k] and known[k]):
                 kept = _kept(kept, of.mask, view.tail_from)
             near = _surely_nearest(kept, _wanted(search), close)
-            rank = 0 if near is None or of.mask is None else _rank(kept, _wanted(search), close)
-            deep = rank > 0 and not planner.reaches(width, rank, view.tail_from, of.in_graph, _wanted(search))
+            rank = 0
+            if near is not None and search.where is not None:
+                rank = _rank(view, rows, kept.rows[_wanted(search) - 1])
+            deep = rank > 0 and not planner.reaches(width, rank, max(items, of.in_graph), of.in_graph, _wanted(search))
             if near is not None and full[k] and not deep:
                 found[i] = near
                 on_way(Way.GRAPH)
@@ -294,9 +297,13 @@ def _surely_nearest(members: _Found, wanted: int, closeness: Array) -> _Found | 
     return _Found(members.rows[:stop], near[:stop])
 
 
-def _rank(members: _Found, wanted: int, closeness: Array) -> int:
-    """The place of the last member wanted among all rows that the graph gave, from 1; as ``_surely_nearest``."""
-    return len(closeness) - int(np.searchsorted(closeness[::-1], members.closeness[wanted - 1]))
+def _rank(view: View, nearest: Rows, row: np.int64) -> int:
+    """The place of a row among those of items that the graph gave, from 1.
+
+    Rows that were replaced do not count: they lie where those that replaced them do, at whatever is edited often.
+    """
+    before = nearest[: int(np.flatnonzero(nearest == row)[0]) + 1]
+    return int(np.count_nonzero(view.live[before[(before >= 0) & (before < view.tail_from)]]))
 
 
 def _closest(found: _Found, wanted: int) -> _Found:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from benchmarks.embedder.loops import RefusedError, Reply, closed, full_batch_s, poisson
+from benchmarks.embedder.loops import RefusedError, Reply, Seen, closed, poisson
 
 
 async def test_a_closed_loop_has_as_many_under_way_as_there_are_callers() -> None:
@@ -90,7 +90,7 @@ async def test_open_latencies_count_from_when_an_arrival_was_due() -> None:
     assert found["p50_ms"] > 100
 
 
-def test_a_full_batch_s_time_is_that_of_the_largest_seen() -> None:
-    replies = [Reply(0.1, 1), Reply(0.4, 8), Reply(0.6, 8), Reply(0.5, 8)]
-    assert full_batch_s(replies) == 0.5
-    assert full_batch_s([]) is None
+def test_what_a_batch_takes_is_the_median_over_those_that_answered() -> None:
+    replies = [Reply(0.1, 4), Reply(0.2, 8), Reply(0.9, 16)]
+    assert Seen(replies=replies).summary(1.0)["batch_s"] == 0.2
+    assert Seen().summary(1.0)["batch_s"] is None

@@ -59,8 +59,6 @@ async def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         held.put_nowait(Held(list(await reader.read(1000)), writer))
 
-    monkeypatch.setattr("embedder.batcher.LONGEST_S", float("inf"))
-    monkeypatch.setattr("embedder.batcher.LONGEST_BESIDE_S", float("inf"))
     control = await asyncio.start_unix_server(take, tmp_path / "control")
     monkeypatch.setenv(fake_worker.CONTROL, str(tmp_path / "control"))
     async with AsyncExitStack() as stack:
@@ -77,6 +75,7 @@ async def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
             registry = CollectorRegistry()
             usual = {"decode_threads": 2, "max_queue_s": 3600.0, "max_bulk_queue_s": 3600.0, "stuck_s": 3600.0}
+            usual |= {"max_batch": 4}
             chosen = EmbedderSettings(**{**usual, **settings})
             opened = open_pipeline(chosen, say_ready, give_up, Metrics(registry), COMMAND)
             return Bench(await stack.enter_async_context(opened), registry, said, held, gave_up)

@@ -20,8 +20,10 @@ class Clock:
         return self.now
 
 
-def make_queue(clock: Clock, max_batch: int = 4, wait_s: float = 0.0, texts_cut: bool = True) -> BatchQueue:
-    return BatchQueue(max_batch, 64, texts_cut=texts_cut, wait_s=wait_s, clock=clock)
+def make_queue(
+    clock: Clock, max_batch: int = 4, wait_s: float = 0.0, texts_cut: bool = True, least: int | None = None
+) -> BatchQueue:
+    return BatchQueue(max_batch, 64, least=least or max_batch, texts_cut=texts_cut, wait_s=wait_s, clock=clock)
 
 
 class Wanted(Entry):
@@ -164,12 +166,22 @@ def test_an_entry_that_moves_to_a_better_lane_runs_once() -> None:
     st.lists(st.tuples(st.sampled_from(Lane), st.none() | st.integers(1, 64), st.floats(0, 2)), max_size=60),
     st.integers(1, 16),
     st.integers(1, 16),
+    st.integers(1, 16),
+    st.floats(1e-5, 1.0),
 )
 def test_every_entry_runs_exactly_once_within_the_limits(
-    arrivals: list[tuple[Lane, int | None, float]], max_batch: int, limit: int
+    arrivals: list[tuple[Lane, int | None, float]], max_batch: int, limit: int, least: int, seconds_each: float
 ) -> None:
     clock = Clock()
-    queue = make_queue(clock, max_batch)
+    queue = make_queue(clock, max_batch, least=min(least, max_batch))
+
+    def take() -> list[Entry]:
+        batch = queue.take()
+        if batch:
+            longest = max((len(e.tokens) for e in batch if e.tokens is not None), default=0)
+            queue.ran(batch[0].kind, len(batch), longest, seconds_each * len(batch))
+        return batch
+
     queue.limits["image"] = queue.limits["text"] = limit
     entries, ran = [], []
     for lane, length, pause in arrivals:
@@ -177,8 +189,8 @@ def test_every_entry_runs_exactly_once_within_the_limits(
         entries.append(entry(lane, length))
         queue.put(entries[-1])
         if pause > 1:
-            ran.append(queue.take())
-    while batch := queue.take():
+            ran.append(take())
+    while batch := take():
         ran.append(batch)
     for batch in filter(None, ran):
         assert len({(e.kind, e.lane) for e in batch}) == 1
@@ -219,40 +231,56 @@ def test_a_text_without_tokens_has_room() -> None:
     assert queue.take() == [empty]
 
 
-def cost(queue: BatchQueue, seconds_each: float, kind: Kind = "image") -> None:
-    """Has the queue know what an entry costs."""
-    for _ in range(2):
-        queue.ran(kind, 8, 8 * seconds_each)
+def cost(queue: BatchQueue, seconds_each: float) -> None:
+    """Has the queue know what a picture costs."""
+    for _ in range(100):
+        queue.ran("image", 8, 0, 8 * seconds_each)
 
 
-def test_a_batch_is_full_as_long_as_that_is_quick_and_half_full_on_a_slow_model() -> None:
-    queue = make_queue(Clock(), max_batch=16)
-    fill(queue, [entry() for _ in range(60)])
-    assert len(queue.take()) == 16, "nothing is known of its cost"
-    cost(queue, LONGEST_S / 16)
+def test_a_batch_is_large_as_long_as_it_is_quick() -> None:
+    queue = make_queue(Clock(), max_batch=16, least=8)
+    fill(queue, [entry() for _ in range(80)])
+    assert len(queue.take()) == 8, "nothing is known of its cost"
+    cost(queue, LONGEST_S / 16.5)
     assert len(queue.take()) == 16
-    for _ in range(100):
-        queue.ran("image", 16, 16 * LONGEST_S / 12.5)
+    cost(queue, LONGEST_S / 12.5)
     assert len(queue.take()) == 12
-    for _ in range(100):
-        queue.ran("image", 12, 12.0)
-    assert len(queue.take()) == 8
-    assert len(queue.take()) == 8
-
-
-def test_what_pictures_cost_says_nothing_of_texts() -> None:
-    queue = make_queue(Clock(), max_batch=16)
     cost(queue, 1.0)
-    assert (queue.room("image", 0), queue.room("text", 64), queue.room("text", 16)) == (8, 16, 64)
-    cost(queue, 1.0, "text")
+    assert len(queue.take()) == 8
+    cost(queue, LONGEST_S / 100)
+    assert len(queue.take()) == 16
+
+
+def test_without_a_least_number_that_is_smaller_time_does_not_count() -> None:
+    queue = make_queue(Clock(), max_batch=16)
+    cost(queue, 10.0)
+    assert (queue.room("image", 0), queue.room("image", 0, Lane.BULK)) == (16, 16)
+
+
+def test_small_batches_do_not_tell_what_an_entry_costs_in_a_large_one() -> None:
+    queue = make_queue(Clock(), max_batch=16, least=8)
+    cost(queue, LONGEST_S / 20)
+    for _ in range(100):
+        queue.ran("image", 1, 0, 1.0)
+    assert queue.room("image", 0) == 16
+
+
+def test_texts_cost_by_the_tokens_that_they_are_padded_to() -> None:
+    queue = make_queue(Clock(), max_batch=16, least=8)
+    cost(queue, 1.0)
+    assert queue.room("text", 64) == 8, "of texts nothing is known, whatever pictures cost"
+    for _ in range(2):
+        queue.ran("text", 64, 16, LONGEST_S)  # as much as 16 full ones
+    assert (queue.room("text", 64), queue.room("text", 16)) == (16, 64)
+    for _ in range(100):
+        queue.ran("text", 8, 64, LONGEST_S)
     assert (queue.room("text", 64), queue.room("text", 16)) == (8, 32)
-    assert queue.seconds_each("text") == pytest.approx(1.0)
 
 
 def test_bulk_takes_long_batches_only_while_nobody_interactive_comes() -> None:
     clock = Clock()
-    queue = make_queue(clock, max_batch=16)
-    cost(queue, LONGEST_BESIDE_S / 10)
+    queue = make_queue(clock, max_batch=16, least=8)
+    cost(queue, LONGEST_BESIDE_S / 10.5)
     fill(queue, [entry(Lane.BULK) for _ in range(60)])
     assert len(queue.take()) == 16
     queue.put(urgent := entry())
@@ -262,16 +290,10 @@ def test_bulk_takes_long_batches_only_while_nobody_interactive_comes() -> None:
     assert len(queue.take()) == 16
 
 
-def test_a_limit_for_want_of_memory_holds_below_half() -> None:
-    queue = make_queue(Clock(), max_batch=16)
+def test_a_limit_for_want_of_memory_holds_below_the_least_number() -> None:
+    queue = make_queue(Clock(), max_batch=16, least=8)
     queue.limits["image"] = 2
     fill(queue, [entry() for _ in range(8)])
     assert len(queue.take()) == 2
     cost(queue, 10.0)
     assert len(queue.take()) == 2
-
-
-def test_a_limit_of_one_is_one() -> None:
-    queue = make_queue(Clock(), max_batch=1)
-    cost(queue, 10.0)
-    assert (queue.room("image", 0), queue.room("text", 64)) == (1, 1)

@@ -107,6 +107,15 @@ async def test_out_of_memory_halves_the_batches_and_they_grow_again(build: Build
     assert bench.count("batch_limit", kind="image") > small
 
 
+async def test_out_of_memory_halves_what_a_batch_of_texts_was(build: Build) -> None:
+    bench = await build(max_batch=0)  # as on a slow model: two full texts, or eight short ones, although four may be
+    assert bench.count("batch_limit", kind="text") == 4
+    outcomes, _ = await bench.together(words(9), words(10), words(fake.NO_MEMORY))
+    assert len(vectors(outcomes)) == 3
+    assert bench.count("batch_failures_total", why="out_of_memory") == 1
+    assert bench.count("batch_limit", kind="text") == 1
+
+
 async def test_a_model_killed_in_mid_batch_hurts_nobody(build: Build) -> None:
     bench = await build()
     first, _ = await bench.hold()

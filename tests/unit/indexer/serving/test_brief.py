@@ -32,7 +32,7 @@ from indexer.writes import Written
 from tests.unit.indexer.serving.tables import collection
 
 DIMENSION, ROWS = 16, 1500
-PLANNER = Planner(PlannerSettings(ef_search=32, rows_per_step=2))
+PLANNER = Planner(PlannerSettings(ef_search=43, rows_per_step=2))  # as the engine's is, of a collection by L2
 VECTORS = np.random.default_rng(3).standard_normal((ROWS, DIMENSION)).astype(np.float32)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client import CollectorRegistry
 
-from indexer.collections import Hnsw
+from indexer.collections import Hnsw, Metric
 from indexer.metrics import Metrics
 from indexer.serving.collection import ServingCollection
 from indexer.serving.engine import Engine
@@ -43,3 +43,10 @@ def test_a_search_is_as_wide_as_the_collection_says_at_once(engine: Engine) -> N
     assert width() == 320
     serving.collection = replace(made, hnsw=Hnsw())
     assert width() == 64
+
+
+def test_by_l2_a_search_is_wider_unless_the_collection_says_how_wide(engine: Engine) -> None:
+    made = replace(collection(), metric=Metric.L2)
+    assert engine.planner(made).width(rows=10**6, members=10**6, wanted=10) == 96, "85, by steps of 32"
+    said = replace(made, hnsw=Hnsw(ef_search=64))
+    assert engine.planner(said).width(rows=10**6, members=10**6, wanted=10) == 64

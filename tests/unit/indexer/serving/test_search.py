@@ -17,7 +17,7 @@ from indexer.collections import Metric
 from indexer.filters import AllOf, Comparison, Kind, Node, NoneOf, Op
 from indexer.reads import Fields, Row, Search
 from indexer.scoring import OF_METRIC, Scoring, distances, scores
-from indexer.serving.graph import GraphSettings
+from indexer.serving.graph import Graph, GraphSettings
 from indexer.serving.planner import Planner, PlannerSettings
 from indexer.serving.search import Way, answer
 from indexer.serving.table import Table, View
@@ -417,3 +417,65 @@ def test_small_collections_are_searched_exactly(
     chosen = None if limit is None else numbers < limit
     [rows] = answer(view, [asked], NOTHING, data.draw(st.sampled_from([GRAPH, EXACT])))
     assert given_back(rows) == Truth.of(view).found(asked, metric, chosen)
+
+
+OWN = 30  # items of a cluster
+DEEP = Planner(PlannerSettings(ef_search=32, rows_per_step=0.1))
+
+
+@pytest.fixture
+def widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How wide the graph has been searched."""
+    found: list[int] = []
+    nearest = Graph.nearest
+
+    def watched(graph: Graph, vectors: Array, ef: int) -> Any:
+        found.append(ef)
+        return nearest(graph, vectors, ef)
+
+    monkeypatch.setattr(Graph, "nearest", watched)
+    return found
+
+
+def clustered(clusters: int = 100) -> tuple[Table, Array]:
+    """Items in clusters, with the number of their cluster as ``c``, and of every second one within it as ``half``."""
+    rng = np.random.default_rng(8)
+    which = np.repeat(np.arange(clusters), OWN)
+    spread = 0.3 * rng.standard_normal((len(which), DIMENSION))
+    vectors = unit((rng.standard_normal((clusters, DIMENSION))[which] + spread).astype(np.float32))
+    made = table(Metric.COSINE)
+    write(made, vectors, c=which, half=np.arange(len(which)) % 2)
+    absorb(made, len(vectors))
+    return made, vectors
+
+
+def test_behind_a_filter_that_leaves_out_what_is_nearest_the_search_is_made_wider(widths: list[int]) -> None:
+    made, vectors = clustered()
+    truth, right = Truth.of(made.view), 0
+    for row in range(0, 50 * OWN, OWN):  # of clusters that are left out
+        asked = search(vectors[row], Metric.COSINE, where=number("c", Op.GE, 50))
+        widths.clear()
+        [found] = answer(made.view, [asked], NOTHING, DEEP)
+        assert len(widths) > 1, "the ten nearest lie behind a cluster"
+        assert widths[-1] > max(widths[0], OWN)
+        best = {item_id for item_id, _ in truth.found(asked, Metric.COSINE, np.arange(len(vectors)) >= 50 * OWN)}
+        right += len(best & {item_id for item_id, _ in given_back(found)})
+    assert right >= 0.99 * 500
+
+
+def test_a_filter_that_has_nothing_to_do_with_the_vectors_takes_one_search(widths: list[int]) -> None:
+    made, vectors = clustered()
+    for row in range(0, 50 * OWN, OWN):
+        answer(made.view, [search(vectors[row], Metric.COSINE, where=number("half", Op.EQ, 1))], NOTHING, DEEP)
+    assert len(widths) <= 52
+
+
+@pytest.mark.parametrize("where", [None, number("c", Op.LT, 99)])
+def test_rows_that_were_replaced_hide_nothing(widths: list[int], where: Node | None) -> None:
+    made, vectors = clustered()
+    for _ in range(12):  # one item is labelled again and again: its rows all lie where it does
+        made.apply([Written.of("99999", vectors[0], {"c": 0})], [])
+    absorb(made, made.view.count)
+    [found] = answer(made.view, [search(vectors[0], Metric.COSINE, where=where)], NOTHING, DEEP)
+    assert found[0].item.id == "99999"
+    assert len(widths) == 1
