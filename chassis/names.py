@@ -16,13 +16,22 @@ def check_collection(name: str, field: str) -> str:
     Raises:
         LikenessError: FIELD_INVALID, naming the field.
     """
-    if not _COLLECTION.fullmatch(name) or ".." in name:
+    if not _COLLECTION.fullmatch(name) or ".." in name or _is_address(name):
         raise invalid(
             field,
             f"{name[:200]!r} is no collection name; expected 3 to 128 characters of [a-z0-9._-], beginning and ending "
-            "with a letter or a digit, without two dots in a row",
+            "with a letter or a digit, without two dots in a row, and no IPv4 address",
         )
     return name
+
+
+def _is_address(name: str) -> bool:
+    """Chroma takes no such name."""
+    try:
+        ipaddress.IPv4Address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def check_item_id(item_id: str, field: str) -> str:

@@ -62,7 +62,8 @@ class ArchiveRpcs(Servicing):
         """The backups there are."""
         if request.collection:
             names.check_collection(request.collection, "collection")
-        return indexer_pb2.ListSnapshotsResponse(snapshots=map(_snapshot, await self._archive.list(request.collection)))
+        name = self._collections.resolve(request.collection)
+        return indexer_pb2.ListSnapshotsResponse(snapshots=map(_snapshot, await self._archive.list(name)))
 
     async def DeleteSnapshot(
         self, request: indexer_pb2.DeleteSnapshotRequest, context: Context

@@ -46,10 +46,7 @@ class Collections(AliasChanges, Generations):
         Raises:
             LikenessError: COLLECTION_NOT_FOUND, SCHEMA_UNSUPPORTED or STORE_UNAVAILABLE.
         """
-        found = self._lookup(name)
-        if found is None and not self._follows:
-            async with self._fresh():
-                found = self._lookup(name)
+        found = await self._look_up(name)
         if found is None or found.uid in self._leaving:
             raise self._not_found(name)
         collection = readable(found)

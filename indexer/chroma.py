@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import chromadb
 import httpx
+import structlog
 from chromadb import errors as chroma_errors
 from chromadb.api import AsyncClientAPI
 from chromadb.api.models.AsyncCollection import AsyncCollection
@@ -18,8 +19,15 @@ from chassis.errors import LikenessError
 from indexer.collections import Collection, not_found
 from indexer.gate import Gate
 
+log = structlog.get_logger()
+
 # What SQLite and the kernel say through Chroma.
 _DISK_FULL = ("disk is full", "No space left on device")
+# What Chroma says when it could not write the files of an index down. It goes on with what it has in memory, and does
+# not write again what it has failed to: started over such files it would lack that, or not start. A rebuild makes new
+# ones.
+_TORN = "hnsw segment writer"
+_REBUILD = "make room, then rebuild the collection before Chroma or the indexer is started anew"
 
 
 class ChromaConnection:
@@ -166,16 +174,20 @@ class ChromaConnection:
         except (chroma_errors.AuthorizationError, chroma_errors.ChromaAuthError) as error:
             raise _unavailable(f"Chroma refuses the indexer ({doing}); see LIKENESS_CHROMA_TOKEN") from error
         except (httpx.TransportError, chroma_errors.InternalError, chroma_errors.RateLimitError) as error:
-            raise _failed(error, doing) from error
+            raise _failed(error, doing, collection) from error
         except Exception as error:
             # Chroma's client raises a bare Exception for an answer with an error that it does not know, such as a
             # proxy's 502, and a ValueError where it cannot connect.
             if type(error) is Exception or (type(error) is ValueError and doing == "connecting"):
-                raise _failed(error, doing) from error
+                raise _failed(error, doing, collection) from error
             raise
 
 
-def _failed(error: Exception, doing: str) -> LikenessError:
+def _failed(error: Exception, doing: str, collection: str) -> LikenessError:
+    if _TORN in str(error):
+        log.error("Chroma could not write an index down", collection=collection, remedy=_REBUILD, why=str(error)[:300])
+        why = f"Chroma could not write the index of {collection!r} down, for want of room most likely; {_REBUILD}"
+        return LikenessError(error_pb2.REASON_STORE_FULL, why)
     why = f"Chroma failed ({doing}): {(str(error) or type(error).__name__)[:300]}"
     if any(words in str(error) for words in _DISK_FULL):
         return LikenessError(error_pb2.REASON_STORE_FULL, f"{why}; make room on Chroma's disk, then try again")

@@ -73,17 +73,17 @@ class ChromaReader:
         self._store = store
         self._turnstile = turnstile
 
+    @property
+    def compares_all(self) -> bool:
+        """See ``Reader``."""
+        return False
+
     async def search(self, collection: Collection, searches: Sequence[Search], fields: Fields) -> list[list[Row]]:
         """For each search its rows, best first and equal scores by id.
 
         Raises:
             LikenessError: FILTER_INVALID, OVERLOADED, COLLECTION_NOT_FOUND or STORE_UNAVAILABLE.
         """
-        if any(search.exact for search in searches):
-            description = (
-                f"set, but collection {collection.name!r} is served from Chroma, whose searches are approximate"
-            )
-            raise invalid("queries.exact", f"{description}; leave it unset, or see GetStatus for why")
         found: list[list[Row]] = [[] for _ in searches]
 
         async def ask(positions: list[int]) -> None:

@@ -189,9 +189,10 @@ class Committer:
         """Deletes items that exist, each id once; at least one.
 
         Raises:
-            LikenessError: what the store raises.
+            LikenessError: what the store raises, and what refuses the chunk.
         """
         mirror, stamps = await self._ready()
+        self._surroundings.admit_deletion()
         for item_id in ids:  # if this fails, that it is missing tells nothing
             self._acknowledged.pop(item_id, None)
         with self._writing("delete", ids):

@@ -11,6 +11,9 @@ from chassis.errors import LikenessError
 
 _LOOK_S = 0.5
 _MIB = 2**20
+# Of what has to stay free, deletions may not touch so much: Chroma writes down a thousand rows at a time (16 MiB of
+# 4,096 numbers each, at most), in files of its index that it leaves torn where there is no room for them.
+_DELETING_BYTES = 32 * _MIB
 
 
 class DiskGuard:
@@ -51,19 +54,20 @@ class DiskGuard:
             )
             raise LikenessError(error_pb2.REASON_STORE_FULL, message)
 
-    def check(self) -> None:
-        """Lets a write pass, or refuses it. Deletions need not ask.
+    def check(self, *, deleting: bool = False) -> None:
+        """Lets a write pass, or refuses it; a deletion may take most of what has to stay free.
 
         Raises:
             LikenessError: STORE_FULL.
         """
+        least = min(self._min_free_bytes, _DELETING_BYTES) if deleting else self._min_free_bytes
         now = time.monotonic()
         if self._looked is None or now - self._looked >= _LOOK_S:
             self._found, self._looked = self._free(self._path), now
-        if self._found < self._min_free_bytes:
+        if self._found < least:
             message = (
-                f"the disk under {self._path} has {self._found // _MIB:,} MiB free, of which "
-                f"{self._min_free_bytes // _MIB:,} have to stay free (LIKENESS_MIN_FREE_DISK_MB); make room or delete "
-                "items, then try again"
+                f"the disk under {self._path} has {self._found // _MIB:,} MiB free, of which {least // _MIB:,} have to "
+                f"stay free for {'deletions' if deleting else 'writes'} (LIKENESS_MIN_FREE_DISK_MB); make room, then "
+                "try again"
             )
             raise LikenessError(error_pb2.REASON_STORE_FULL, message)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,10 @@ class DiskUsage:
     serving: Path | None = None
 
     async def of(self, collections: Sequence[tuple[str, str]]) -> list[int | None]:
-        """Bytes of the files of collections, each given by uid and key; None: Chroma is somebody else's."""
+        """Bytes of the files of collections, each given by uid and key.
+
+        None: Chroma is somebody else's, or has been killed and left a file that cannot be read before it is back.
+        """
         return await asyncio.to_thread(lambda: [self._of(uid, key) for uid, key in collections])
 
     async def store(self) -> int | None:
@@ -33,7 +37,10 @@ class DiskUsage:
         if self.chroma is None:
             return None
         served = 0 if self.serving is None else folder_bytes(self.serving / uid)
-        index = index_directory(self.chroma, key)
+        try:
+            index = index_directory(self.chroma, key)
+        except sqlite3.OperationalError:
+            return None
         return served + (0 if index is None else folder_bytes(index))
 
 

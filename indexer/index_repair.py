@@ -9,7 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from chassis import durable
-from indexer.index_files import DELETED, HEADER, LENGTH_BYTES, LENGTHS, NAMES, UPPER, Header, Names, Numbers, Upper
+from indexer.index_files import (
+    DELETED,
+    HEADER,
+    LENGTH_BYTES,
+    LENGTHS,
+    NAMES,
+    ROWS,
+    UPPER,
+    Header,
+    Names,
+    Numbers,
+    Upper,
+)
 
 _AT_ONCE = 65_536
 
@@ -103,6 +115,27 @@ def repair_of(path: Path, header: Header, names: Names, found: Names | None) -> 
         found,
         sum(each.lost for each in lists) + above.lost,
     )
+
+
+def whole_rows(path: Path, header: Header, most: int) -> int:
+    """How many rows, at most ``most``, there are from the first on without a gap, with all the labels up to that.
+
+    Raises:
+        OSError: its files cannot be read.
+    """
+    there = min(
+        most,
+        header.rows,
+        (path / ROWS).stat().st_size // header.row_bytes,
+        (path / LENGTHS).stat().st_size // LENGTH_BYTES,
+    )
+    if not there:
+        return 0
+    labels = header.open_rows(path, there)["label"].astype(np.int64)
+    numbers = np.arange(1, there + 1)
+    # So many different labels, none of them 0 and none greater than their number, are all of those.
+    fit = (np.maximum.accumulate(labels) == numbers) & (np.cumsum(labels) == np.cumsum(numbers))
+    return int(numbers[fit].max(initial=0))
 
 
 def _keep_linked(lists: _Lists, rows: npt.NDArray[np.int64], entry: int) -> None:

@@ -6,6 +6,8 @@ it takes rows that were never written for rows, ends with SIGSEGV, or writes the
 written is noted in its SQLite file only after that, and kept in its log until then. So
 
 - an index is brought back to what its pickle names, and Chroma takes the rest from its log again;
+- where the disk was full, so that the pickle names rows that Chroma could not write, and did not notice, it is brought
+  back to those that are there, if the log has the others;
 - where the pickle itself was cut off, the index is whole, and the names come from a copy made at the start before, and
   for what was added since from SQLite, where ids are in the order in which their rows got their labels. Without the
   copy that would not be so: what the index held already when it was taken from the log once more, after an earlier
@@ -28,7 +30,7 @@ import structlog
 
 from chassis import durable
 from indexer.index_files import DELETED, NAMES, ForeignError, Header, Names
-from indexer.index_repair import repair_of, write
+from indexer.index_repair import Repair, repair_of, whole_rows, write
 from indexer.reclaim import DATABASE
 
 log = structlog.get_logger()
@@ -182,7 +184,7 @@ def _mend(
     found = None
     if names is None:
         names = found = _names(index, header, ids)
-    repair = repair_of(index.path, header, names, found)
+    repair, names = _repair(index, header, names, found, logged)
     if not repair.needed:
         return False, names
     if found is not None and (wrong := _differing(database, index, header, found)):
@@ -200,6 +202,24 @@ def _mend(
         names=why,
     )
     return True, names
+
+
+def _repair(
+    index: _Index, header: Header, names: Names, found: Names | None, logged: AbstractSet[str]
+) -> tuple[Repair, Names]:
+    """What has to change, and what the names are then: fewer, where the others' rows are missing and in the log.
+
+    Raises:
+        OSError, ValueError: as ``repair_of``.
+    """
+    try:
+        return repair_of(index.path, header, names, found), names
+    except ValueError:
+        rows = whole_rows(index.path, header, names.total)
+        left = Names(rows, {item_id: label for item_id, label in names.labels.items() if label <= rows})
+        if found is not None or rows == names.total or not names.labels.keys() - left.labels.keys() <= logged:
+            raise
+    return repair_of(index.path, header, left, left), left
 
 
 def _begun_anew(index: _Index, ids: Sequence[str], logged: AbstractSet[str]) -> bool:

@@ -9,6 +9,7 @@ at once, and the caller may go.
 """
 
 import asyncio
+import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -41,6 +42,7 @@ T = TypeVar("T")
 
 LEAVE_S = 30.0
 _TRY_AGAIN_S = 0.2
+_MISSING_S, _MOST_MISSING = 1.0, 1024
 
 
 class CollectionStore(Protocol):
@@ -97,6 +99,10 @@ class Namespace:
         self._known: dict[str, Collection | NewerCollection] = {}
         self._aliases = Aliases()
         self._lock = asyncio.Lock()
+        # Names that the store did not have, and until when that is believed, in seconds of the monotonic clock; and the
+        # turn of those that ask it for one.
+        self._missing: dict[str, float] = {}
+        self._asking = asyncio.Lock()
         self._unsettled = ""  # what is repeated until Chroma answers
         self._users: Counter[str] = Counter()  # by uid
         self._unused: dict[str, asyncio.Event] = {}  # who waits until there are none, by uid
@@ -122,6 +128,30 @@ class Namespace:
 
     def _lookup(self, name: str) -> Collection | NewerCollection | None:
         return self._known.get(self.resolve(name))
+
+    async def _look_up(self, name: str) -> Collection | NewerCollection | None:
+        """The collection of that name or alias, also one that somebody else has made in the store.
+
+        That it is not there is believed for a second: asking takes as long as there are collections, and holds up all
+        that change one.
+        """
+        found = self._lookup(name)
+        if found is not None or self._follows:
+            return found
+        async with self._asking:
+            if (found := self._lookup(name)) is None and self._missing.get(name, 0.0) <= time.monotonic():
+                async with self._fresh():
+                    found = self._lookup(name)
+                if found is None:
+                    self._miss(name)
+        return found
+
+    def _miss(self, name: str) -> None:
+        now = time.monotonic()
+        if len(self._missing) >= _MOST_MISSING:
+            self._missing = {missing: until for missing, until in self._missing.items() if until > now}
+        if len(self._missing) < _MOST_MISSING:
+            self._missing[name] = now + _MISSING_S
 
     def _take(self, listed: Listed) -> list[Collection | NewerCollection]:
         self._known = listed.collections

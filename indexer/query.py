@@ -95,6 +95,8 @@ async def answer(
         if isinstance(query, LikenessError):
             continue
         try:
+            if query.exact and not reader.compares_all:
+                raise _approximate(query, collection)
             searches[position] = _search(query, combine(query, examples, collection), collection)
         except LikenessError as error:
             outcomes[position] = error
@@ -177,6 +179,11 @@ def _search(query: Query, vector: Array, collection: Collection) -> Search:
 def _unknown(item_id: str, collection: Collection) -> LikenessError:
     message = f"collection {collection.name!r} has no item {item_id!r}, which the query names as an example"
     return LikenessError(error_pb2.REASON_ITEM_NOT_FOUND, message)
+
+
+def _approximate(query: Query, collection: Collection) -> LikenessError:
+    description = f"set, but collection {collection.name!r} is served from Chroma, whose searches are approximate"
+    return invalid(f"{query.field}.exact", f"{description}; leave it unset, or see GetStatus for why")
 
 
 def _cancelled(query: Query) -> LikenessError:

@@ -146,6 +146,10 @@ class Facet:
 class Reader(Protocol):
     """Answers reads of a collection. Each raises COLLECTION_NOT_FOUND, OVERLOADED or STORE_UNAVAILABLE."""
 
+    @property
+    def compares_all(self) -> bool:
+        """Whether it can answer a search by comparing every item; one that cannot is not asked to."""
+
     async def search(self, collection: Collection, searches: Sequence[Search], fields: Fields) -> list[list[Row]]:
         """For each search its rows, best first and equal scores by id."""
 

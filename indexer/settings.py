@@ -94,12 +94,14 @@ class IndexerSettings(ServiceSettings):
         ge=0,
         le=1_000_000_000,
         description="Free megabytes on the disk under the data directory below which writes are refused (STORE_FULL), "
-        "lest Chroma run into its end. Deletions are taken. 0: no limit. Without effect on LIKENESS_CHROMA_URL.",
+        "lest Chroma run into its end, which can cost it an index; deletions below 32. 0: no limit. Without effect on "
+        "LIKENESS_CHROMA_URL.",
     )
     reads: Reads = Field(
         Reads.AUTO,
-        description="Where reads are answered. memory: from the indexer's memory; chroma: from Chroma, some ten times "
-        "slower, for collections beyond memory; auto: from memory while the collections fit "
+        description="Where reads are answered. memory: from the indexer's memory; chroma: from Chroma, which answers 1.8 to "
+        "3.6 times fewer plain queries a second, and ten to fifty times fewer with filters than without, for collections "
+        "beyond memory; auto: from memory while the collections fit "
         "LIKENESS_MEMORY_BUDGET_MB, from Chroma those that do not.",
     )
     memory_budget_mb: int = Field(

@@ -49,6 +49,10 @@ def _anything(_: Collection, _items: int) -> None:
     return
 
 
+def _any_deletion() -> None:
+    return
+
+
 def _no_mirror(_: Collection) -> Mirror | None:
     return None
 
@@ -68,7 +72,8 @@ class Surroundings:
     Attributes:
         mirror_of: the collection's serving index; None: it is not served from memory. Asked before each chunk.
         prepare: called once before the first write to a collection.
-        admit: refuses a chunk of so many items before anything is done with it, by raising; deletions are not asked.
+        admit: refuses a chunk of so many items before anything is done with it, by raising.
+        admit_deletion: likewise, a chunk of deletions.
         wrote: is told of every chunk how many items it had and how long it took, in seconds.
         done: is told up to which stamp everything is in Chroma, and of what was deleted or read back, whose stamps tell
             nothing: what other indexers must know that follow this one.
@@ -78,6 +83,7 @@ class Surroundings:
     mirror_of: Callable[[Collection], Mirror | None] = _no_mirror
     prepare: Callable[[Collection], Awaitable[None]] = _nothing
     admit: Callable[[Collection, int], None] = _anything
+    admit_deletion: Callable[[], None] = _any_deletion
     wrote: Callable[[WriteKind, int, float], None] = _unseen
     done: Callable[[Collection, int, Sequence[str]], None] = _untold
     settle_s: float = 60.0

@@ -40,6 +40,11 @@ class MemoryReader:
         self._threads = threads
 
     @property
+    def compares_all(self) -> bool:
+        """See ``Reader``."""
+        return True
+
+    @property
     def waiting(self) -> int:
         """Searches that wait for their turn."""
         return self._batcher.waiting

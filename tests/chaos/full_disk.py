@@ -57,7 +57,7 @@ def fills_up(folder: Path, logs: Path, seed: int) -> Generator[Outcome, None, No
             for _ in range(_ITEMS // _CALL):
                 writes.one(indexer)
             filler = disk / "filler"
-            for name, left_mb in (("disk nearly full", LEAST_FREE_MB // 2), ("disk full to the brim", 0)):
+            for name, left_mb in (("disk nearly full", LEAST_FREE_MB * 3 // 4), ("disk full to the brim", 0)):
                 outcome, before = Outcome(name), writes.acknowledged
                 # The indexer has just looked at the free space: its next write may run into the end of the disk.
                 writes.one(indexer)
@@ -65,7 +65,7 @@ def fills_up(folder: Path, logs: Path, seed: int) -> Generator[Outcome, None, No
                 _refused(indexer, writes, outcome)
                 # Reads go on, and none of what was refused is seen.
                 outcome.look(indexer, ledger, seed)
-                outcome.violations += _deletes(indexer, ledger) if left_mb else []
+                outcome.violations += _deletes(indexer, ledger, taken=left_mb > 0)
                 filler.unlink()
                 freed = time.monotonic()
                 indexer.wait("acknowledged write", partial(_taken, indexer, writes), _RECOVERED_S, pause_s=0.1)
@@ -125,16 +125,18 @@ def _taken(indexer: Indexer, writes: _Writes) -> bool:
     return True
 
 
-def _deletes(indexer: Indexer, ledger: Ledger) -> list[Violation]:
-    """Deletions are taken while writes are refused."""
+def _deletes(indexer: Indexer, ledger: Ledger, *, taken: bool) -> list[Violation]:
+    """Deletions are taken for a while after writes are refused, and then refused as well."""
     states: dict[str, State] = dict.fromkeys([item_id for item_id, _ in ledger.items()][:8])
     ledger.sending(states, time.monotonic())
     try:
         indexer.client.delete(states)
     except grpc.RpcError as error:
+        if not taken and reason(error) == "STORE_FULL":
+            return []
         return [Violation(Kind.UNAVAILABLE, f"a deletion was refused with {reason(error)}")]
     ledger.acknowledged(states, time.monotonic())
-    return []
+    return [] if taken else [Violation(Kind.UNAVAILABLE, "a deletion was taken with no room at all")]
 
 
 def _fill(filler: Path, size: int) -> None:

@@ -163,6 +163,19 @@ def cut(name: str, size: int) -> Tear:
     return tear
 
 
+def full(share: float) -> Tear:
+    """The rows and their lengths end where the disk was full; Chroma wrote the names of all, which are small."""
+
+    def tear(path: Path, new: Path) -> None:
+        whole(*FILES)(path, new)
+        header = Header.read(new)
+        for name, size in ((ROWS, header.row_bytes), (LENGTHS, 4)):
+            with (path / name).open("r+b") as file:
+                file.truncate(int(header.rows * share) * size + 3)
+
+    return tear
+
+
 def no_names(path: Path, _: Path) -> None:
     (path / NAMES).unlink()
 
@@ -182,6 +195,8 @@ TEARS: dict[str, Tear] = {
     "first-names": both(whole(*FILES), cut(NAMES, 500)),
     "deletions": both(whole(*FILES), cut(NAMES, 0)),
     "names-gone": both(whole(*FILES), no_names),
+    "full": full(0.8),
+    "full-hole": both(hole, whole(UPPER, NAMES)),
 }
 SOUND: dict[str, Tear] = {"untouched": whole(), "not-noted": whole(*FILES)}
 COLLECTIONS = [f"cosine-{tear}" for tear in (*TEARS, *SOUND)] + ["l2-hole", "l2-names-cut", "l2-untouched"]

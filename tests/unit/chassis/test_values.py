@@ -85,13 +85,13 @@ def test_metadata_that_breaks_a_rule_is_refused(fields: dict[str, Value], said: 
     assert caught.value.violations[0].field.startswith("items[0].metadata")
 
 
-@pytest.mark.parametrize("name", ["images", "a-b", "abc", "a.b_c-1", "x" * 128])
+@pytest.mark.parametrize("name", ["images", "a-b", "abc", "a.b_c-1", "x" * 128, "10.0.0", "10.0.0.1.2"])
 def test_a_good_collection_name_is_taken(name: str) -> None:
     assert names.check_collection(name, "collection") == name
 
 
 @pytest.mark.parametrize(
-    "name", ["", "ab", "x" * 129, "Images", "-abc", "abc-", "a..b", "a/b", "../etc", "ab c", "äöü"]
+    "name", ["", "ab", "x" * 129, "Images", "-abc", "abc-", "a..b", "a/b", "../etc", "ab c", "äöü", "10.0.0.1"]
 )
 def test_a_bad_collection_name_is_refused(name: str) -> None:
     with pytest.raises(LikenessError, match="no collection name"):

@@ -120,6 +120,32 @@ def test_a_collection_deleted_behind_our_back_is_forgotten(connected: Connected)
     assert connected.loop.run(use(collections, "replaced-there")).fingerprint == OTHER
 
 
+def test_a_name_that_is_not_there_is_not_asked_for_by_everybody(
+    connected: Connected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collections, lists = Collections(connected.store), 0
+    listed = connected.store.collections
+
+    async def counted() -> Any:
+        nonlocal lists
+        lists += 1
+        return await listed()
+
+    monkeypatch.setattr(connected.store, "collections", counted)
+
+    async def many() -> list[Any]:
+        return await asyncio.gather(*[use(collections, "not-there") for _ in range(20)], return_exceptions=True)
+
+    reasons = {error.reason for error in connected.loop.run(many())}
+    assert reasons == {error_pb2.REASON_COLLECTION_NOT_FOUND}
+    assert lists == 1
+    connected.loop.run(collections.create("not-there", FINGERPRINT, Metric.COSINE))
+    assert connected.loop.run(use(collections, "not-there")).name == "not-there"
+    elsewhere = Collections(connected.store)
+    connected.loop.run(elsewhere.create("made-elsewhere", FINGERPRINT, Metric.COSINE))
+    assert connected.loop.run(use(collections, "made-elsewhere")).name == "made-elsewhere"
+
+
 def test_a_collection_made_anew_is_not_deleted_in_place_of_the_old_one(connected: Connected) -> None:
     collections = Collections(connected.store)
     old = connected.loop.run(collections.create("made-anew", FINGERPRINT, Metric.L2))

@@ -30,6 +30,19 @@ def test_an_almost_full_disk_is_refused_with_what_to_do_and_taken_again_when_the
     guard.check()
 
 
+def test_deletions_are_taken_for_longer_than_writes(tmp_path: Path) -> None:
+    guard = DiskGuard(tmp_path, 100 * MIB, lambda path: 40 * MIB)
+    with pytest.raises(LikenessError):
+        guard.check()
+    guard.check(deleting=True)
+    with pytest.raises(LikenessError, match="31 MiB free, of which 32 have to stay free for deletions"):
+        DiskGuard(tmp_path, 100 * MIB, lambda path: 31 * MIB).check(deleting=True)
+    DiskGuard(tmp_path, 8 * MIB, lambda path: 9 * MIB).check(deleting=True)
+    with pytest.raises(LikenessError, match="8 have to stay free"):
+        DiskGuard(tmp_path, 8 * MIB, lambda path: 7 * MIB).check(deleting=True)
+    DiskGuard(tmp_path, 0, lambda path: 0).check(deleting=True)
+
+
 def test_the_disk_is_looked_at_at_most_twice_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, looks = [100.0], [0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])

@@ -26,6 +26,8 @@ EVEN = Comparison("even", Op.EQ, Kind.BOOL, (True,))
 class ScanReader:
     """Compares with every vector there is; understands one filter, ``EVEN``. Notes what it is asked for."""
 
+    compares_all = True
+
     def __init__(self, vectors: Array) -> None:
         self.vectors = {f"i{n:03}": v for n, v in enumerate(vectors)}
         self.searches: list[list[Search]] = []

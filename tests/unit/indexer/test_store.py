@@ -6,10 +6,12 @@ from urllib.parse import urlsplit
 import chromadb
 import numpy as np
 import pytest
+from chromadb.errors import InternalError
 from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
 from indexer.changes import Change, Changes
+from indexer.chroma import ChromaConnection
 from indexer.collections import Metric
 from indexer.filters import Comparison, Kind, Op
 from indexer.listed import sort_out
@@ -161,3 +163,14 @@ def test_items_with_the_largest_metadata_are_written_in_requests_that_chroma_tak
     read = connected.loop.run(connected.store.read(collection, [item.id for item in items]))
     assert {record.id for record in read} == {item.id for item in items}
     assert all(record.metadata == {"note": worst, "n": -1} for record in read)
+
+
+async def test_an_index_that_chroma_could_not_write_down_is_a_full_disk_that_needs_a_rebuild() -> None:
+    async def fail() -> None:
+        async with ChromaConnection({}, 5.0)._translated("deleting items", "pictures"):
+            raise InternalError("Error in compaction: Failed to apply logs to the hnsw segment writer")
+
+    with pytest.raises(LikenessError, match=r"'pictures' down.*then rebuild the collection") as caught:
+        await fail()
+    assert caught.value.reason == error_pb2.REASON_STORE_FULL
+    assert caught.value.retry_after_s is None
