@@ -134,7 +134,7 @@ class Call:
         if self._calls.guard is not None:
             items = self._calls.guard.items(self.method, request)
             if items > 1:
-                self.allowance.charge(items - 1)
+                self.allowance.charge(items, taken=1)
 
     def failed(self, error: Exception) -> LikenessError:
         """Takes down what it failed with, also before it was under way; a fault of ours is logged whole.
@@ -264,8 +264,12 @@ class Calls:
             if len(self._open) >= self._max_calls:
                 message = f"{self._max_calls} calls are under way, as many as LIKENESS_MAX_CONCURRENT_CALLS allows"
                 raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=1.0)
-            allowance.charge(1)
             allowance.begin()
+            try:
+                allowance.charge(1)
+            except LikenessError:
+                allowance.end()
+                raise
         except LikenessError as error:
             key = None if caller is None else caller.name
             seconds = time.perf_counter() - started

@@ -20,6 +20,8 @@ HEALTH = "/grpc.health.v1.Health/"
 # Streams that watch the health, and as many of reflection, open at once: gRPC counts them as it does calls, and nobody
 # needs a key to watch. A gateway holds one to each embedder and indexer.
 STREAMS_BESIDE = 1000
+# What this service has waited for already, as long as it may: gRPC's own retries would have it wait as long again.
+_RIDDEN_OUT = frozenset({error_pb2.REASON_EMBEDDER_UNAVAILABLE, error_pb2.REASON_INDEXER_UNAVAILABLE})
 # How long the request of a health check may take to come, in seconds.
 CHECK_S = 5.0
 
@@ -196,6 +198,8 @@ async def _abort(context: Context, error: LikenessError, call: Call | None = Non
     trailers: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", status.SerializeToString())]
     if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.retry_after_s is not None:
         trailers.append(("grpc-retry-pushback-ms", str(round(error.retry_after_s * 1000))))
+    elif error.reason in _RIDDEN_OUT:
+        trailers.append(("grpc-retry-pushback-ms", "-1"))
     if call is not None:
         trailers.extend(_deadline(call))
     await context.abort(error.code, status.message, tuple(trailers))

@@ -4,6 +4,7 @@ The embedder decodes what passes; the gateway reads size, format and EXIF from i
 """
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 
@@ -12,8 +13,20 @@ from PIL import Image, UnidentifiedImageError
 
 from chassis.errors import LikenessError, invalid
 
-# An explicit list: Pillow opens EPS by running Ghostscript, and dozens of formats that nobody sends.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
+# An explicit list: Pillow opens EPS by running Ghostscript, and dozens of formats that nobody sends. With each, as a
+# pattern, the first bytes by which a file that Pillow does not recognise is a damaged one; of AVIF without the brands
+# that HEIC has too.
+_BEGINNINGS = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "WEBP": rb"RIFF.{4}WEBP",
+    "GIF": rb"GIF8[79]a",
+    "BMP": rb"BM",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "AVIF": rb".{4}ftypavi[fs]",
+    "JPEG2000": rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n",
+}
+FORMATS = tuple(_BEGINNINGS)
 
 # Pillow only warns between 89 and 179 megapixels. ``PictureLimits`` refuses both, and everything above.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -36,8 +49,8 @@ class PictureLimits:
         """Raises IMAGE_TOO_MANY_PIXELS if width × height is over the limit."""
         if width * height > self.max_pixels:
             description = (
-                f"{width} × {height} is {width * height / 1e6:.1f} megapixels; "
-                f"at most {self.max_pixels / 1e6:.1f} are taken: scale the picture down"
+                f"{width} × {height} is {width * height:,} pixels; "
+                f"at most {self.max_pixels:,} are taken: scale the picture down"
             )
             raise invalid(field, description, error_pb2.REASON_IMAGE_TOO_MANY_PIXELS)
 
@@ -64,9 +77,15 @@ def open_header(encoded: bytes, limits: PictureLimits, field: str) -> Image.Imag
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.DecompressionBombError:
-        description = f"over {PILLOW_PIXEL_LIMIT / 1e6:.0f} megapixels; at most {limits.max_pixels / 1e6:.1f} are taken"
+        description = (
+            f"over {PILLOW_PIXEL_LIMIT:,} pixels; at most {limits.max_pixels:,} are taken: scale the picture down"
+        )
         raise invalid(field, description, error_pb2.REASON_IMAGE_TOO_MANY_PIXELS) from None
     except UnidentifiedImageError:
+        kind = _begins_as(encoded)
+        if kind is not None:
+            description = f"begins as {kind}, but its header cannot be read; send an undamaged file, or another format"
+            raise invalid(field, description, error_pb2.REASON_IMAGE_DAMAGED) from None
         accepted = ", ".join(FORMATS)
         description = f"not recognised as a picture by its first bytes ({encoded[:8].hex(' ')}); expected {accepted}"
         raise invalid(field, description, error_pb2.REASON_IMAGE_FORMAT_UNSUPPORTED) from None
@@ -74,6 +93,11 @@ def open_header(encoded: bytes, limits: PictureLimits, field: str) -> Image.Imag
         raise damaged(field, error) from error
     limits.check_pixels(*image.size, field)
     return image
+
+
+def _begins_as(encoded: bytes) -> str | None:
+    """The accepted format whose first bytes these are, if any."""
+    return next((kind for kind, first in _BEGINNINGS.items() if re.match(first, encoded, re.DOTALL)), None)
 
 
 def damaged(field: str, error: Exception) -> LikenessError:

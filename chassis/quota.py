@@ -37,19 +37,27 @@ class Allowance:
         """
         most = self.limits.concurrent
         if most is not None and self._under_way >= most:
-            raise _limited(f"{most} calls at once, as many as it may have", _ANOTHER_PLACE_S)
+            at_once = "one call" if most == 1 else f"{most} calls"
+            raise _limited(f"{at_once} at once, as many as it may have", _ANOTHER_PLACE_S)
         self._under_way += 1
 
     def end(self) -> None:
         """A call that began has ended."""
         self._under_way -= 1
 
-    def charge(self, items: int) -> None:
+    def charge(self, items: int, *, taken: int = 0) -> None:
         """Takes items for a call.
 
+        Args:
+            items: how many.
+            taken: so many of them have been, before all of them were known.
+
         Raises:
-            LikenessError: RATE_LIMITED: too many lately; nothing is taken, and it says when to try again.
+            LikenessError: RATE_LIMITED: too many lately; none are taken, and it says when to try again.
         """
+        if self.limits.rate_per_s is not None:
+            back = taken / self.limits.rate_per_s
+            self._calls_earned_at, self._earned_at = self._calls_earned_at - back, self._earned_at - back
         wait_s = self._wait_s(items, self._calls_earned_at)
         if wait_s > 0:
             raise _limited(f"more than {self.limits.rate_per_s:g} items a second", wait_s)

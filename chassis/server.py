@@ -37,6 +37,8 @@ log = structlog.get_logger()
 REFUSALS = 20_000
 # Open files and connections of a process.
 MOST_FILES = 65_536
+# gRPC has the age of a connection in milliseconds, as an int32.
+LONGEST_AGE_S = (2**31 - 1) // 1000
 
 
 class Service(Protocol):
@@ -203,11 +205,12 @@ def _server(settings: ServiceSettings, service: Service, calls: Calls, role: Rol
             ("grpc.server.max_pending_requests", REFUSALS),
             ("grpc.server.max_pending_requests_hard_limit", REFUSALS),
             ("grpc.max_receive_message_length", limit),
-            ("grpc.max_send_message_length", limit),
+            # Answers have bounds of their own, which say what to ask less of; here they would end in INTERNAL logs.
+            ("grpc.max_send_message_length", -1),
             # Two services on one port would share its calls by chance: refuse the second, unless that is meant.
             ("grpc.so_reuseport", int(role.replica is not None)),
             # A renewed connection asks DNS again. Streams under way are not cut: there is no grace limit.
-            ("grpc.max_connection_age_ms", settings.max_connection_age_s * 1000),
+            ("grpc.max_connection_age_ms", min(settings.max_connection_age_s, LONGEST_AGE_S) * 1000),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),

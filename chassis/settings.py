@@ -4,6 +4,7 @@ Settings come from the environment (``LIKENESS_*``) and are validated before any
 description says its unit and range.
 """
 
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -11,11 +12,16 @@ from pathlib import Path
 from typing import Literal, NoReturn, Self
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from chassis.tls import ListenerTls
 
 PREFIX = "LIKENESS_"
+
+# Variables whose values are secrets, and what a message quotes, which may be a piece of one.
+_SECRET = re.compile("TOKEN|KEY|PASSWORD")
+_QUOTED = re.compile("[\"'].*[\"']", re.DOTALL)
 
 
 class ServiceSettings(BaseSettings):
@@ -31,7 +37,12 @@ class ServiceSettings(BaseSettings):
     log_style: Literal["auto", "json", "console"] = Field(
         "auto", description="Log lines as JSON or for people; auto: for people on a terminal, else JSON."
     )
-    max_message_mb: int = Field(64, ge=1, le=1024, description="Largest gRPC message taken or sent, in MiB.")
+    max_message_mb: int = Field(
+        64,
+        ge=1,
+        le=1024,
+        description="Largest gRPC message taken, in MiB, 1 to 1,024. Those sent have bounds of their own.",
+    )
     default_deadline_s: float = Field(
         60, gt=0, le=3600, description="Deadline, in seconds, of a call that brings none. Streams have none."
     )
@@ -42,11 +53,18 @@ class ServiceSettings(BaseSettings):
         description="Longest deadline, in seconds, of a call; a longer one is cut. Streams have none.",
     )
     max_concurrent_calls: int = Field(
-        1000, ge=1, description="Most calls and streams under way at once; more are refused with OVERLOADED."
+        1000,
+        ge=1,
+        le=1_000_000,
+        description="Most calls and streams under way at once, 1 to 1,000,000; more are refused with OVERLOADED.",
     )
     drain_s: float = Field(30, ge=0, le=3600, description="Longest wait for calls under way when stopping, in seconds.")
     max_connection_age_s: int = Field(
-        300, ge=1, description="Age at which a connection is renewed so that new replicas get traffic, in seconds."
+        300,
+        ge=1,
+        le=31_536_000,
+        description="Age at which a connection is renewed so that new replicas get traffic, in seconds, 1 to "
+        "31,536,000 (a year); above 2,147,483 (24 days), gRPC's longest, it is that.",
     )
 
     tls_cert: Path | None = Field(
@@ -94,7 +112,8 @@ class ServiceSettings(BaseSettings):
     def parse(cls, program: str, arguments: Sequence[str]) -> Self:
         """The settings from the environment.
 
-        Prints all settings and exits with 0 for ``--help``; names every bad setting and exits with 2 otherwise.
+        Prints all settings and exits with 0 for ``--help``; names every bad setting and exits with 2 otherwise. What
+        may be a secret is not printed.
 
         Args:
             program: as the user starts it, such as ``python -m embedder``.
@@ -108,13 +127,19 @@ class ServiceSettings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            lines = [f"{program}: the settings are not usable:"]
-            for problem in error.errors():
-                name = cls._variable(str(problem["loc"][0])) if problem["loc"] else "settings"
-                lines.append(
-                    f"  {name}={problem['input']!r}: {problem['msg']}" if problem["loc"] else f"  {problem['msg']}"
-                )
+            lines = [f"{program}: the settings are not usable:", *(f"  {cls._told(each)}" for each in error.errors())]
             _refuse("\n".join([*lines, f"See {program} --help."]))
+
+    @classmethod
+    def _told(cls, problem: ErrorDetails) -> str:
+        """What is wrong with a setting, with its value unless that may be a secret."""
+        if not problem["loc"]:
+            return problem["msg"]
+        name = cls._variable(str(problem["loc"][0]))
+        # What stands before an @ is a URL's user and password.
+        if _SECRET.search(name) or "@" in str(problem["input"]):
+            return f"{name}=(not shown): {_QUOTED.sub('…', problem['msg'])}"
+        return f"{name}={problem['input']!r}: {problem['msg']}"
 
     @classmethod
     def _variable(cls, field: str) -> str:

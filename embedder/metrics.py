@@ -1,7 +1,7 @@
 """What the embedder tells Prometheus. See ``chassis.metrics`` for how it is shown.
 
-A method costs one or two microseconds (twice that where several processes serve): every label is bound beforehand.
-They may be called from any thread.
+A method costs one or two microseconds (twice that where several processes serve): every label is bound beforehand, but
+for those of calls. They may be called from any thread.
 """
 
 from typing import Literal
@@ -9,6 +9,7 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.registry import REGISTRY
 
+from chassis.call_metrics import CallMetrics
 from embedder.inputs import KINDS, Kind, Lane
 
 Result = Literal["ok", "invalid", "overloaded", "expired", "cancelled", "failed"]
@@ -32,11 +33,16 @@ _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.
 
 
 class Metrics:
-    """The instruments. In a service of several processes, gauges are those of the processes that live."""
+    """The instruments. In a service of several processes, gauges are those of the processes that live.
+
+    Attributes:
+        calls: how calls went.
+    """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         """Makes the instruments, once for each registry."""
         self._registry = registry
+        self.calls = CallMetrics(_NAMESPACE, registry)
         lanes = [lane.name.lower() for lane in Lane]
 
         items = self._counter("items", "Inputs by what became of them.", "kind", "lane", "result")

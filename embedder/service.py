@@ -5,6 +5,8 @@ from contextlib import AsyncExitStack
 import grpc
 from likeness.common.v1 import types_pb2
 from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+from prometheus_client import CollectorRegistry
+from prometheus_client.registry import REGISTRY
 
 from chassis.calls import Calls
 from chassis.readiness import Readiness
@@ -18,10 +20,16 @@ from embedder.settings import EmbedderSettings
 class EmbedderService:
     """What the chassis starts and stops."""
 
-    def __init__(self, settings: EmbedderSettings) -> None:
+    def __init__(self, settings: EmbedderSettings, registry: CollectorRegistry = REGISTRY) -> None:
+        """Starts nothing yet.
+
+        Args:
+            settings: all of them.
+            registry: where its figures are counted.
+        """
         self._settings = settings
         self._servicer = EmbedderServicer(settings.limits)
-        self._metrics = Metrics()
+        self._metrics = Metrics(registry)
         self._open = AsyncExitStack()
         self._started = False
 
@@ -32,7 +40,7 @@ class EmbedderService:
 
     def calls(self, readiness: Readiness) -> Calls:
         """What is done around its calls."""
-        return Calls.of(self._settings, readiness)
+        return Calls.of(self._settings, readiness, observe=self._metrics.calls.called)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds its servicer to the server."""

@@ -10,7 +10,7 @@ from likeness.gateway.v1.gateway_pb2 import SearchTimings
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.registry import REGISTRY
 
-from chassis.calls import Outcome
+from chassis.call_metrics import CallMetrics
 
 Stage = Literal["embed", "query", "total"]
 IngestOutcome = Literal["stored", "skipped", "failed"]
@@ -32,20 +32,20 @@ _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 
 
 class Metrics:
-    """The instruments."""
+    """The instruments.
+
+    Attributes:
+        registry: where they are counted.
+        calls: how calls went.
+    """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         """Makes the instruments, once for each registry."""
         self.registry = registry
+        self.calls = CallMetrics(_NAMESPACE, registry, REFUSALS)
 
-        # What a call is named by comes from the contract, never from the caller: the series are bounded.
-        self._calls = self._counter("calls", "Calls by how they ended.", "method", "transport", "code")
-        seconds = self._histogram("call_seconds", "Calls and streams from beginning to end.", "method", "transport")
-        self._call_seconds = seconds
         search = self._histogram("search_seconds", "Searches and batches of them, by stage.", "stage")
         self._search = {stage: search.labels(stage) for stage in STAGES}
-        refused = self._counter("refused", "Calls turned away before anything was done for them.", "reason")
-        self._refused = {reason: refused.labels(reason) for reason in REFUSALS}
 
         items = self._counter("ingest_items", "Items of ingest by what became of them.", "outcome")
         self._items = {outcome: items.labels(outcome) for outcome in INGEST_OUTCOMES}
@@ -64,15 +64,6 @@ class Metrics:
         self._connections = self._gauge("http_connections", "HTTP connections open at present.")
         self._turned_away = self._counter("http_connections_refused", "HTTP connections above the most allowed.")
         self._body_bytes = self._gauge("http_request_bytes", "Bytes of HTTP requests held at present.")
-
-    def called(self, outcome: Outcome) -> None:
-        """A call has ended, or was turned away."""
-        method = outcome.method.rpartition("/")[2]
-        self._calls.labels(method, outcome.transport, outcome.code.name).inc()
-        if outcome.admitted:
-            self._call_seconds.labels(method, outcome.transport).observe(outcome.seconds)
-        elif outcome.reason in self._refused:
-            self._refused[outcome.reason].inc()
 
     def searched(self, timings: SearchTimings) -> None:
         """A search, or a batch of them, has taken so long. A stage that it did without does not count."""

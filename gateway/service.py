@@ -83,7 +83,7 @@ class GatewayService:
             log.warning("everybody who reaches this address may do everything", host=settings.listen_host, why=why)
         if settings.keyed and settings.tls is None and not is_loopback(settings.listen_host):
             log.warning("API keys come unencrypted, unless something in front speaks TLS; see LIKENESS_TLS_CERT")
-        self._calls = Calls.of(self._settings, readiness, self._guard, self._metrics.called)
+        self._calls = Calls.of(self._settings, readiness, self._guard, self._metrics.calls.called)
         return self._calls
 
     def register(self, server: grpc.aio.Server) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.registry import REGISTRY
 
+from chassis.call_metrics import CallMetrics
 from indexer.status import CollectionStatus, Mode
 
 SearchPath = Literal["graph", "exact", "chroma"]
@@ -31,11 +32,16 @@ _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.
 
 
 class Metrics:
-    """The instruments."""
+    """The instruments.
+
+    Attributes:
+        calls: how calls went.
+    """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         """Makes the instruments, once for each registry."""
         self._registry = registry
+        self.calls = CallMetrics(_NAMESPACE, registry)
 
         queries = self._counter("queries", "Queries by how they were answered.", "path")
         self._queries = {p: queries.labels(p) for p in PATHS}

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 import grpc
 import structlog
 from likeness.indexer.v1 import indexer_pb2, indexer_pb2_grpc
+from prometheus_client import CollectorRegistry
+from prometheus_client.registry import REGISTRY
 
 from chassis.calls import Calls
 from chassis.readiness import Readiness
@@ -40,14 +42,20 @@ log = structlog.get_logger()
 class IndexerService:
     """Collections, a writer each, what serves them, and the Chroma server behind them."""
 
-    def __init__(self, settings: IndexerSettings) -> None:
+    def __init__(self, settings: IndexerSettings, registry: CollectorRegistry = REGISTRY) -> None:
+        """Starts nothing yet.
+
+        Args:
+            settings: all of them.
+            registry: where its figures are counted.
+        """
         self._settings = settings
         self._standing = standing(settings)
         self._store = self._standing.store
         self._collections = Collections(
             self._store, follows=settings.role is Role.READER, linger_s=self._standing.linger_s
         )
-        metrics = self._metrics = Metrics()
+        metrics = self._metrics = Metrics(registry)
 
         def searched(count: int, waited_s: float, seconds: float) -> None:
             metrics.searched({"chroma": count}, seconds)
@@ -66,6 +74,7 @@ class IndexerService:
             mirror_of=self._registry.mirror_of,
             prepare=self._collections.upgrade,
             admit=self._admit,
+            admit_deletion=self._admit_deletion,
             wrote=metrics.wrote,
             done=self._standing.done,
             settle_s=settings.store_timeout_s,
@@ -112,7 +121,7 @@ class IndexerService:
 
     def calls(self, readiness: Readiness) -> Calls:
         """What is done around its calls."""
-        return Calls.of(self._settings, readiness)
+        return Calls.of(self._settings, readiness, observe=self._metrics.calls.called)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds its servicer to the server."""
@@ -221,6 +230,11 @@ class IndexerService:
     async def _dropping(self, _: str) -> AsyncIterator[None]:
         yield
         self._upkeep.deleted()
+
+    def _admit_deletion(self) -> None:
+        """Refuses a chunk of deletions that there is no room for."""
+        if self._disk is not None:
+            self._disk.check(deleting=True)
 
     def _admit(self, collection: Collection, items: int) -> None:
         """Refuses a chunk of writes that there is no room for."""

@@ -99,9 +99,9 @@ class IndexerSettings(ServiceSettings):
     )
     reads: Reads = Field(
         Reads.AUTO,
-        description="Where reads are answered. memory: from the indexer's memory; chroma: from Chroma, which answers 1.8 to "
-        "3.6 times fewer plain queries a second, and ten to fifty times fewer with filters than without, for collections "
-        "beyond memory; auto: from memory while the collections fit "
+        description="Where reads are answered. memory: from the indexer's memory; chroma: from Chroma, which answers "
+        "1.8 to 3.6 times fewer plain queries a second, and ten to fifty times fewer with filters than without, for "
+        "collections beyond memory; auto: from memory while the collections fit "
         "LIKENESS_MEMORY_BUDGET_MB, from Chroma those that do not.",
     )
     memory_budget_mb: int = Field(

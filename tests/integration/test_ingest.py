@@ -73,7 +73,8 @@ def test_every_poisonous_file_is_treated_as_its_list_says_within_the_memory_boun
 def expected_reason(name: str) -> str:
     """Why a file of the poison folder must be refused, by its name."""
     too_large = ("bad_bomb_12000", "bad_bomb_16000", "bad_bomb_50000", "bad_bomb_65535")
-    damaged = ("bad_bomb_i", "bad_bomb_z", "bad_idat", "bad_no_idat", "bad_truncated_half", "bad_truncated_header.png")
+    broken = ("bad_crc_ihdr", "bad_gif_0", "bad_header", "bad_idat", "bad_no_idat", "bad_truncated")
+    damaged = ("bad_bomb_i", "bad_bomb_z", *broken)
     if name.startswith(too_large):
         return "IMAGE_TOO_MANY_PIXELS"
     return "IMAGE_DAMAGED" if name.startswith(damaged) else "IMAGE_FORMAT_UNSUPPORTED"

@@ -71,6 +71,12 @@ def raising(error: Exception) -> Answer:
     return answer
 
 
+async def test_what_was_waited_for_already_is_not_to_be_tried_again_at_once() -> None:
+    async with serving(raising(LikenessError(error_pb2.REASON_EMBEDDER_UNAVAILABLE, "it is away"))) as (channel, _):
+        seen = await failure(channel)
+    assert ("grpc-retry-pushback-ms", "-1") in tuple(seen.trailing_metadata())
+
+
 async def test_an_error_arrives_with_code_reason_violations_and_pushback() -> None:
     error = LikenessError(error_pb2.REASON_OVERLOADED, "the queue is full", retry_after_s=0.25)
     async with serving(raising(error)) as (channel, _):

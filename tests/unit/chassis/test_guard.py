@@ -102,6 +102,38 @@ async def test_a_batch_is_charged_by_its_items(tmp_path: Path) -> None:
     assert running.servicer.reached == ["Embed", "Embed"]
 
 
+async def test_a_batch_larger_than_the_burst_passes_when_nothing_is_owed(tmp_path: Path) -> None:
+    async with serving(keys_file(tmp_path / "k", web="good:write:rate_per_s = 0.01:burst = 20")) as (running, stub, _):
+        batch = embedder_pb2.EmbedRequest(inputs=[embedder_pb2.EmbedInput(text="a")] * 50)
+        await stub.Embed(batch, metadata=bearer("good"))
+        assert reason(await refusal(stub.Embed(EMBED, metadata=bearer("good")))) == "RATE_LIMITED"
+    assert running.servicer.reached == ["Embed"]
+
+
+async def test_a_batch_that_is_refused_takes_nothing(tmp_path: Path) -> None:
+    async with serving(keys_file(tmp_path / "k", web="good:write:rate_per_s = 0.01:burst = 20")) as (running, stub, _):
+        await stub.Embed(EMBED, metadata=bearer("good"))
+        batch = embedder_pb2.EmbedRequest(inputs=[embedder_pb2.EmbedInput(text="a")] * 20)
+        for _ in range(25):
+            assert reason(await refusal(stub.Embed(batch, metadata=bearer("good")))) == "RATE_LIMITED"
+        await stub.Embed(EMBED, metadata=bearer("good"))
+    assert running.servicer.reached == ["Embed", "Embed"]
+
+
+async def test_calls_refused_for_those_at_once_do_not_count_against_the_rate(tmp_path: Path) -> None:
+    file = keys_file(tmp_path / "k", web="good:write:rate_per_s = 0.01:burst = 3:concurrent = 1")
+    async with serving(file) as (running, stub, _):
+        running.servicer.hold.clear()
+        first: Any = stub.GetModel(GET, metadata=bearer("good"))
+        await running.servicer.holding.wait()
+        for _ in range(5):
+            error = await refusal(stub.GetModel(GET, metadata=bearer("good")))
+            assert "one call at once" in str(error.details())
+        running.servicer.hold.set()
+        await first
+        await stub.GetModel(GET, metadata=bearer("good"))
+
+
 async def test_calls_at_once_are_limited_and_a_place_is_free_again_when_a_client_has_gone(tmp_path: Path) -> None:
     async with serving(keys_file(tmp_path / "k", web="good:write:concurrent = 1")) as (running, stub, _):
         running.servicer.hold.clear()

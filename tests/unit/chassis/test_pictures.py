@@ -39,10 +39,41 @@ def test_every_accepted_format_is_opened(kind: str) -> None:
 
 @pytest.mark.parametrize("size", [(50_000, 50_000), (12_000, 9_000), (65_535, 65_535)])
 def test_a_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
-    with pytest.raises(LikenessError, match="megapixels") as caught:
+    with pytest.raises(LikenessError, match="at most 64,000,000 are taken: scale the picture down") as caught:
         open_header(png_header(*size), LIMITS, "image")
 
     assert caught.value.reason == error_pb2.REASON_IMAGE_TOO_MANY_PIXELS
+
+
+def test_a_picture_of_one_pixel_too_many_is_told_both_numbers() -> None:
+    with pytest.raises(LikenessError, match="64000001 × 1 is 64,000,001 pixels; at most 64,000,000 are taken"):
+        LIMITS.check_pixels(64_000_001, 1, "image")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000"])
+def test_a_picture_whose_header_is_cut_or_overwritten_is_damaged(kind: str) -> None:
+    whole = encoded(kind)
+
+    for content in (whole[:14], whole[:14] + b"\xa5" * (len(whole) - 14)):
+        with pytest.raises(LikenessError) as caught:
+            open_header(content, LIMITS, "image")
+        assert caught.value.reason == error_pb2.REASON_IMAGE_DAMAGED
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png_header(0, 0),
+        png_header(24, 16).replace(b"IHDR\0", b"IHDR\1"),  # its checksum is another's
+        b"GIF89a" + b"\0" * 14,  # no frame
+        b"\xff\xd8\xff\xe0" + b"\0" * 100,
+    ],
+)
+def test_a_damaged_header_is_not_taken_for_another_format(content: bytes) -> None:
+    with pytest.raises(LikenessError, match=r"begins as (PNG|GIF|JPEG), but its header cannot be read") as caught:
+        open_header(content, LIMITS, "image")
+
+    assert caught.value.reason == error_pb2.REASON_IMAGE_DAMAGED
 
 
 @pytest.mark.parametrize(
@@ -53,7 +84,7 @@ def test_a_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         b"PK\x03\x04" + b"\0" * 40,
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n",
-        b"\xff\xd8\xff\xe0" + b"\0" * 100,
+        b"\0\0\0\x1cftypmif1\0\0\0\0mif1heicmiaf" + b"\0" * 100,
         encoded("ICO"),
         encoded("PPM"),
     ],

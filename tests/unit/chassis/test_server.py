@@ -3,6 +3,7 @@ import gc
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -55,3 +56,26 @@ def test_it_serves_until_told_to_stop_and_only_what_was_imported_is_kept_from_th
     code = asyncio.run(server._serve(ServiceSettings(port=0), service, role))
     assert (code, service.started, service.stopped) == (0, True, True)
     assert frozen[0] > 10_000
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"max_connection_age_s": 2_592_000},
+        {"max_connection_age_s": 31_536_000},
+        {"max_concurrent_calls": 1_000_000},
+        {"max_message_mb": 1024},
+    ],
+)
+def test_it_serves_with_the_largest_settings(told: dict[str, Any]) -> None:
+    service = Idle()
+
+    role = server.Role(ready=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    code = asyncio.run(server._serve(ServiceSettings(port=0, **told), service, role))
+    assert (code, service.stopped) == (0, True)
+
+
+@pytest.mark.parametrize("told", [{"max_connection_age_s": 31_536_001}, {"max_concurrent_calls": 3_000_000_000}])
+def test_settings_beyond_what_grpc_takes_are_refused(told: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="less than or equal to"):
+        ServiceSettings(port=0, **told)

@@ -1,9 +1,28 @@
 """Settings: from the environment, checked before anything starts, shown by --help."""
 
 import pytest
+from annotated_types import Le
 
 from chassis.settings import ServiceSettings
 from gateway.settings import GatewaySettings
+from indexer.settings import IndexerSettings
+
+
+class Locked(ServiceSettings):
+    """Settings of which three are secrets."""
+
+    port: int = 0
+    store_token: int = 0
+    key_of_store: int = 0
+    store_password: int = 0
+
+
+def refused(settings: type[ServiceSettings], capsys: pytest.CaptureFixture[str]) -> str:
+    """What is said of settings that are not usable."""
+    with pytest.raises(SystemExit) as caught:
+        settings.parse("python -m service", [])
+    assert caught.value.code == 2
+    return capsys.readouterr().err
 
 
 def test_a_setting_comes_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,6 +55,46 @@ def test_every_bad_setting_is_named_with_its_value_and_the_exit_code_is_2(
     assert "LIKENESS_LOG_LEVEL='LOUD'" in said
 
 
+@pytest.mark.parametrize("variable", ["LIKENESS_STORE_TOKEN", "LIKENESS_KEY_OF_STORE", "LIKENESS_STORE_PASSWORD"])
+def test_a_bad_setting_that_is_a_secret_is_named_without_its_value(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: str
+) -> None:
+    monkeypatch.setenv(variable, "hunter2secret")
+
+    said = refused(Locked, capsys)
+
+    assert "hunter2" not in said
+    assert f"{variable}=(not shown): Input should be a valid integer" in said
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://admin:hunter2secret@chroma:8000", "expected no name and password in it; see LIKENESS_CHROMA_TOKEN"),
+        ("admin:hunter2secret@chroma:8000", "expected http://HOST:PORT or https://HOST:PORT"),
+        ("http://admin:hunter2secret#@chroma:8000", "Port could not be cast to integer value as …"),
+    ],
+)
+def test_a_user_and_a_password_in_a_bad_url_are_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str, why: str
+) -> None:
+    monkeypatch.setenv("LIKENESS_CHROMA_URL", url)
+
+    said = refused(IndexerSettings, capsys)
+
+    assert "hunter2" not in said
+    assert "admin" not in said
+    assert f"LIKENESS_CHROMA_URL=(not shown): Value error, {why}" in said
+
+
+def test_a_bad_url_without_a_password_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LIKENESS_CHROMA_URL", "http://chroma:8000/api")
+
+    assert "LIKENESS_CHROMA_URL='http://chroma:8000/api'" in refused(IndexerSettings, capsys)
+
+
 def test_help_shows_every_setting_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         GatewaySettings.parse("python -m gateway", ["--help"])
@@ -58,6 +117,14 @@ def test_an_unknown_argument_is_refused(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize("field", ServiceSettings.model_fields)
 def test_every_common_setting_is_described(field: str) -> None:
     assert field == "port" or ServiceSettings.model_fields[field].description
+
+
+@pytest.mark.parametrize("name", [n for n, f in ServiceSettings.model_fields.items() if f.annotation is int])
+def test_every_common_whole_number_has_a_range_which_its_description_says(name: str) -> None:
+    field = ServiceSettings.model_fields[name]
+
+    (most,) = [limit.le for limit in field.metadata if isinstance(limit, Le)]
+    assert name == "port" or f" to {most:,}" in (field.description or "")
 
 
 def test_an_ipv6_host_is_put_in_brackets() -> None:

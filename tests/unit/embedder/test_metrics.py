@@ -10,8 +10,11 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from chassis.readiness import Readiness
 from embedder.inputs import Lane
 from embedder.metrics import Metrics
+from embedder.service import EmbedderService
+from embedder.settings import EmbedderSettings
 from tests.processes import ROOT
 
 
@@ -88,6 +91,17 @@ def test_the_model_s_troubles(metrics: Metrics, registry: CollectorRegistry) -> 
     assert value(registry, "model_restarts_total", why="stuck") == 1
     assert value(registry, "batch_limit", kind="image") == 4
     assert value(registry, "batch_failures_total", why="out_of_memory") == 1
+
+
+def test_the_service_s_calls_are_counted_by_method_and_code(registry: CollectorRegistry) -> None:
+    service = EmbedderService(EmbedderSettings(), registry)
+    calls = service.calls(Readiness(service.name))
+
+    calls.admit("/likeness.embedder.v1.EmbedderService/Embed", (), "grpc").end()  # before it was answered
+
+    assert value(registry, "calls_total", method="Embed", transport="grpc", code="CANCELLED") == 1
+    assert value(registry, "call_seconds_count", method="Embed", transport="grpc") == 1
+    assert value(registry, "refused_total", reason="OVERLOADED") == 0
 
 
 def test_names_follow_the_conventions_and_all_are_explained(metrics: Metrics, registry: CollectorRegistry) -> None:

@@ -1,12 +1,16 @@
 """The indexer's figures: their names, labels and values."""
 
 import re
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from chassis.readiness import Readiness
 from indexer.metrics import Metrics
+from indexer.service import IndexerService
+from indexer.settings import IndexerSettings
 from indexer.status import CollectionStatus, Mode
 
 
@@ -113,6 +117,16 @@ def test_filters_disk_and_lag(metrics: Metrics, registry: CollectorRegistry) -> 
     assert value(registry, "store_restarts_total") == 1
     metrics.collection_deleted("images")
     assert value(registry, "disk_bytes", collection="images") is None
+
+
+def test_the_service_s_calls_are_counted_by_method_and_code(registry: CollectorRegistry, tmp_path: Path) -> None:
+    settings = IndexerSettings(data_dir=tmp_path, snapshots=str(tmp_path / "snapshots"))
+    service = IndexerService(settings, registry)
+    calls = service.calls(Readiness(service.name))
+    calls.admit("/likeness.indexer.v1.IndexerService/Query", (), "grpc").end()  # before it was answered
+    assert value(registry, "calls_total", method="Query", transport="grpc", code="CANCELLED") == 1
+    assert value(registry, "call_seconds_count", method="Query", transport="grpc") == 1
+    assert value(registry, "refused_total", reason="OVERLOADED") == 0
 
 
 def test_names_follow_the_conventions_and_all_are_explained(metrics: Metrics, registry: CollectorRegistry) -> None:
