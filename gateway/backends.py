@@ -198,6 +198,12 @@ class Indexer(_Backend):
         request = indexer_pb2.GetCollectionRequest(name=name)
         return (await self._repeatable(self._stub.GetCollection, request, timeout_s)).collection
 
+    async def uid(self, name: str, timeout_s: float) -> str:
+        """Which collection has this name now, for an ingest."""
+        request = indexer_pb2.GetCollectionRequest(name=name)
+        asked = self._repeatable(self._bulk_stub.GetCollection, request, timeout_s)
+        return (await self._bulk_call(asked)).collection.uid
+
     async def list_collections(
         self, request: indexer_pb2.ListCollectionsRequest, timeout_s: float
     ) -> indexer_pb2.ListCollectionsResponse:

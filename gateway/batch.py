@@ -54,7 +54,9 @@ def check(request: gateway_pb2.BatchSearchRequest) -> None:
         LikenessError: FIELD_INVALID or BATCH_TOO_LARGE.
     """
     searches = request.searches
-    if not 1 <= len(searches) <= MAX_SEARCHES:
+    if not searches:
+        raise invalid("searches", f"is empty; expected 1 to {MAX_SEARCHES} searches")
+    if len(searches) > MAX_SEARCHES:
         raise _too_large(f"{len(searches)} searches; expected 1 to {MAX_SEARCHES}")
     fair = [each for each in searches if each.top_k <= 1000 and queries.hits(each) <= MAX_HITS]
     for asked, most, what in (

@@ -1,6 +1,7 @@
 """Classify and SuggestLabels: which of given labels fit pictures best, and those of a collection."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,8 +23,10 @@ from gateway.requests import (
     collection_name,
     expected_fingerprint,
     mismatch,
+    naming_token,
     of_collection,
     patience,
+    renamed,
     shutting_down,
 )
 from gateway.streams import STALLED_S, admitted, patient
@@ -118,7 +121,8 @@ class Classify:
             listing = indexer_pb2.ListItemsRequest(
                 collection=name, filter=where, page_size=page_size, page_token=token, fields=ItemFields(vector=True)
             )
-            page = await self.indexer.list(listing, patience(deadline, self.longest_call_s))
+            with naming_token(token, "SuggestLabels"):
+                page = await self.indexer.list(listing, patience(deadline, self.longest_call_s))
             response = await asyncio.to_thread(_suggestions, page.items, chooser, top_k, least)
             done, token = done + len(page.items), page.next_page_token
             response.done, response.total, response.next_page_token = done, max(done, total), token
@@ -189,7 +193,9 @@ def _suggestions(
 
 
 def _check_inputs(request: gateway_pb2.ClassifyRequest, top_k: int) -> None:
-    if not 1 <= len(request.inputs) <= MAX_INPUTS:
+    if not request.inputs:
+        raise invalid("inputs", f"is empty; expected 1 to {MAX_INPUTS} inputs")
+    if len(request.inputs) > MAX_INPUTS:
         description = f"{len(request.inputs)} inputs; expected 1 to {MAX_INPUTS}"
         raise invalid("inputs", description, error_pb2.REASON_BATCH_TOO_LARGE)
     if len(request.inputs) * top_k > MAX_CHOSEN:
@@ -211,9 +217,7 @@ def _top_k(asked: int, default: int) -> int:
 
 def _of_input(error: LikenessError, place: int) -> LikenessError:
     """An embedder's error, with the name that its input has in a ClassifyRequest."""
-    return in_request(
-        error, lambda field: f"inputs[{place}]{field[field.find('].') + 1 :]}" if "]." in field else field
-    )
+    return renamed(error, lambda field: re.sub(r"^inputs\[\d+\]", f"inputs[{place}]", field))
 
 
 def _not_found(item_id: str, place: int, collection: str) -> LikenessError:

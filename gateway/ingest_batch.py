@@ -1,6 +1,7 @@
 """IndexBatch: a bounded batch of pictures, for clients without streams; the same stream takes them, and ends."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
@@ -8,9 +9,10 @@ from likeness.common.v1 import error_pb2
 from likeness.gateway.v1 import gateway_pb2
 
 from chassis.deadline import Deadline
-from chassis.errors import from_status, in_request, invalid, to_item_error
+from chassis.errors import from_status, invalid, to_item_error
 from gateway.ingest import Ingest
 from gateway.ingest_stream import Stream
+from gateway.requests import renamed
 
 MAX_ITEMS = 64
 
@@ -60,7 +62,7 @@ class _Collected:
 
     async def result(self, place: int, result: gateway_pb2.IndexResult) -> None:
         if result.HasField("error"):
-            error = in_request(from_status(result.error.status), lambda name: _in_batch(name, place))
+            error = renamed(from_status(result.error.status), lambda name: _in_batch(name, place))
             result.error.CopyFrom(to_item_error(error))
         self.results[place] = result
 
@@ -81,4 +83,4 @@ async def _each(items: Sequence[gateway_pb2.IndexItem]) -> AsyncIterator[gateway
 
 def _in_batch(name: str, place: int) -> str:
     """The name, in an IndexBatchRequest, of a field that is named in its item."""
-    return f"items[{place}]{name.removeprefix('item')}" if name.startswith("item") else name
+    return re.sub(r"^item\b", f"items[{place}]", name)

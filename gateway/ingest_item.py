@@ -10,7 +10,7 @@ from likeness.gateway.v1 import gateway_pb2
 
 from chassis import metadata, names
 from chassis.errors import LikenessError, invalid
-from chassis.metadata import MAX_LIST_LENGTH, MAX_STRING_BYTES, Plain
+from chassis.metadata import MAX_KEYS, MAX_LIST_LENGTH, MAX_STRING_BYTES, Plain
 from chassis.pictures import PictureLimits
 from gateway import items, picture_facts
 
@@ -83,6 +83,10 @@ def describe(item: Item, limits: PictureLimits) -> Metadata:
     theirs = _their_metadata(message)
     own: dict[str, Plain] = picture_facts.read(message.image, limits, "item.image")
     stored = items.to_stored({**own, "sha256": item.sha256}, message.uri, message.labels, theirs)
+    if (count := len(stored.fields)) > MAX_KEYS:
+        added = count - len(theirs)
+        description = f"{len(theirs)} keys, and {added} that the gateway adds; at most {MAX_KEYS} are taken together"
+        raise invalid("item.metadata", description, error_pb2.REASON_METADATA_INVALID)
     metadata.from_proto(stored, "item.metadata")  # all of it together must keep the rules too
     return stored
 

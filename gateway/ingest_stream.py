@@ -5,6 +5,9 @@
 3. workers take what waits, up to a batch: facts → what is there already → one Embed → thumbnails → one UpsertItems
 4. results are handed over; each gives its room in the window back
 
+Items are stored by the collection's name, their files by its uid: whether both still belong together is seen before
+files are written, and again before anything is told of what was stored or found there.
+
 Where equal pictures are skipped, an item waits for an earlier one of the same picture that is under way.
 """
 
@@ -12,12 +15,13 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from likeness.common.v1 import error_pb2
 from likeness.common.v1.types_pb2 import Vector
 from likeness.embedder.v1 import embedder_pb2
 from likeness.gateway.v1 import gateway_pb2
 from likeness.indexer.v1 import indexer_pb2
 
-from chassis.errors import LikenessError, from_status, in_request, incident, to_item_error
+from chassis.errors import LikenessError, from_status, incident, to_item_error
 from chassis.pictures import PictureLimits
 from chassis.quota import Allowance
 from gateway.backoff import Backoff
@@ -27,7 +31,7 @@ from gateway.ingest_item import Item, arrive, describe
 from gateway.ingest_target import Answers, Services, Target
 from gateway.media import PictureMedia
 from gateway.metrics import BackoffCause
-from gateway.requests import shutting_down
+from gateway.requests import renamed, shutting_down
 from gateway.window import Window
 
 SEND_AGAIN = "what was stored was answered: send the rest again in a new stream"
@@ -243,17 +247,19 @@ class Stream:
         """Sees one batch through; answers every item of it, unless a whole call fails."""
         fit = await self._described(batch)
         if fit:
-            fit = self._left(fit, await self._policy.before_embedding(fit))
+            fit = await self._left(fit, await self._policy.before_embedding(fit))
         if not fit:
             return
         embedded = await self._embedded(fit)
         vectors: dict[str, Vector] = {}
         for item, result in zip(fit, embedded.results, strict=True):
             if result.HasField("error"):
-                self._refuse(item, in_request(from_status(result.error.status), _item_field))
+                self._refuse(item, renamed(from_status(result.error.status), _item_field))
             else:
                 vectors[item.id] = result.vector
-        fit = self._left([item for item in fit if item.id in vectors], await self._policy.after_embedding(vectors))
+        fit = await self._left(
+            [item for item in fit if item.id in vectors], await self._policy.after_embedding(vectors)
+        )
         upsert = indexer_pb2.UpsertItemsRequest(
             collection=self._target.collection, expected_fingerprint=embedded.fingerprint
         )
@@ -289,15 +295,30 @@ class Stream:
 
     async def _upserted(self, batch: Sequence[Item], upsert: indexer_pb2.UpsertItemsRequest) -> None:
         options, indexer = self._target.options, self._services.indexer
+        await self._check_collection()
         pictures = [PictureMedia(item.id, item.sha256, item.message.image) for item in batch]
         async with self._services.media.replacing(
             self._target.uid, pictures, thumbnails=options.thumbnails, originals=options.keep_originals
         ):
             timeout_s = self._services.settings.ingest_call_s
             await self._backoff.call("indexer", lambda: indexer.upsert(upsert, timeout_s))
+            await self._check_collection()
 
-    def _left(self, batch: Sequence[Item], skipped: Mapping[str, Skip]) -> list[Item]:
+    async def _check_collection(self) -> None:
+        """Ends the stream if its collection was deleted, also where another one has its name by now."""
+        target, timeout_s = self._target, self._services.settings.ingest_call_s
+        uid = await self._backoff.call("indexer", lambda: self._services.indexer.uid(target.collection, timeout_s))
+        if uid != target.uid:
+            message = (
+                f"collection {target.collection!r} was deleted and made anew meanwhile; what was stored is gone: send "
+                "everything again, without a resume token"
+            )
+            raise LikenessError(error_pb2.REASON_COLLECTION_NOT_FOUND, message)
+
+    async def _left(self, batch: Sequence[Item], skipped: Mapping[str, Skip]) -> list[Item]:
         """Answers what is skipped, and returns the rest."""
+        if skipped:
+            await self._check_collection()
         for item in batch:
             if (skip := skipped.get(item.id)) is not None:
                 told = gateway_pb2.IndexSkipped(reason=skip.reason, existing_id=skip.existing_id, score=skip.score)

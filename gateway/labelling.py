@@ -54,7 +54,9 @@ class Labelling:
             LikenessError: FIELD_INVALID or BATCH_TOO_LARGE.
         """
         labels, templates = tuple(message.labels), tuple(message.templates) or (DEFAULT_TEMPLATE,)
-        if not 1 <= len(labels) <= MAX_LABELS:
+        if not labels:
+            raise invalid("labelling.labels", f"is empty; expected 1 to {MAX_LABELS:,} labels")
+        if len(labels) > MAX_LABELS:
             description = f"{len(labels)} labels; expected 1 to {MAX_LABELS:,}"
             raise invalid("labelling.labels", description, error_pb2.REASON_BATCH_TOO_LARGE)
         if len(templates) > MAX_TEMPLATES:

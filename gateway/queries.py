@@ -9,8 +9,9 @@ from likeness.embedder.v1 import embedder_pb2
 from likeness.gateway.v1 import gateway_pb2
 from likeness.indexer.v1 import indexer_pb2
 
-from chassis.errors import LikenessError, in_request, invalid
+from chassis.errors import LikenessError, invalid
 from chassis.vectors import from_proto
+from gateway.requests import renamed
 
 MAX_TERMS = 64
 MAX_FACETS = 32
@@ -62,12 +63,12 @@ def query(request: gateway_pb2.SearchRequest, vectors: dict[int, Vector]) -> ind
 
 def of_search(error: LikenessError, place: int) -> LikenessError:
     """The error of the query at this place of a QueryRequest, with the names that a SearchRequest's fields have."""
-    return in_request(error, lambda field: re.sub(r"^examples\b", "terms", field.removeprefix(f"queries[{place}].")))
+    return renamed(error, lambda field: re.sub(r"^examples\b", "terms", field.removeprefix(f"queries[{place}].")))
 
 
 def of_term(error: LikenessError, place: int) -> LikenessError:
     """The error of one embedded input, with the name of the term that it was."""
-    return in_request(error, lambda field: re.sub(r"^inputs\[\d+\]", f"terms[{place}]", field))
+    return renamed(error, lambda field: re.sub(r"^inputs\[\d+\]", f"terms[{place}]", field))
 
 
 def hits(request: gateway_pb2.SearchRequest) -> int:

@@ -28,7 +28,7 @@ from gateway.fetch import Fetch, disabled
 from gateway.media import Media
 from gateway.originals import Originals
 from gateway.reembed_page import PageFiller, Tally
-from gateway.requests import collection_name, expected_fingerprint, mismatch, patience, shutting_down
+from gateway.requests import collection_name, expected_fingerprint, mismatch, naming_token, patience, shutting_down
 from gateway.settings import GatewaySettings
 from gateway.streams import STALLED_S, patient
 
@@ -109,7 +109,7 @@ class Reembed:
         if expected is not None and expected.digest != model.fingerprint.digest:
             raise mismatch(model.fingerprint, expected, "the model that the request expects")
         source = await self.indexer.collection(name, self.time(deadline))
-        stood_for = await self._check_alias(request, source.name, deadline)
+        stood_for = await self._check_alias(request, name, source.name, deadline)
         target, _ = await find_or_create(
             self.indexer, request.target, model.fingerprint, self.time(deadline), create=True, metric=source.metric
         )
@@ -120,17 +120,29 @@ class Reembed:
         _check_unused(request, target)
         return Plan(source, target, model, stood_for)
 
-    async def _check_alias(self, request: gateway_pb2.ReembedCollectionRequest, source: str, deadline: Deadline) -> str:
-        """What the alias stands for; once it stands for the target, a repeated call must not write to that any more."""
+    async def _check_alias(
+        self, request: gateway_pb2.ReembedCollectionRequest, named: str, source: str, deadline: Deadline
+    ) -> str:
+        """What the alias stands for; once it stands for the target, a repeated call must not write to that any more.
+
+        Args:
+            request: names the alias and the target.
+            named: what the request calls the source, maybe by that alias, which then leads to the target by now.
+            source: the source's own name.
+            deadline: by when.
+        """
         if not request.alias:
             return ""
         aliases = {alias.name: alias.collection for alias in await self.indexer.aliases(self.time(deadline))}
         stands_for = aliases.get(request.alias, "")
-        if stands_for not in ("", source):
+        if stands_for == request.target != named:
             message = (
-                f"alias {request.alias!r} stands for {stands_for!r}, not for {source!r}; nothing was done: if that is "
-                "the target, an earlier call has moved it"
+                f"alias {request.alias!r} stands for the target {stands_for!r} already; nothing was done: an earlier "
+                "call has moved it"
             )
+            raise LikenessError(error_pb2.REASON_ALIAS_MOVED, message)
+        if stands_for not in ("", source):
+            message = f"alias {request.alias!r} stands for {stands_for!r}, not for {source!r}; nothing was done"
             raise LikenessError(error_pb2.REASON_ALIAS_MOVED, message)
         if not stands_for and await self._is_collection(request.alias, deadline):
             message = f"alias: {request.alias!r} is the name of a collection"
@@ -229,7 +241,8 @@ class _Run:
         )
         while True:
             self._check_stopping()
-            page = await self._indexer.list(listing, self._time())
+            with naming_token(listing.page_token, "ReembedCollection"):
+                page = await self._indexer.list(listing, self._time())
             await self._telling(self._filler.fill(page.items, again=not first))
             self._check_stopping()
             listing.page_token = page.next_page_token

@@ -1,5 +1,8 @@
 """What the gateway's requests have in common: a collection, an expected model, what is left of their time."""
 
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from google.protobuf.duration_pb2 import Duration
@@ -8,9 +11,11 @@ from likeness.common.v1.types_pb2 import ModelFingerprint
 
 from chassis import names
 from chassis.deadline import Deadline
-from chassis.errors import LikenessError, invalid
+from chassis.errors import LikenessError, in_request, invalid
 
 DEFAULT_COLLECTION = "images"
+
+_FIELD = re.compile(r"[a-z0-9_]+(\[\d+\])?(\.[a-z0-9_]+(\[\d+\])?)*")
 
 
 class ExpectsModel(Protocol):
@@ -50,6 +55,29 @@ def mismatch(embedder: ModelFingerprint, other: ModelFingerprint, whose: str) ->
 def of_collection(name: str) -> str:
     """Whose model it is, for ``mismatch``."""
     return f"the model of collection {name!r}"
+
+
+def renamed(error: LikenessError, rename: Callable[[str], str]) -> LikenessError:
+    """The same error for a request whose fields have other names.
+
+    An error of no violations, such as FETCH_UNAVAILABLE, may begin with a field's name too.
+    """
+    field, colon, what = error.message.partition(": ")
+    if error.violations or not colon or not _FIELD.fullmatch(field):
+        return in_request(error, rename)
+    return LikenessError(error.reason, f"{rename(field)}: {what}", (), error.retry_after_s)
+
+
+@contextmanager
+def naming_token(token: str, rpc: str) -> Iterator[None]:
+    """Around a ListItems call at the page token of another rpc: of that a token that is refused is none."""
+    try:
+        yield
+    except LikenessError as error:
+        if all(violation.field != "page_token" for violation in error.violations):
+            raise
+        description = f"{token[:100]!r} is none that {rpc} gave for this request; begin without one"
+        raise invalid("page_token", description, error.reason) from error
 
 
 def shutting_down(what_now: str) -> LikenessError:

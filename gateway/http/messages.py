@@ -156,7 +156,7 @@ def _read(received: Received, kind: type[M], max_bytes: int) -> M:
         if not received.as_json:
             return kind.FromString(body)
         values = _parsed(body)
-        _check_base64(values, kind.DESCRIPTOR, "")
+        _check_fields(values, kind.DESCRIPTOR, "")
         message = kind()
         ParseDict(values, message)
     except LikenessError:
@@ -206,16 +206,25 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _check_base64(values: Any, descriptor: Any, path: str) -> None:
-    """Refuses what is no base64: the parser would leave out what it does not know and take the rest for a picture."""
+def _check_fields(values: Any, descriptor: Any, path: str) -> None:
+    """Refuses what the parser would take.
+
+    Of a field that is there by both its names it would take the last. Of what is no base64 it would leave out what it
+    does not know, and take the rest for a picture.
+    """
     if not isinstance(values, Mapping):
         return  # the parser says what is wrong
-    by_name = descriptor.fields_by_camelcase_name
+    by_name, seen = descriptor.fields_by_camelcase_name, set[int]()
     for key, value in values.items():
         field = by_name.get(key) or descriptor.fields_by_name.get(key)
-        if field is None or (field.message_type is None and field.type != FieldDescriptor.TYPE_BYTES):
+        if field is None:
             continue
         name = f"{path}{key}"
+        if field.number in seen:
+            raise invalid(name, f"is there twice, as {field.camelcase_name} and as {field.name}; expected one of them")
+        seen.add(field.number)
+        if field.message_type is None and field.type != FieldDescriptor.TYPE_BYTES:
+            continue
         if field.message_type is None or not field.message_type.GetOptions().map_entry:
             for i, each in enumerate(value) if isinstance(value, list) else [(None, value)]:
                 _check_one(each, field, name if i is None else f"{name}[{i}]")
@@ -226,6 +235,6 @@ def _check_base64(values: Any, descriptor: Any, path: str) -> None:
 
 def _check_one(value: Any, field: FieldDescriptor, name: str) -> None:
     if field.message_type is not None:
-        _check_base64(value, field.message_type, f"{name}.")
+        _check_fields(value, field.message_type, f"{name}.")
     elif isinstance(value, str) and not _BASE64.fullmatch(value):
         raise invalid(name, "is not base64; expected the bytes alone, without a prefix such as data:image/png;base64,")

@@ -59,6 +59,7 @@ class Behind(embedder_pb2_grpc.EmbedderServiceServicer, indexer_pb2_grpc.Indexer
         self.meaning: dict[str, Array] = {}
         self.damaged: set[str] = set()
         self.collections: dict[str, types_pb2.ModelFingerprint] = {"images": MODEL}
+        self.uids: dict[str, str] = {}  # of collections that were made anew
         self.vectors: dict[str, Array] = {}
         self.items: dict[str, dict[str, plain_metadata.Plain]] = {}
         self.calls: list[tuple[str, Any]] = []
@@ -108,8 +109,9 @@ class Behind(embedder_pb2_grpc.EmbedderServiceServicer, indexer_pb2_grpc.Indexer
     async def GetCollection(self, request: Any, context: Any) -> indexer_pb2.GetCollectionResponse:  # noqa: N802
         await self._begin("GetCollection", request, context, request.name)
         fingerprint = self.collections[request.name]
+        uid = self.uids.get(request.name, f"uid-{request.name}")
         return indexer_pb2.GetCollectionResponse(
-            collection=indexer_pb2.Collection(name=request.name, uid=f"uid-{request.name}", fingerprint=fingerprint)
+            collection=indexer_pb2.Collection(name=request.name, uid=uid, fingerprint=fingerprint)
         )
 
     async def GetItems(self, request: Any, context: Any) -> indexer_pb2.GetItemsResponse:  # noqa: N802

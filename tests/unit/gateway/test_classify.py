@@ -4,6 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
+from likeness.common.v1 import error_pb2
 from likeness.common.v1.types_pb2 import Image
 from likeness.gateway.v1.gateway_pb2 import (
     Classification,
@@ -17,10 +18,11 @@ from likeness.gateway.v1.gateway_pb2 import (
 from prometheus_client import CollectorRegistry
 
 from chassis.deadline import Deadline
-from chassis.errors import LikenessError, from_status
+from chassis.errors import LikenessError, from_status, invalid
 from chassis.vectors import Array
 from gateway.backends import Embedder, Indexer
 from gateway.classify import Classify
+from gateway.fetch import Fetch
 from gateway.labelling import LabelVectors, softmax
 from gateway.metrics import Metrics
 from tests.unit.gateway.behind import OTHER, Behind, behind, direction_of, embedding, ids, vector
@@ -100,6 +102,20 @@ async def test_an_input_fails_alone() -> None:
     assert from_status(unnamed.error.status).violations[0].field == "inputs[3].id"
 
 
+async def test_a_picture_whose_host_is_away_is_named_by_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def get(_fetch: Fetch, _uri: str, field: str, *_rest: object) -> bytes:
+        raise LikenessError(error_pb2.REASON_FETCH_UNAVAILABLE, f"{field}: its host cannot be reached", (), 5.0)
+
+    monkeypatch.setattr(Fetch, "__call__", get)
+    away = ClassifyInput(image=Image(uri="http://unknown/"))
+    async with behind() as (services, embedder, indexer):
+        services.put("stored", vector(1))
+        answer = await ask(classifier(embedder, indexer), request(ClassifyInput(id="stored"), away))
+
+    error = from_status(answer.results[1].error.status)
+    assert error.message == "inputs[1].image.uri: its host cannot be reached"
+
+
 async def test_labels_are_embedded_once_and_forgotten_when_there_are_too_many() -> None:
     async with behind() as (services, embedder, indexer):
         meanings(services)
@@ -161,11 +177,9 @@ async def test_stored_vectors_of_another_model_are_not_compared() -> None:
 @pytest.mark.parametrize(
     ("asked", "where"),
     [
-        (request(), "inputs"),
         (request(ClassifyInput()), "inputs[0]"),
         (request(*[image(b"x")] * 257), "inputs"),
         (request(*[image(b"x")] * 21, top_k=1000), "inputs"),
-        (request(image(b"x"), labels=()), "labelling.labels"),
         (request(image(b"x"), labels=("a", "a")), "labelling.labels[1]"),
         (request(image(b"x"), labels=tuple(str(i) for i in range(1001))), "labelling.labels"),
         (request(image(b"x"), templates=["a photo"]), "labelling.templates[0]"),
@@ -182,6 +196,18 @@ async def test_a_bad_request_is_refused_by_the_name_of_its_field(asked: Classify
 
     assert [violation.field for violation in caught.value.violations] == [where]
     assert services.calls == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "where"), [(request(), "inputs"), (request(image(b"x"), labels=()), "labelling.labels")]
+)
+async def test_nothing_given_is_not_called_too_much(asked: ClassifyRequest, where: str) -> None:
+    async with behind() as (_, embedder, indexer):
+        with pytest.raises(LikenessError) as caught:
+            await ask(classifier(embedder, indexer), asked)
+
+    assert caught.value.reason_name == "FIELD_INVALID"
+    assert caught.value.message.startswith(f"{where}: is empty")
 
 
 async def suggested(classify: Classify, **fields: object) -> list[SuggestLabelsResponse]:
@@ -222,6 +248,13 @@ async def test_a_broken_stream_of_suggestions_goes_on_after_the_last_page() -> N
     assert [len(first.suggestions), len(second.suggestions)] == [1000, 500]
     assert (second.done, second.total) == (1500, 1500)
     assert again.suggestions == second.suggestions
+
+
+async def test_a_refused_page_token_is_said_to_be_none_of_this_rpc() -> None:
+    async with behind() as (services, embedder, indexer):
+        services.fail["ListItems"] = invalid("page_token", "'x' is none that ListItems gave")
+        with pytest.raises(LikenessError, match="'x' is none that SuggestLabels gave"):
+            await suggested(classifier(embedder, indexer), page_token="x")
 
 
 async def test_pages_of_suggestions_are_smaller_the_more_labels_each_item_gets() -> None:

@@ -17,6 +17,7 @@ from gateway import checkpoints, ingest_stream
 from gateway.checkpoints import Checkpoint
 from gateway.ingest import Patience
 from tests.pictures import noise
+from tests.unit.gateway.behind import direction_of
 from tests.unit.gateway.ingesting import UID, Desk, ingesting, item, sha256
 
 BUSY = LikenessError(error_pb2.REASON_OVERLOADED, "busy", retry_after_s=0.3)
@@ -208,6 +209,49 @@ async def test_an_alias_that_is_moved_meanwhile_changes_nothing_for_the_stream(
 
     assert told.started.collection == "images"
     assert [request.collection for request in desk.services.asked("UpsertItems")] == ["images"]
+
+
+async def test_a_stream_does_not_go_on_into_a_collection_that_was_made_anew(desk: Desk) -> None:
+    stream = desk.open().start(keep_originals=True).send(item(0, "a"))
+    await stream.told.until(lambda told: 0 in told.results)
+    desk.services.uids["images"] = "uid-anew"
+    told = await stream.send(item(1, "b")).half_close().ended()
+
+    assert reason(told.error) == "COLLECTION_NOT_FOUND"
+    assert told.results.keys() == {0}
+    assert told.checkpoints[-1].items_done == 1
+    assert "b" not in desk.services.items
+    assert [await desk.media.original(uid, "b", sha256(noise(1))) for uid in (UID, "uid-anew")] == [None, None]
+
+
+async def test_what_went_into_a_collection_that_was_made_anew_just_then_is_not_called_stored(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upsert = desk.ingest.services.indexer.upsert
+
+    async def into_another(request: object, timeout_s: float) -> None:
+        desk.services.uids["images"] = "uid-anew"
+        await upsert(request, timeout_s)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(desk.ingest.services.indexer, "upsert", into_another)
+    told = await desk.index([item(0, "a")])
+
+    assert reason(told.error) == "COLLECTION_NOT_FOUND"
+    assert (told.results, told.checkpoints) == ({}, [])
+
+
+@pytest.mark.parametrize(
+    "options", [{"existing": gateway_pb2.EXISTING_POLICY_SKIP}, {"skip_near_duplicates": 0.9}], ids=["id", "near"]
+)
+async def test_nothing_is_skipped_for_what_a_collection_made_anew_holds(desk: Desk, options: dict[str, object]) -> None:
+    stream = desk.open().start(**options)  # type: ignore[arg-type]
+    await stream.told.until(lambda told: told.answers)
+    desk.services.uids["images"] = "uid-anew"
+    desk.services.put("a" if "existing" in options else "other", direction_of(noise(0).decode("latin-1")))
+    told = await stream.send(item(0, "a")).half_close().ended()
+
+    assert reason(told.error) == "COLLECTION_NOT_FOUND"
+    assert told.results == {}
 
 
 async def test_stored_items_have_thumbnails_and_refused_ones_have_none(desk: Desk) -> None:

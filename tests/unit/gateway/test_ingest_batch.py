@@ -2,12 +2,15 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from likeness.common.v1 import error_pb2
 from likeness.gateway.v1 import gateway_pb2
 
 from chassis.errors import LikenessError, from_status
+from gateway import ingest_fetch
+from gateway.fetch import Fetch
 from tests.pictures import noise
 from tests.unit.gateway.ingesting import UID, Desk, ingesting, item, sha256
 
@@ -43,6 +46,49 @@ async def test_an_error_names_the_field_in_the_batch(desk: Desk) -> None:
     fields = [[v.field for v in from_status(r.error.status).violations] for r in answer.results[1:]]
     assert fields == [["items[1].id"], ["items[2].text"]]
     assert from_status(answer.results[1].error.status).message.startswith("items[1].id")
+
+
+async def test_an_error_of_no_violations_names_the_field_in_the_batch_too(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def get(_fetch: Fetch, _uri: str, field: str, *_rest: object) -> bytes:
+        raise LikenessError(error_pb2.REASON_FETCH_UNAVAILABLE, f"{field}: its host cannot be reached", (), 5.0)
+
+    monkeypatch.setattr(Fetch, "__call__", get)
+    monkeypatch.setattr(ingest_fetch, "growing_s", lambda _refused: 1e9)
+    answer = await desk.batch([item(0), item(1, uri="http://unknown/")])
+
+    error = from_status(answer.results[1].error.status)
+    assert error.message == "items[1].image.uri: its host cannot be reached"
+    assert error.retry_after_s == 5.0
+
+
+async def test_a_batch_under_which_the_collection_is_made_anew_fails(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed = desk.ingest.services.embedder.embed
+
+    async def meanwhile(*args: Any, **more: Any) -> Any:
+        desk.services.uids["images"] = "uid-anew"
+        return await embed(*args, **more)
+
+    monkeypatch.setattr(desk.ingest.services.embedder, "embed", meanwhile)
+    with pytest.raises(LikenessError) as caught:
+        await desk.batch([item(0, "a")])
+
+    assert caught.value.reason_name == "COLLECTION_NOT_FOUND"
+    assert desk.services.items == {}
+
+
+async def test_keys_that_are_too_many_with_the_gateways_own_are_told_apart(desk: Desk) -> None:
+    full = item(0)
+    for n in range(64):
+        full.metadata.fields[f"key{n}"].int_value = n
+
+    error = from_status((await desk.batch([full])).results[0].error.status)
+
+    assert error.reason_name == "METADATA_INVALID"
+    assert error.message == "items[0].metadata: 64 keys, and 5 that the gateway adds; at most 64 are taken together"
 
 
 async def test_duplicates_within_a_batch_are_skipped_as_in_a_stream(desk: Desk) -> None:

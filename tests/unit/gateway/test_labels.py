@@ -7,7 +7,7 @@ from likeness.common.v1.metadata_pb2 import OPERATOR_CONTAINS, Comparison, Filte
 from likeness.gateway.v1.gateway_pb2 import LabelList, LabelRename, UpdateLabelsRequest, UpdateLabelsResponse
 
 from chassis.deadline import Deadline
-from chassis.errors import LikenessError
+from chassis.errors import LikenessError, invalid
 from gateway.labels import Change, Labels
 from tests.unit.gateway.behind import Behind, behind, vector
 
@@ -124,6 +124,13 @@ async def test_too_many_labels_on_one_item_are_refused_by_its_id() -> None:
 
     assert "'full'" in caught.value.message
     assert [violation.field for violation in caught.value.violations] == ["add"]
+
+
+async def test_a_refused_page_token_is_said_to_be_none_of_this_rpc() -> None:
+    async with behind() as (services, _, indexer):
+        services.fail["ListItems"] = invalid("page_token", "'x' is none that ListItems gave")
+        with pytest.raises(LikenessError, match="'x' is none that UpdateLabels gave"):
+            await update(services, Labels(indexer), all_items=True, add=["b"], page_token="x")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from chassis import metadata
 from chassis.deadline import Deadline
-from chassis.errors import LikenessError, from_status
+from chassis.errors import LikenessError, from_status, invalid
 from gateway import reembed
 from gateway.fetch import Fetch
 from gateway.fetch_policy import FetchPolicy
@@ -363,7 +363,7 @@ async def test_nothing_is_done_once_the_alias_stands_for_something_else(tmp_path
         again = await place.refusal(alias="now")
         through_it = await place.refusal(collection="now", alias="now")
 
-    assert (again.reason_name, through_it.reason_name) == ("ALIAS_MOVED", "FIELD_INVALID")
+    assert (again.reason_name, through_it.reason_name) == ("ALIAS_MOVED", "ALIAS_MOVED")
     assert sorted(place.services.shelves["new"]) == ["a", "newer"]
 
 
@@ -421,6 +421,21 @@ async def test_a_collection_is_not_its_own_target(tmp_path: Path) -> None:
         place.services.aliases["now"] = "photos"
         error = await place.refusal(target="now")
     assert error.violations[0].field == "target"
+
+
+async def test_nor_is_it_where_the_alias_stands_for_it(tmp_path: Path) -> None:
+    async with house(tmp_path) as place:
+        place.services.make("new", OTHER)
+        place.services.aliases["now"] = "new"
+        error = await place.refusal(collection="new", alias="now")
+    assert (error.reason_name, error.violations[0].field) == ("FIELD_INVALID", "target")
+
+
+async def test_a_refused_page_token_is_said_to_be_none_of_this_rpc(tmp_path: Path) -> None:
+    async with house(tmp_path) as place:
+        place.services.fail["ListItems"] = invalid("page_token", "'x' is none that ListItems gave")
+        error = await place.refusal(page_token="x")
+    assert error.message.startswith("page_token: 'x' is none that ReembedCollection gave")
 
 
 async def test_one_collection_is_embedded_anew_once_at_a_time(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from chassis.errors import LikenessError, from_status
 from chassis.vectors import to_proto
 from gateway import batch as batches
 from gateway.batch import BatchSearch
+from gateway.fetch import Fetch
 from gateway.search import Search
 from tests.unit.gateway.behind import MODEL, OTHER, Behind, behind, embedding, vector
 
@@ -244,10 +245,32 @@ async def test_answers_that_are_too_large_together_fail_behind_the_limit(monkeyp
     assert failure(answer.results[2]).reason_name == "BATCH_TOO_LARGE"
 
 
+async def test_a_batch_of_no_searches_is_not_called_too_large() -> None:
+    async with behind() as (services, embedder, indexer):
+        with pytest.raises(LikenessError, match="searches: is empty") as caught:
+            await batch((services, Search(embedding(embedder), indexer)))
+
+    assert caught.value.reason_name == "FIELD_INVALID"
+
+
+async def test_a_picture_whose_host_is_away_is_named_by_its_term(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def get(_fetch: Fetch, _uri: str, field: str, *_rest: object) -> bytes:
+        raise LikenessError(error_pb2.REASON_FETCH_UNAVAILABLE, f"{field}: its host cannot be reached", (), 5.0)
+
+    monkeypatch.setattr(Fetch, "__call__", get)
+    terms = [Term(id="cat"), Term(text="red"), Term(image=types_pb2.Image(uri="http://unknown/"))]
+    async with behind() as (services, embedder, indexer):
+        stock(services)
+        with pytest.raises(LikenessError) as caught:
+            await Search(embedding(embedder), indexer)(SearchRequest(terms=terms), Deadline(20))
+
+    assert caught.value.message == "terms[2].image.uri: its host cannot be reached"
+    assert caught.value.retry_after_s == 5.0
+
+
 @pytest.mark.parametrize(
     ("searches", "says"),
     [
-        ([], "0 searches"),
         ([SearchRequest()] * 129, "129 searches"),
         ([SearchRequest(top_k=1000, offset=1)] * 10, "10,010 hits"),
         ([SearchRequest(rescore=Rescore(candidates=10_000))] * 3, "30,000 candidates"),

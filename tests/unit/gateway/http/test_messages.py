@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from likeness.gateway.v1.gateway_pb2 import SearchRequest, Term
+from likeness.gateway.v1.gateway_pb2 import IndexBatchRequest, SearchRequest, Term
 
 from chassis.errors import LikenessError
 from gateway.http import messages
@@ -40,6 +40,9 @@ async def reading(body: bytes, *, gzipped: bool = False, held: list[int] | None 
         (b'{"terms": [{"text": "\\ud800"}]}', "cannot be read"),
         (b'{"terms": [{"text": "x", "id": "y"}]}', "cannot be read"),
         (b'{"topK": 1, "topK": 2}', "twice"),
+        (b'{"topK": 1, "top_k": 3}', "top_k: is there twice"),
+        (b'{"terms": [{"text": "x"}, {"image": {"rgb": {"width": 1, "width": 2}}}]}', "twice"),
+        (b'{"rescore": {}, "minScore": 1, "min_score": 1}', "min_score: is there twice"),
         (b'{"colour": "red"}', "colour"),
         (b'{"terms": [{"image": {"encoded": "data:image/png;base64,AAAA"}}]}', "terms[0].image.encoded"),
         (b'{"terms": [{"image": {"encoded": "AAAAA"}}]}', "cannot be read"),
@@ -73,6 +76,16 @@ async def test_a_picture_in_a_map_or_a_message_below_is_checked_too() -> None:
 
 async def test_names_as_in_the_protos_are_taken_too() -> None:
     assert (await reading(b'{"top_k": 7}')).top_k == (await reading(b'{"topK": 7}')).top_k == 7
+
+
+async def test_keys_of_a_map_may_look_like_two_names_of_one_field() -> None:
+    fields = {"topK": {"intValue": "1"}, "top_k": {"intValue": "2"}}
+    body = json.dumps({"items": [{"metadata": {"fields": fields}}]}).encode()
+    received = Received(body, gzipped=False, as_json=True)
+
+    request = await Messages(MAX_BYTES).read(received, IndexBatchRequest, lambda _size: None)
+
+    assert {key: value.int_value for key, value in request.items[0].metadata.fields.items()} == {"topK": 1, "top_k": 2}
 
 
 async def test_unpacking_is_bounded_and_asks_for_room_before_it_begins() -> None:
