@@ -20,9 +20,11 @@ def options(service: ServiceDescriptor, repeatable: Iterable[str]) -> list[tuple
 
     Args:
         service: whose calls go over it.
-        repeatable: the methods that may be sent again by themselves when the server cannot be reached.
+        repeatable: the methods that may be sent again by themselves when a connection is refused or cut.
     """
-    # What cannot be reached is told soon: a server that restarts is met by whoever repeats the command.
+    # For a connection that is refused or cut; few, and soon: a restart that takes longer is told, and met by whoever
+    # repeats the command. An UNAVAILABLE of a service that the gateway has waited for itself is not sent again: the
+    # trailer grpc-retry-pushback-ms, which is -1 then, ends gRPC's retries.
     retry = {
         "maxAttempts": 3,
         "initialBackoff": "0.1s",

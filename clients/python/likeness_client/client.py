@@ -14,6 +14,7 @@ from likeness_client.ingest import Ingest, IngestLimits, OnBackoff, OnReconnect
 from likeness_client.item_calls import ItemCalls
 from likeness_client.items import Fingerprint, IndexOutcome, IngestOptions, Picture
 from likeness_client.label_calls import LabelCalls
+from likeness_client.lists import listed
 from likeness_client.rpc_errors import from_rpc_error
 from likeness_client.search_calls import SearchCalls
 from likeness_client.status import Status
@@ -60,6 +61,7 @@ class Client(SearchCalls, ItemCalls, LabelCalls, CollectionCalls):
             IndexInterruptedError: the stream broke for good; it names the pictures without an outcome.
             LikenessError: no gateway answers.
         """
+        listed(pictures, "pictures", such_as="Picture({!r})")
         bounds = limits or IngestLimits()
         model = self.status().model
         if model is not None:

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from likeness_client.lists import listed
+
 Value = str | int | float | bool
 
 
@@ -38,6 +40,9 @@ class Comparison:
     key: str
     op: Operator
     values: tuple[Value, ...] = ()
+
+    def __post_init__(self) -> None:
+        listed(self.values, "values")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from likeness_client.duplicates import DuplicateGroup
 from likeness_client.facets import Facets
 from likeness_client.filters import Filter
 from likeness_client.items import GetResult, Item
+from likeness_client.lists import listed
 
 MAX_IDS = 1024
 PAGE = 1000
@@ -28,7 +29,7 @@ class ItemCalls(Connection):
         fields = types_pb2.ItemFields(metadata=True, vector=include_vectors)
         return wire.get_from_proto(
             self._call(self._stub.GetItems, gateway_pb2.GetItemsRequest(collection=collection, ids=some, fields=fields))
-            for some in batches(ids, MAX_IDS)
+            for some in batches(listed(ids, "ids"), MAX_IDS)
         )
 
     def items(
@@ -85,6 +86,7 @@ class ItemCalls(Connection):
         Returns:
             How many items there were. If a call fails, some are deleted: repeat it.
         """
+        listed(ids, "ids")
         if where is None and ids is not None:
             return sum(
                 self._call(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from likeness_client.errors import LikenessError
 from likeness_client.facets import Facet
+from likeness_client.lists import listed
 
 MetadataValue = str | int | float | bool | list[str]
 PathLike = str | os.PathLike[str]
@@ -192,6 +193,9 @@ class Picture:
     uri: str | None = None
     labels: tuple[str, ...] = ()
     metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        listed(self.labels, "labels")
 
     @property
     def path(self) -> Path | None:

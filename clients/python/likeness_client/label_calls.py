@@ -13,6 +13,7 @@ from likeness_client.filters import Filter
 from likeness_client.item_calls import MAX_IDS, batches
 from likeness_client.items import Fingerprint, Term
 from likeness_client.labelling import Classification, ClassifyResult, LabelSuggestion, LabelsUpdated
+from likeness_client.lists import listed
 
 MAX_INPUTS = 256
 MAX_PROBABILITIES = 20_000
@@ -60,14 +61,14 @@ class LabelCalls(Connection):
             collection=collection,
             filter=wire.condition_to_proto(where),
             all_items=all_items,
-            add=add,
-            remove=remove,
-            set=None if only is None else gateway_pb2.LabelList(labels=only),
+            add=listed(add, "labels"),
+            remove=listed(remove, "labels"),
+            set=None if only is None else gateway_pb2.LabelList(labels=listed(only, "labels")),
             rename=wire_labels.renames_to_proto(rename or {}),
         )
         updated, unchanged = 0, 0
         missing: list[str] = []
-        for answer in self._updates(request, ids):
+        for answer in self._updates(request, listed(ids, "ids")):
             updated += answer.updated
             unchanged += answer.unchanged
             missing.extend(answer.missing_ids)
@@ -113,9 +114,10 @@ class LabelCalls(Connection):
             expected_fingerprint: the model expected; None: not checked.
 
         Raises:
-            TypeError: one of the pictures is a text or a vector.
+            TypeError: one of the pictures is a text or a vector; or a text is given for a list.
             LikenessError: the gateway refused, or could not be reached.
         """
+        listed(pictures, "pictures", such_as="Term.image({!r})")
         results: list[Classification] = []
         answer = gateway_pb2.ClassifyResponse()
         for some in _of_a_size(list(map(wire_labels.input_to_proto, pictures)), top_k):

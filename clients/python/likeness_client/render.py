@@ -4,12 +4,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -37,9 +38,18 @@ class SearchFormat(StrEnum):
     CSV = "csv"
 
 
-def out() -> Console:
-    """The console on stdout."""
-    return Console(highlight=False, markup=False, emoji=False)
+class Ids(StrEnum):
+    """How much of an id a table shows."""
+
+    SHORT = "short"
+    FULL = "full"
+
+
+def out(wider: int = 0) -> Console:
+    """The console on stdout, made so many columns wider than it is."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.width += wider
+    return console
 
 
 def err() -> Console:
@@ -151,6 +161,14 @@ def short_id(item_id: str) -> str:
     """The first digits of a content hash; any other id as it is, up to a length."""
     limit = SHORT_ID if _SHA256.fullmatch(item_id) else SHORT_ID + 1
     return plain(item_id) if len(item_id) <= limit else plain(item_id[:SHORT_ID]) + "…"
+
+
+def shown_ids(item_ids: Iterable[str], ids: Ids) -> tuple[list[str], int]:
+    """The ids as a table shows them, and how many columns wider than for short ones it has to be."""
+    if ids is Ids.SHORT:
+        return list(map(short_id, item_ids)), 0
+    shown = list(map(plain, item_ids))
+    return shown, max(0, max(map(cell_len, shown), default=0) - SHORT_ID - 1)
 
 
 def short_uri(uri: str) -> str:

@@ -11,17 +11,18 @@ from likeness_client.facets import Facets
 from likeness_client.indexer.shapes import collection_as_json, time_as_json
 from likeness_client.indexer.types import Alias, Collection, Described, ErasureReport, Item, Snapshot
 from likeness_client.progress import readable_bytes
-from likeness_client.render import out, plain, readable, short_id
+from likeness_client.render import Ids, out, plain, readable, shown_ids
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """A table on stdout; the columns named in ``right`` hold numbers."""
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = (), *, wider: int = 0) -> None:
+    """A table on stdout, so many columns wider than the terminal; those named in ``right`` hold numbers."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
-        shown.add_column(name, overflow="fold", justify="right" if name in right else "left", no_wrap=name in right)
+        whole = name in right or name == "Id"
+        shown.add_column(name, overflow="fold", justify="right" if name in right else "left", no_wrap=whole)
     for row in rows:
         shown.add_row(*(Text(plain(cell)) for cell in row))
-    out().print(shown)
+    out(wider).print(shown)
 
 
 def show_collections(collections: Sequence[Collection]) -> None:
@@ -183,16 +184,17 @@ def items_as_json(items: Sequence[Item], more: bool) -> dict[str, Any]:
     return {"items": [{"id": item.id, "metadata": dict(item.metadata)} for item in items], "more": more}
 
 
-def show_items(items: Sequence[Item], more: bool) -> None:
+def show_items(items: Sequence[Item], more: bool, ids: Ids = Ids.SHORT) -> None:
     """A row an item."""
     if not items:
         out().print("No item matches.")
         return
+    shown, wider = shown_ids((item.id for item in items), ids)
     rows = [
-        (short_id(item.id), "; ".join(f"{key}: {readable(value)}" for key, value in item.metadata.items()))
-        for item in items
+        (item_id, "; ".join(f"{key}: {readable(value)}" for key, value in item.metadata.items()))
+        for item_id, item in zip(shown, items, strict=True)
     ]
-    table(("Id", "Metadata"), rows)
+    table(("Id", "Metadata"), rows, wider=wider)
     if more:
         out().print(f"… and more; these are the first {len(items):,} (--limit).")
 

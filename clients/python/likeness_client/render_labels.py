@@ -6,7 +6,18 @@ from typing import Any
 
 from likeness_client.duplicates import DuplicateGroup
 from likeness_client.labelling import Classification, ClassifyResult
-from likeness_client.render import counted, out, seven_digits, short_id, short_path, short_uri, size, told
+from likeness_client.render import (
+    Ids,
+    counted,
+    out,
+    seven_digits,
+    short_id,
+    short_path,
+    short_uri,
+    shown_ids,
+    size,
+    told,
+)
 from likeness_client.render_indexer import table
 
 
@@ -61,19 +72,22 @@ def groups_as_json(groups: Sequence[DuplicateGroup]) -> dict[str, Any]:
     }
 
 
-def show_groups(groups: Sequence[DuplicateGroup]) -> None:
+def show_groups(groups: Sequence[DuplicateGroup], ids: Ids = Ids.SHORT) -> None:
     """A row an item, group by group."""
     if not groups:
         out().print("No duplicates.")
         return
     rows: list[Sequence[str]] = []
+    wider = 0
     for number, group in enumerate(groups, start=1):
-        for place, each in enumerate(group.items):
+        shown, more = shown_ids((each.item.id for each in group.items), ids)
+        wider = max(wider, more)
+        for place, (each, item_id) in enumerate(zip(group.items, shown, strict=True)):
             item = each.item
             group_number, labels = "" if place else str(number), ", ".join(item.labels)
             uri = short_uri(item.uri)
-            rows.append((group_number, f"{each.score:.3f}", labels, uri, size(item), short_id(item.id)))
+            rows.append((group_number, f"{each.score:.3f}", labels, uri, size(item), item_id))
         if group.count > len(group.items):
             rows.append(("", "", "", f"… and {group.count - len(group.items):,} more", "", ""))
-    table(("Group", "Score", "Labels", "Picture", "Size", "Id"), rows, right=("Group", "Score", "Size"))
+    table(("Group", "Score", "Labels", "Picture", "Size", "Id"), rows, right=("Group", "Score", "Size"), wider=wider)
     out().print(f"{counted(len(groups), 'group')}, {counted(sum(group.count for group in groups), 'picture')}.")

@@ -15,12 +15,13 @@ from likeness_client.items import SearchResult
 from likeness_client.render import (
     SHORT_ID,
     SHORT_LABELS,
+    Ids,
     out,
     plain,
     seven_digits,
-    short_id,
     short_uri,
     shorten,
+    shown_ids,
     size,
     told,
 )
@@ -53,16 +54,18 @@ def show_hits_as_csv(result: SearchResult, *, explain: bool) -> None:
     sys.stdout.write(text.getvalue())
 
 
-def show_hits(result: SearchResult, terms: Sequence[str]) -> None:
-    """The hits as a table, narrow enough for 80 columns.
+def show_hits(result: SearchResult, terms: Sequence[str], ids: Ids = Ids.SHORT) -> None:
+    """The hits as a table, narrow enough for 80 columns unless the ids are shown in full.
 
     Args:
         result: what was found.
         terms: what was searched for, in words, to tell how alike each hit is to it; empty: that was not asked for.
+        ids: how much of each id is shown.
     """
     console = out()
     if result.hits:
-        console.print(_table(result, terms, console.width))
+        shown, wider = shown_ids((hit.item.id for hit in result.hits), ids)
+        out(wider).print(_table(result, terms, shown, console.width))
     else:
         console.print(f"Nothing in collection {plain(result.collection)} matches.")
     for number, term in enumerate(terms if result.hits else (), start=1):
@@ -72,7 +75,7 @@ def show_hits(result: SearchResult, terms: Sequence[str]) -> None:
         show_facets(_facets(result))
 
 
-def _table(result: SearchResult, terms: Sequence[str], width: int) -> Table:
+def _table(result: SearchResult, terms: Sequence[str], ids: Sequence[str], width: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("Rank", justify="right", no_wrap=True)
     table.add_column("Score", justify="right", no_wrap=True)
@@ -85,10 +88,10 @@ def _table(result: SearchResult, terms: Sequence[str], width: int) -> Table:
     labels = [plain(", ".join(hit.item.labels)) for hit in result.hits]
     # Rank, score, size and id with the gaps between columns; what is left is the picture's.
     taken = 4 + 7 + 11 + SHORT_ID + 1 + 10 + min(SHORT_LABELS, max(6, *map(len, labels))) + 8 * len(terms)
-    for hit, called in zip(result.hits, labels, strict=True):
+    for hit, item_id, called in zip(result.hits, ids, labels, strict=True):
         where = plain(shorten(short_uri(hit.item.uri), max(16, width - taken)))
         similarities = [f"{each:.3f}" for each in hit.term_similarities[: len(terms)]]
-        row = [str(hit.rank), f"{hit.score:.3f}", *similarities, called, where, size(hit.item), short_id(hit.item.id)]
+        row = [str(hit.rank), f"{hit.score:.3f}", *similarities, called, where, size(hit.item), item_id]
         table.add_row(*map(Text, row))
     return table
 

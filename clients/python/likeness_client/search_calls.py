@@ -8,6 +8,7 @@ from likeness_client import defaults, wire_search
 from likeness_client.connection import Connection
 from likeness_client.filters import Filter
 from likeness_client.items import Fingerprint, SearchResult, Term
+from likeness_client.lists import listed
 from likeness_client.searches import Rescore, Search, SearchOutcome
 
 
@@ -61,7 +62,7 @@ class SearchCalls(Connection):
             min_score=min_score,
             rescore=rescore,
             exact=exact,
-            facets=tuple(facets),
+            facets=tuple(listed(facets, "keys")),
             facet_limit=facet_limit,
             explain=explain,
             include_vectors=include_vectors,

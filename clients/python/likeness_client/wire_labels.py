@@ -7,6 +7,7 @@ from likeness.gateway.v1 import gateway_pb2
 from likeness_client.duplicates import DuplicateGroup, DuplicateItem
 from likeness_client.items import Term, TermKind
 from likeness_client.labelling import Classification, LabelScore, LabelSuggestion
+from likeness_client.lists import listed
 from likeness_client.rpc_errors import from_item_error
 from likeness_client.wire import item_from_proto
 
@@ -30,7 +31,7 @@ def input_to_proto(picture: Term) -> gateway_pb2.ClassifyInput:
 
 def labelling_to_proto(labels: Sequence[str], templates: Sequence[str], scale: float | None) -> gateway_pb2.Labelling:
     """Labels to choose from, and in what words."""
-    return gateway_pb2.Labelling(labels=labels, templates=templates, scale=scale)
+    return gateway_pb2.Labelling(labels=listed(labels, "labels"), templates=listed(templates, "templates"), scale=scale)
 
 
 def renames_to_proto(rename: Mapping[str, str]) -> list[gateway_pb2.LabelRename]:

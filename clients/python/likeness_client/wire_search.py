@@ -8,6 +8,7 @@ from likeness.gateway.v1 import gateway_pb2
 
 from likeness_client.facets import Facet, FacetValue
 from likeness_client.items import Hit, SearchResult, SearchTimings
+from likeness_client.lists import listed
 from likeness_client.rpc_errors import from_item_error
 from likeness_client.searches import Rescore, RescoreMetric, Search, SearchOutcome
 from likeness_client.wire import (
@@ -46,7 +47,7 @@ def search_to_proto(search: Search) -> gateway_pb2.SearchRequest:
 
 def facets_to_proto(keys: Iterable[str], limit: int) -> list[gateway_pb2.FacetRequest]:
     """Keys to count the values of, up to ``limit`` values of each (0: the contract's default)."""
-    return [gateway_pb2.FacetRequest(key=key, limit=limit) for key in keys]
+    return [gateway_pb2.FacetRequest(key=key, limit=limit) for key in listed(keys, "keys")]
 
 
 def search_from_proto(

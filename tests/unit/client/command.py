@@ -2,7 +2,7 @@
 
 from typer.testing import CliRunner, Result
 
-from likeness_client.cli import app
+from likeness_client.commands.app import app
 
 
 def likeness(

@@ -138,17 +138,17 @@ class FakeGateway(FakeProduct):
 
 
 @contextmanager
-def serving(servicer: FakeGateway | None) -> Iterator[str]:
-    """Serves on a free port; yields the address. Without a servicer, a gRPC server that knows no call."""
+def serving(servicer: FakeGateway | None, at: str = "") -> Iterator[str]:
+    """Serves there, or on a free port; yields the address. Without a servicer, a gRPC server that knows no call."""
     server = grpc.server(
         ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 * 2**20)]
     )
     if servicer is not None:
         gateway_pb2_grpc.add_SearchServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(at or "127.0.0.1:0")
     server.start()
     try:
-        yield f"127.0.0.1:{port}"
+        yield at or f"127.0.0.1:{port}"
     finally:
         server.stop(None).wait()
 

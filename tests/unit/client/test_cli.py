@@ -64,6 +64,15 @@ def test_search_as_a_table_fits_eighty_columns_and_keeps_the_file_name(address: 
     assert "dog.jpg" in lines[2]
 
 
+def test_ids_of_hits_are_whole_where_asked_for(address: str, gateway: FakeGateway) -> None:
+    hit(gateway, "0f" * 32, 0.91, "file:///" + "long/" * 30 + "cat.jpg", ("cat",))
+    hit(gateway, "b", 0.9)
+    lines = likeness("search", "--text", "a", "--ids", "full", server=address, columns=80).stdout.splitlines()
+    assert lines[1].split()[-1] == "0f" * 32
+    assert lines[2].split()[-1] == "b"
+    assert "long/cat.jpg" in lines[1]
+
+
 def test_what_a_terminal_would_obey_is_shown_instead(address: str, gateway: FakeGateway) -> None:
     hit(gateway, "a", 0.5, "https://example.org/\x1b[2Jx", ("[red]",))
     result = likeness("search", "--text", "a", server=address)
@@ -199,10 +208,42 @@ def test_a_healthy_status_shows_services_model_and_collections(address: str, gat
         assert words in result.stdout
 
 
+def test_an_interrupt_while_the_command_is_loaded_is_told_in_a_line() -> None:
+    script = (
+        "import signal, sys, types\n"
+        "class Loading(types.ModuleType):\n"
+        "    def __getattr__(self, name): signal.raise_signal(signal.SIGINT)\n"
+        "sys.modules['likeness_client.commands.app'] = Loading('app')\n"
+        "from likeness_client.cli import main\n"
+        "main()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "Interrupted.\n")
+
+
+@pytest.mark.parametrize("output_format", ["table", "json"])
+def test_output_that_cannot_be_written_is_told_in_a_line(address: str, output_format: str) -> None:
+    command = [sys.executable, "-c", "from likeness_client.cli import main; main()", "--server", address]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [*command, "status", "--format", output_format], check=False, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (result.returncode, result.stderr) == (1, "standard output: No space left on device\n")
+
+
+def test_output_that_nobody_reads_is_no_complaint(address: str) -> None:
+    command = [sys.executable, "-c", "from likeness_client.cli import main; main()", "--server", address]
+    with subprocess.Popen([*command, "status"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+
+
 def test_help_and_version_ask_no_server_and_import_no_grpc() -> None:
     assert likeness("--version").stdout.startswith("likeness ")
     slow = "{'grpc', 'lark', 'numpy', 'pyarrow'}"
-    script = f"import sys; from likeness_client.cli import app; sys.exit(bool({slow} & set(sys.modules)))"
+    script = f"import sys; from likeness_client.commands.app import app; sys.exit(bool({slow} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
     plain = (
         "index",

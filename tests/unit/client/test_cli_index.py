@@ -115,6 +115,7 @@ def test_index_as_json_lists_everything_refused_and_nothing_else_on_stdout(addre
         ],
         "already_there": [],
         "unanswered": [],
+        "not_sent": 0,
         "skipped": 1,
         "error": None,
         "interrupted": False,
@@ -192,6 +193,7 @@ def test_index_gives_up_after_a_few_streams_and_says_what_is_stored(
     assert len(gateway.starts) == 6
     assert "Stored 0 pictures" in result.stdout
     assert "may or may not be stored" in result.stdout
+    assert "The same command again sends the rest" in result.stdout
 
 
 def test_index_into_no_collection_fails_at_once(address: str, gateway: FakeGateway, photos: Path) -> None:
@@ -200,6 +202,35 @@ def test_index_into_no_collection_fails_at_once(address: str, gateway: FakeGatew
     assert result.exit_code == 1
     assert "COLLECTION_NOT_FOUND: no collection pets" in result.stderr
     assert len(gateway.starts) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (grpc.StatusCode.NOT_FOUND, "COLLECTION_NOT_FOUND"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID"),
+        (grpc.StatusCode.FAILED_PRECONDITION, "MODEL_MISMATCH"),
+    ],
+)
+def test_the_same_command_again_is_no_advice_for_an_error_that_stays(
+    address: str, gateway: FakeGateway, photos: Path, code: grpc.StatusCode, reason: str
+) -> None:
+    gateway.refusal = status(code, reason, "no")
+    result = likeness("index", photos, server=address)
+    assert result.exit_code == 1
+    assert result.stderr.endswith(f"{reason}: no\n")
+    assert "had no answer" in result.stdout
+    assert "may or may not" not in result.stdout
+    assert "again" not in result.stdout
+
+
+def test_files_that_were_never_reached_are_counted(address: str, gateway: FakeGateway, tmp_path: Path) -> None:
+    for i in range(600):
+        (tmp_path / f"{i:04}.jpg").write_bytes(f"picture {i}".encode())
+    gateway.breaks.append(Break(100, status(grpc.StatusCode.FAILED_PRECONDITION, "MODEL_MISMATCH", "no")))
+    told = json.loads(likeness("index", tmp_path, "--format", "json", server=address).stdout)
+    assert told["not_sent"] > 0
+    assert told["stored"] + len(told["unanswered"]) + told["not_sent"] == 600
 
 
 def test_an_interrupted_index_says_what_is_stored(address: str, gateway: FakeGateway, photos: Path) -> None:
@@ -242,3 +273,7 @@ def test_an_interrupt_that_python_drops_is_heeded_at_the_next_answer(
     result = likeness("index", tmp_path, server=address)
     assert result.exit_code == 130
     assert "Interrupted. Stored 51 pictures" in result.stdout, "50 were answered by the first stream"
+    (unanswered,) = re.findall(r"^(\d+) pictures? had no answer", result.stdout, re.MULTILINE)
+    (not_sent,) = re.findall(r"^(\d+) pictures were not sent\.$", result.stdout, re.MULTILINE)
+    assert 51 + int(unanswered) + int(not_sent) == 600
+    assert "The same command again sends the rest" in result.stdout

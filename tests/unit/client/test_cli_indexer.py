@@ -88,6 +88,13 @@ def test_tables_name_what_people_look_for(indexer_address: str, client: IndexerC
     assert counted == ["kind: 2 values in 3 of 3 items", "Value  Items", "dog        2", "cat        1"]
 
 
+def test_listed_ids_are_whole_where_asked_for(indexer_address: str, client: IndexerClient, photos: str) -> None:
+    client.upsert(photos, [Item("0f" * 32, {"text": "long " * 30}, (1.0, 0.0, 0.0, 1.0))])
+    command = ("list", "--collection", photos)
+    assert "0f0f0f0f0f0f…" in likeness(*command, indexer=indexer_address, columns=80).stdout
+    assert "0f" * 32 + "  text: long" in likeness(*command, "--ids", "full", indexer=indexer_address, columns=80).stdout
+
+
 def test_a_collection_is_deleted_only_after_a_yes(
     indexer_address: str, client: IndexerClient, indexer: FakeIndexer, photos: str
 ) -> None:
@@ -310,6 +317,39 @@ def test_without_an_indexer_each_command_says_what_to_do(
     assert first == f"No indexer answers at {nobody} (Connection refused)."
     assert "--indexer ADDRESS" in second
     assert "LIKENESS_INDEXER" in second
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("count", []),
+        ("list", []),
+        ("facets", ["a"]),
+        ("collections list", []),
+        ("alias list", []),
+        ("export", ["a.parquet"]),
+        ("rebuild", ["photos"]),
+    ],
+)
+def test_a_command_of_the_indexer_refuses_to_look_at_a_gateway(
+    name: str, arguments: list[str], indexer_address: str
+) -> None:
+    result = likeness("--server", "a:1", *name.split(), *arguments, indexer=indexer_address)
+    assert (result.exit_code, result.stdout) == (2, "")
+    asked = f"`likeness {name}`, which speaks to the indexer"
+    assert result.stderr == f"--server is not for {asked}: use --indexer ADDRESS.\n"
+
+
+def test_a_gateway_named_beside_the_indexer_or_by_the_environment_is_no_fault(indexer_address: str) -> None:
+    assert likeness("--server", "a:1", "--indexer", indexer_address, "alias", "list").exit_code == 0
+    assert likeness("--server", "a:1", "alias", "list", "--indexer", indexer_address).exit_code == 0
+    assert likeness("alias", "list", server="a:1", indexer=indexer_address).exit_code == 0
+
+
+def test_a_command_of_the_gateway_refuses_to_look_at_an_indexer(indexer_address: str, nobody: str) -> None:
+    result = likeness("--indexer", indexer_address, "status", server=nobody)
+    assert result.exit_code == 2
+    assert "`likeness status`, which speaks to the gateway: use --server ADDRESS." in result.stderr
 
 
 def test_the_indexer_is_named_before_or_after_the_command(indexer_address: str, nobody: str) -> None:

@@ -136,6 +136,16 @@ def test_duplicates_are_shown_in_groups(address: str, gateway: FakeGateway) -> N
     assert (none.exit_code, none.stdout) == (0, "No duplicates.\n")
 
 
+def test_ids_of_duplicates_are_whole_where_asked_for(address: str, gateway: FakeGateway) -> None:
+    for item_id in ("0a" * 32, "0b" * 32):
+        image = types_pb2.Image(encoded=b"cat")
+        gateway.stored[item_id] = pb.IndexItem(id=item_id, uri="https://x/" + "long/" * 30, image=image)
+    assert "0a0a0a0a0a0a…" in likeness("duplicates", server=address, columns=80).stdout
+    whole = likeness("duplicates", "--ids", "full", server=address, columns=80).stdout
+    assert "0a" * 32 in whole
+    assert "0b" * 32 in whole
+
+
 def test_labels_are_added_removed_renamed_and_set(address: str, pets: dict[str, pb.IndexItem]) -> None:
     def label(*arguments: object) -> str:
         result = likeness("label", *arguments, server=address)

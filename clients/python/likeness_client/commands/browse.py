@@ -10,12 +10,13 @@ from likeness_client.commands.options import (
     Collection,
     Indexer,
     OutputFormat,
+    ShownIds,
     Timeout,
     Where,
     condition,
     connected_indexer,
 )
-from likeness_client.render import Format
+from likeness_client.render import Format, Ids
 
 
 def list_items(
@@ -28,6 +29,7 @@ def list_items(
     descending: Annotated[bool, typer.Option("--descending", help="From the greatest to the least.")] = False,
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Most items.")] = 100,
     collection: Collection = defaults.COLLECTION,
+    ids: ShownIds = Ids.SHORT,
     output_format: OutputFormat = Format.TABLE,
     indexer: Indexer = None,
     timeout: Timeout = None,
@@ -48,7 +50,7 @@ def list_items(
     if output_format is Format.JSON:
         render.show_json(render_indexer.items_as_json(shown, more))
     else:
-        render_indexer.show_items(shown, more)
+        render_indexer.show_items(shown, more, ids)
 
 
 def count(

@@ -11,6 +11,7 @@ from likeness_client.commands.options import (
     Collection,
     OutputFormat,
     Server,
+    ShownIds,
     Timeout,
     Where,
     condition,
@@ -19,7 +20,7 @@ from likeness_client.commands.options import (
 )
 from likeness_client.items import Term
 from likeness_client.progress import WorkProgress
-from likeness_client.render import Format, plain
+from likeness_client.render import Format, Ids, plain
 
 
 def classify(
@@ -81,6 +82,7 @@ def duplicates(
     ] = 10,
     where: Where = None,
     collection: Collection = defaults.COLLECTION,
+    ids: ShownIds = Ids.SHORT,
     output_format: OutputFormat = Format.TABLE,
     server: Server = None,
     timeout: Timeout = None,
@@ -110,4 +112,4 @@ def duplicates(
     if output_format is Format.JSON:
         render.show_json(render_labels.groups_as_json(groups))
     else:
-        render_labels.show_groups(groups)
+        render_labels.show_groups(groups, ids)

@@ -75,6 +75,7 @@ class Summary:
     refused: list[Refusal] = field(default_factory=list)
     present: list[Present] = field(default_factory=list)
     unanswered: list[Path] = field(default_factory=list)
+    not_sent: int = 0
     error: LikenessError | None = None
     interrupted: bool = False
 
@@ -88,6 +89,11 @@ class Summary:
             self.stored_bytes += outcome.size
         else:
             self.refused.append(Refusal(path, outcome.error.reason or outcome.error.code, outcome.error.message))
+
+    @property
+    def may_go_on(self) -> bool:
+        """True if the same command again may do the rest."""
+        return self.interrupted or (self.error is not None and self.error.passing)
 
     @property
     def exit_code(self) -> int:
@@ -169,6 +175,9 @@ def index(
         except IndexInterruptedError as error:
             summary.error = error
     summary.unanswered = pictures.unanswered
+    if summary.interrupted or summary.error:
+        # More are taken than were counted where files have come since.
+        summary.not_sent = max(0, total - pictures.taken)
     summary.seconds = time.monotonic() - began
     summary.skipped = walk.skipped
     summary.refused += [Refusal(path, FILE_UNREADABLE, f"directory: {why}") for path, why in walk.unreadable]
@@ -225,21 +234,23 @@ class _Pending:
 
     def __init__(self, pictures: Iterator[Picture]) -> None:
         self._pictures = pictures
-        self._taken: dict[int, Picture] = {}
+        self._open: dict[int, Picture] = {}
+        self.taken = 0
 
     def __iter__(self) -> Iterator[Picture]:
         for picture in self._pictures:
-            self._taken[id(picture)] = picture
+            self._open[id(picture)] = picture
+            self.taken += 1
             yield picture
 
     def answered(self, picture: Picture) -> None:
         """It has its outcome."""
-        self._taken.pop(id(picture), None)
+        self._open.pop(id(picture), None)
 
     @property
     def unanswered(self) -> list[Path]:
         """The files that have none, in the order in which they were taken."""
-        return [picture.path for picture in self._taken.values() if picture.path]
+        return [picture.path for picture in self._open.values() if picture.path]
 
 
 def _options(existing: Existing, skip: list[str], *, keep_originals: bool, thumbnails: bool) -> IngestOptions:
@@ -308,9 +319,12 @@ def _show(summary: Summary) -> None:
         told = ", ".join(f"{count:,} {plain(reason)}" for reason, count in sorted(reasons.items()))
         console.print(f"Left out {len(summary.present):,} that the collection has already: {told}.", soft_wrap=True)
     if summary.unanswered:
-        count = len(summary.unanswered)
-        console.print(f"{count:,} {_pictures(count)} had no answer and may or may not be stored.", soft_wrap=True)
-    if summary.error or summary.interrupted:
+        count, unsure = len(summary.unanswered), " and may or may not be stored" if summary.may_go_on else ""
+        console.print(f"{count:,} {_pictures(count)} had no answer{unsure}.", soft_wrap=True)
+    if summary.not_sent:
+        were = "was" if summary.not_sent == 1 else "were"
+        console.print(f"{summary.not_sent:,} {_pictures(summary.not_sent)} {were} not sent.", soft_wrap=True)
+    if summary.may_go_on:
         console.print("The same command again sends the rest; what is stored already is not stored twice.")
     if summary.refused:
         console.print(f"Refused {len(summary.refused):,}:")
@@ -334,6 +348,7 @@ def _as_json(summary: Summary) -> dict[str, Any]:
         ],
         "already_there": [{"path": _text(present.path), **asdict(present.skipped)} for present in summary.present],
         "unanswered": [_text(path) for path in summary.unanswered],
+        "not_sent": summary.not_sent,
         "skipped": summary.skipped,
         "seconds": round(summary.seconds, 3),
         "error": str(summary.error) if summary.error else None,

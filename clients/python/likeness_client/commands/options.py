@@ -10,7 +10,7 @@ import typer
 
 from likeness_client import defaults
 from likeness_client.errors import GATEWAY_UNREACHABLE, INDEXER_UNREACHABLE, LikenessError
-from likeness_client.render import Format, err
+from likeness_client.render import Format, Ids, err
 
 if TYPE_CHECKING:
     from likeness_client.client import Client
@@ -49,7 +49,9 @@ Where = Annotated[
     str | None,
     typer.Option("--where", metavar="CONDITION", help="Only items for which it is true; see `likeness search --help`."),
 ]
+ShownIds = Annotated[Ids, typer.Option("--ids", help="How much of each id the table shows.")]
 OutputFormat = Annotated[Format, typer.Option("--format", help="How to print.")]
+_SERVICES = {"server": "gateway", "indexer": "indexer"}
 _UNREACHABLE = {
     GATEWAY_UNREACHABLE: ("--server", defaults.ADDRESS_VARIABLE),
     INDEXER_UNREACHABLE: ("--indexer", defaults.INDEXER_VARIABLE),
@@ -96,7 +98,7 @@ def connected(context: typer.Context, server: str | None, timeout_s: float | Non
     """A client; a failure of the gateway inside is told, and ends the command with exit code 1."""
     from likeness_client.client import Client  # noqa: PLC0415  # 0.4 s that --help need not wait for
 
-    told = context.find_object(Connection) or Connection()
+    told = _told(context, "server", server)
 
     def open_client(security: "Security") -> Client:
         return Client(server or told.server, timeout=timeout_s or told.timeout_s, security=security)
@@ -116,7 +118,7 @@ def connected_indexer(
     """A client; a failure inside, of the indexer or of a file, is told, and ends the command with exit code 1."""
     from likeness_client.indexer.client import IndexerClient  # noqa: PLC0415  # 0.5 s that --help need not wait for
 
-    told = context.find_object(Connection) or Connection()
+    told = _told(context, "indexer", indexer)
 
     def open_client(security: "Security") -> IndexerClient:
         return IndexerClient(indexer or told.indexer, timeout=timeout_s or told.timeout_s, security=security)
@@ -127,6 +129,23 @@ def connected_indexer(
         except LikenessError as error:
             tell(error)
             raise typer.Exit(1) from None
+
+
+def _told(context: typer.Context, asked: str, address: str | None) -> Connection:
+    """What was told before the command's name; naming the other service alone is wrong usage.
+
+    Args:
+        context: the command's.
+        asked: the service that the command speaks to, ``"server"`` or ``"indexer"``.
+        address: where it is, if that was told behind the command's name.
+    """
+    # By name: typer has click within, or beside it, and a type of each.
+    sources = {name: context.find_root().get_parameter_source(name) for name in _SERVICES}
+    named = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if named and asked not in named and address is None:
+        command, service = context.command_path, _SERVICES[asked]
+        wrong_usage(f"--{named[0]} is not for `{command}`, which speaks to the {service}: use --{asked} ADDRESS.")
+    return context.find_object(Connection) or Connection()
 
 
 def condition(where: str | None) -> "Filter | None":

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from likeness_client import defaults, render, render_search
-from likeness_client.commands.options import Collection, Server, Timeout, condition, connected, wrong_usage
+from likeness_client.commands.options import Collection, Server, ShownIds, Timeout, condition, connected, wrong_usage
 from likeness_client.items import Term
-from likeness_client.render import SearchFormat
+from likeness_client.render import Ids, SearchFormat
 from likeness_client.searches import Rescore, RescoreMetric
 
 
@@ -52,6 +52,7 @@ def search(
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every picture: slow, and misses none.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Tell how alike each hit is to each part.")] = False,
     collection: Collection = defaults.COLLECTION,
+    ids: ShownIds = Ids.SHORT,
     output_format: Annotated[SearchFormat, typer.Option("--format", help="How to print.")] = SearchFormat.TABLE,
     server: Server = None,
     timeout: Timeout = None,
@@ -105,4 +106,4 @@ def search(
         case SearchFormat.CSV:
             render_search.show_hits_as_csv(result, explain=explain)
         case SearchFormat.TABLE:
-            render_search.show_hits(result, [words for words, _ in terms] if explain else [])
+            render_search.show_hits(result, [words for words, _ in terms] if explain else [], ids)

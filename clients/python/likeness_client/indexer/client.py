@@ -31,6 +31,7 @@ from likeness_client.indexer.types import (
     QueryResult,
 )
 from likeness_client.items import Fingerprint, Term
+from likeness_client.lists import listed
 from likeness_client.rpc_errors import from_rpc_error
 from likeness_client.security import Security
 from likeness_client.wire import condition_to_proto, fingerprint_to_proto
@@ -193,7 +194,7 @@ class IndexerClient(Jobs):
         items: list[Item] = []
         missing: list[str] = []
         fields = types_pb2.ItemFields(metadata=True, vector=include_vectors)
-        for some in _batches(ids, MAX_ITEMS):
+        for some in _batches(listed(ids, "ids"), MAX_ITEMS):
             request = pb.GetItemsRequest(collection=collection, ids=some, fields=fields)
             answer = self._call(self._stub.GetItems, request)
             items.extend(map(wire.item_from_proto, answer.items))
@@ -209,6 +210,7 @@ class IndexerClient(Jobs):
         expected_fingerprint: Fingerprint | None = None,
     ) -> int:
         """Deletes items by id (in calls of at most 1,024) or by condition, not both; returns how many there were."""
+        listed(ids, "ids")
         expected = fingerprint_to_proto(expected_fingerprint)
 
         def ask(**what: object) -> int:
@@ -255,7 +257,7 @@ class IndexerClient(Jobs):
         request = pb.GetFacetsRequest(
             collection=collection,
             filter=condition_to_proto(where),
-            facets=[pb.FacetRequest(key=key, limit=limit) for key in keys],
+            facets=[pb.FacetRequest(key=key, limit=limit) for key in listed(keys, "keys")],
         )
         return wire.facets_from_proto(self._call(self._stub.GetFacets, request))
 

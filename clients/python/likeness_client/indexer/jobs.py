@@ -10,6 +10,7 @@ from likeness.indexer.v1.indexer_pb2_grpc import IndexerServiceStub
 from likeness_client.errors import LikenessError
 from likeness_client.indexer import wire
 from likeness_client.indexer.types import Collection, ErasureReport, Progress, Rebuilt, Snapshot, SnapshotMade
+from likeness_client.lists import listed
 from likeness_client.rpc_errors import from_rpc_error
 
 OnProgress = Callable[[Progress], None]
@@ -87,7 +88,7 @@ class Jobs:
             delete_snapshots: whether backups of the collection that hold one of them are deleted as well.
             on_progress: called as it goes on.
         """
-        request = pb.EraseItemsRequest(collection=collection, ids=ids, delete_snapshots=delete_snapshots)
+        request = pb.EraseItemsRequest(collection=collection, ids=listed(ids, "ids"), delete_snapshots=delete_snapshots)
         return wire.report_from_proto(self._follow(self._stub.EraseItems(request), "report", on_progress).report)
 
     def _follow(self, stream: Iterable[_Message], result: str, on_progress: OnProgress | None) -> _Message:
