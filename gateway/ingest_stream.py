@@ -5,8 +5,8 @@
 3. workers take what waits, up to a batch: facts → what is there already → one Embed → thumbnails → one UpsertItems
 4. results are handed over; each gives its room in the window back
 
-Items are stored by the collection's name, their files by its uid: whether both still belong together is seen before
-files are written, and again before anything is told of what was stored or found there.
+Items are stored by the collection's name, their files by its uid: the indexer stores nothing in a collection of another
+uid, and nothing is told of what was found in one.
 
 Where equal pictures are skipped, an item waits for an earlier one of the same picture that is under way.
 """
@@ -261,7 +261,9 @@ class Stream:
             [item for item in fit if item.id in vectors], await self._policy.after_embedding(vectors)
         )
         upsert = indexer_pb2.UpsertItemsRequest(
-            collection=self._target.collection, expected_fingerprint=embedded.fingerprint
+            collection=self._target.collection,
+            expected_fingerprint=embedded.fingerprint,
+            expected_uid=self._target.uid,
         )
         for item in fit:
             upsert.items.add(id=item.id, vector=vectors[item.id], metadata=item.stored_metadata)
@@ -295,14 +297,12 @@ class Stream:
 
     async def _upserted(self, batch: Sequence[Item], upsert: indexer_pb2.UpsertItemsRequest) -> None:
         options, indexer = self._target.options, self._services.indexer
-        await self._check_collection()
         pictures = [PictureMedia(item.id, item.sha256, item.message.image) for item in batch]
         async with self._services.media.replacing(
             self._target.uid, pictures, thumbnails=options.thumbnails, originals=options.keep_originals
         ):
             timeout_s = self._services.settings.ingest_call_s
             await self._backoff.call("indexer", lambda: indexer.upsert(upsert, timeout_s))
-            await self._check_collection()
 
     async def _check_collection(self) -> None:
         """Ends the stream if its collection was deleted, also where another one has its name by now."""

@@ -237,7 +237,9 @@ class PageFiller:
 
     async def _upsert(self, stored: Sequence[tuple[indexer_pb2.Item, Vector]]) -> None:
         upsert = indexer_pb2.UpsertItemsRequest(
-            collection=self.target.name, expected_fingerprint=self.target.fingerprint
+            collection=self.target.name,
+            expected_fingerprint=self.target.fingerprint,
+            expected_uid=self.target.uid,
         )
         for item, vector in stored:
             upsert.items.add(id=item.id, vector=vector, metadata=item.metadata)

@@ -159,6 +159,15 @@ def not_found(name: str) -> LikenessError:
     return LikenessError(error_pb2.REASON_COLLECTION_NOT_FOUND, message)
 
 
+def made_anew(collection: Collection) -> LikenessError:
+    """COLLECTION_NOT_FOUND: the one that was meant was deleted, and this one has its name."""
+    message = (
+        f"collection {collection.name!r} was deleted and made anew meanwhile, and what was stored in the one before is "
+        "gone: send everything again"
+    )
+    return LikenessError(error_pb2.REASON_COLLECTION_NOT_FOUND, message)
+
+
 def to_metadata(collection: Collection) -> dict[str, Any]:
     """What Chroma keeps of a collection beside its items: all marks of one that can be used."""
     marks = {

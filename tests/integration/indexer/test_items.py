@@ -51,6 +51,19 @@ def test_items_are_written_read_counted_and_deleted(stub: Stub) -> None:
     assert ids(stub, name, "i1", "i2") == ["i2"]
 
 
+def test_a_collection_made_anew_takes_nothing_that_was_meant_for_the_one_before(stub: Stub) -> None:
+    name = create(stub, "anew")
+    uid = stub.GetCollection(pb.GetCollectionRequest(name=name)).collection.uid
+    meant = pb.UpsertItemsRequest(collection=name, items=[item(1)], expected_uid=uid)
+    assert stub.UpsertItems(meant).stored == 1
+    stub.DeleteCollection(pb.DeleteCollectionRequest(name=name))
+    stub.CreateCollection(pb.CreateCollectionRequest(name=name, fingerprint=FINGERPRINT))
+    assert refusal(lambda: stub.UpsertItems(meant)).reason == error_pb2.REASON_COLLECTION_NOT_FOUND
+    assert count(stub, name) == 0
+    meant.expected_uid = ""
+    assert stub.UpsertItems(meant).stored == 1
+
+
 def test_replaced_metadata_leaves_no_old_key(stub: Stub) -> None:
     name = create(stub, "replaced")
     upsert(stub, name, item(1, label="x", width=3, labels=["a"]))

@@ -132,6 +132,8 @@ class Behind(embedder_pb2_grpc.EmbedderServiceServicer, indexer_pb2_grpc.Indexer
         self, request: indexer_pb2.UpsertItemsRequest, context: Any
     ) -> indexer_pb2.UpsertItemsResponse:
         await self._begin("UpsertItems", request, context, request.collection)
+        if request.expected_uid not in ("", self.uids.get(request.collection, f"uid-{request.collection}")):
+            await self._abort(context, LikenessError(error_pb2.REASON_COLLECTION_NOT_FOUND, "made anew"))
         for item in request.items:
             self.put(item.id, from_proto(item.vector, "vector", 8), **plain_metadata.from_proto(item.metadata, "m"))
         return indexer_pb2.UpsertItemsResponse()

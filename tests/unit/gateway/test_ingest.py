@@ -221,23 +221,7 @@ async def test_a_stream_does_not_go_on_into_a_collection_that_was_made_anew(desk
     assert told.results.keys() == {0}
     assert told.checkpoints[-1].items_done == 1
     assert "b" not in desk.services.items
-    assert [await desk.media.original(uid, "b", sha256(noise(1))) for uid in (UID, "uid-anew")] == [None, None]
-
-
-async def test_what_went_into_a_collection_that_was_made_anew_just_then_is_not_called_stored(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    upsert = desk.ingest.services.indexer.upsert
-
-    async def into_another(request: object, timeout_s: float) -> None:
-        desk.services.uids["images"] = "uid-anew"
-        await upsert(request, timeout_s)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(desk.ingest.services.indexer, "upsert", into_another)
-    told = await desk.index([item(0, "a")])
-
-    assert reason(told.error) == "COLLECTION_NOT_FOUND"
-    assert (told.results, told.checkpoints) == ({}, [])
+    assert await desk.media.original("uid-anew", "b", sha256(noise(1))) is None
 
 
 @pytest.mark.parametrize(
