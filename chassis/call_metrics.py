@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from chassis.calls import Outcome, Transport
 
 # A search with a remembered vector takes a millisecond; one that waits for a busy embedder, seconds; a stream, hours.
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 class CallMetrics:
@@ -29,7 +29,7 @@ class CallMetrics:
         names = ("method", "transport", "code")
         calls = Counter(f"{namespace}_calls", "Calls by how they ended.", names, registry=registry)
         text = "Calls and streams from beginning to end."
-        seconds = Histogram(f"{namespace}_call_seconds", text, names[:2], registry=registry, buckets=_SECONDS)
+        seconds = Histogram(f"{namespace}_call_seconds", text, names[:2], registry=registry, buckets=SECONDS)
         text = "Calls turned away before anything was done for them."
         refused = Counter(f"{namespace}_refused", text, ("reason",), registry=registry)
         self._refused = {reason: refused.labels(reason) for reason in refusals}

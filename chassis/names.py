@@ -27,6 +27,8 @@ def check_collection(name: str, field: str) -> str:
 
 def _is_address(name: str) -> bool:
     """Chroma takes no such name."""
+    if name.count(".") != 3:  # asked of every call, most of which would raise
+        return False
     try:
         ipaddress.IPv4Address(name)
     except ValueError:

@@ -10,7 +10,7 @@ from likeness.gateway.v1.gateway_pb2 import SearchTimings
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.registry import REGISTRY
 
-from chassis.call_metrics import CallMetrics
+from chassis.call_metrics import SECONDS, CallMetrics
 
 Stage = Literal["embed", "query", "total"]
 IngestOutcome = Literal["stored", "skipped", "failed"]
@@ -27,8 +27,6 @@ BACKOFF_CAUSES: tuple[BackoffCause, ...] = ("embedder", "indexer", "rate")
 REFUSALS = ("KEY_MISSING", "KEY_INVALID", "SCOPE_MISSING", "RATE_LIMITED", "OVERLOADED")
 
 _NAMESPACE = "likeness_gateway"
-# A search with a remembered vector takes a millisecond; one that waits for a busy embedder, seconds.
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 class Metrics:
@@ -112,4 +110,4 @@ class Metrics:
         return Gauge(f"{_NAMESPACE}_{name}", text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
-        return Histogram(f"{_NAMESPACE}_{name}", text, labels, registry=self.registry, buckets=_SECONDS)
+        return Histogram(f"{_NAMESPACE}_{name}", text, labels, registry=self.registry, buckets=SECONDS)

@@ -33,7 +33,6 @@ def _is_brief(view: View, search: Search, planner: Planner) -> bool:
     if wanted > _MOST_ROWS:
         return False
     members = max(0, view.live_count - tail)
-    through_graph = planner.width(view.tail_from, members, wanted) is not None
-    most = _MOST_IN_GRAPH if through_graph else _MOST_NUMBERS
-    in_graph, dimension = planner.cost(view.tail_from, members, wanted), view.graph.dimension
-    return tail * dimension <= _MOST_NUMBERS and (in_graph + tail) * dimension <= most
+    width, dimension = planner.width(view.tail_from, members, wanted), view.graph.dimension
+    most = _MOST_NUMBERS if width is None else _MOST_IN_GRAPH
+    return tail * dimension <= _MOST_NUMBERS and (planner.cost(width, members) + tail) * dimension <= most

@@ -69,9 +69,8 @@ class Planner:
             return None
         return self._if_cheaper(self._wide(wanted * rows / members), members)
 
-    def cost(self, rows: int, members: int, wanted: int) -> float:
-        """Of what ``width`` begins with, in rows scored one by one."""
-        width = self.width(rows, members, wanted)
+    def cost(self, width: int | None, members: int) -> float:
+        """Of a search so wide, in rows scored one by one; None: of scoring every member."""
         return members if width is None else width * self._settings.rows_per_step
 
     def wider(self, width: int, found: int, members: int, wanted: int) -> int | None:
