@@ -20,7 +20,15 @@ import numpy as np
 import structlog
 
 from chassis.errors import invalid
-from embedder.backends.probes import CLOSE_ENOUGH, Probes, least_cosine, probe_pixels, vectors
+from embedder.backends.probes import (
+    CLOSE_ENOUGH,
+    FAST_ENOUGH,
+    Probes,
+    least_cosine,
+    probe_pixels,
+    speedup,
+    vectors,
+)
 from embedder.cores import cores
 from embedder.decode import DECODE_RULES
 from embedder.inputs import Array, Pixels, Tokens
@@ -197,7 +205,7 @@ def native_precisions() -> set[str]:
 
 
 def open_converted(model: ConvertedModel, precision: str, threads: int) -> OpenVinoBackend:
-    """Makes a backend; "auto" precision becomes bf16 where the CPU has it and its vectors stay close to fp32's.
+    """Makes a backend; "auto" precision becomes bf16 where it is faster here and its vectors stay close to fp32's.
 
     Raises:
         LikenessError: the CPU does not compute in a precision that was asked for by name.
@@ -219,12 +227,18 @@ def open_converted(model: ConvertedModel, precision: str, threads: int) -> OpenV
     shortened = OpenVinoBackend(model.folder, dimension, short, threads)
     cosine = least_cosine(vectors(exact, model.probes), vectors(shortened, model.probes))
     reason = f"{short} vectors' least cosine to fp32's is {cosine:.5f}"
+    if precision == "auto":
+        if cosine >= CLOSE_ENOUGH:
+            faster = speedup(shortened, exact, model.probes)
+            reason = f"{reason}, and {short} is {faster:.2f} times as fast"
+            if faster >= FAST_ENOUGH:
+                log.info("precision chosen", precision=short, reason=reason)
+                return shortened
+        log.info("precision chosen", precision="fp32", reason=reason)
+        return exact
     if cosine >= CLOSE_ENOUGH:
         log.info("precision chosen", precision=short, reason=reason)
         return shortened
-    if precision == "auto":
-        log.info("precision chosen", precision="fp32", reason=reason)
-        return exact
     if np.isnan(cosine):
         raise invalid("LIKENESS_PRECISION", f"{short} cannot be used with this model ({reason}); set fp32 or auto")
     log.warning("precision chosen", precision=short, reason=reason)

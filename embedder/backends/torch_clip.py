@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from chassis.errors import invalid
-from embedder.backends.probes import CLOSE_ENOUGH, Probes, least_cosine, vectors
+from embedder.backends.probes import CLOSE_ENOUGH, FAST_ENOUGH, Probes, least_cosine, speedup, vectors
 from embedder.backends.towers import Towers
 from embedder.inputs import Array, Pixels, Tokens
 
@@ -182,6 +182,8 @@ def with_checked_precision(
 ) -> TorchBackend:
     """Makes a backend; "auto" precision becomes bf16 where the device has it and its vectors stay close to fp32's.
 
+    On a CPU it has to be faster too: that some have it and compute in it at half the speed is known only by trying.
+
     Raises:
         LikenessError: the device does not compute in a precision that was asked for by name, or torch cannot compile.
     """
@@ -207,10 +209,17 @@ def _choose_precision(towers: Towers, device: str, precision: str, threads: int,
         return towers, "fp32"
     short = "bf16" if precision == "auto" else precision
     shortened = copy.deepcopy(towers)
-    exact = vectors(TorchBackend(towers, device, "fp32", threads), probes)
+    full = TorchBackend(towers, device, "fp32", threads)
     try:
-        cosine = least_cosine(exact, vectors(TorchBackend(shortened, device, short, threads), probes))
+        half = TorchBackend(shortened, device, short, threads)
+        cosine = least_cosine(vectors(full, probes), vectors(half, probes))
         reason = f"its vectors' least cosine to fp32's is {cosine:.5f}"
+        if precision == "auto" and device == "cpu" and cosine >= CLOSE_ENOUGH:
+            faster = speedup(half, full, probes)
+            reason = f"{reason}, and it is {faster:.2f} times as fast"
+            if faster < FAST_ENOUGH:
+                log.info("precision chosen", precision="fp32", reason=f"not {short}: {reason}")
+                return towers, "fp32"
     except (RuntimeError, TypeError) as error:
         cosine, reason = float("nan"), f"{short} fails here: {error}"[:300]
     if cosine >= CLOSE_ENOUGH or (precision != "auto" and not np.isnan(cosine)):

@@ -1,5 +1,6 @@
 """Vectors on torch are open_clip's own, whatever is left out on the way to them."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from PIL import Image
 
 from chassis.errors import LikenessError
 from embedder.backends import is_out_of_memory, torch_clip
-from embedder.backends.probes import Probes, least_cosine, probe_pixels, vectors
+from embedder.backends.probes import Probes, least_cosine, probe_pixels, speedup, vectors
 from embedder.backends.torch_clip import Parts, TorchBackend, halves, resolve_device, with_checked_precision
 from embedder.backends.towers import Towers, build_towers
 from embedder.inputs import Array
@@ -152,6 +153,7 @@ def test_bfloat16_stays_near_float32_and_gives_unit_float32(tiny_towers: Towers,
 @pytest.fixture
 def native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_clip, "has_native_bf16", lambda _: True)
+    monkeypatch.setattr(torch_clip, "speedup", lambda *_: 1.7)
 
 
 def checked(towers: Towers, precision: str, probes: Probes) -> TorchBackend:
@@ -168,6 +170,43 @@ def test_auto_precision_is_fp32_where_the_device_lacks_bf16(
 ) -> None:
     monkeypatch.setattr(torch_clip, "has_native_bf16", lambda _: False)
     assert checked(tiny_towers, "auto", tiny_identity[1]).precision == "fp32"
+
+
+@pytest.mark.usefixtures("native_bf16")
+def test_auto_precision_is_fp32_where_bf16_is_slower(
+    tiny_towers: Towers, tiny_identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_clip, "speedup", lambda *_: 0.55)
+    assert checked(tiny_towers, "auto", tiny_identity[1]).precision == "fp32"
+    assert checked(tiny_towers, "bf16", tiny_identity[1]).precision == "bf16"  # by name it is taken all the same
+
+
+class _Timed:
+    """Takes so long, by a clock of its own, for each batch of pictures."""
+
+    now = 0.0
+
+    def __init__(self, *seconds: float) -> None:
+        self._seconds = iter(seconds)
+
+    def encode_images(self, _pixels: object) -> None:
+        _Timed.now += next(self._seconds)
+
+
+def test_two_backends_are_timed_in_turn_by_the_best_of_each(
+    tiny_identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "perf_counter", lambda: _Timed.now)
+    quick: Any = _Timed(0.05, 0.01, 0.9)
+    slow: Any = _Timed(0.03, 0.02, 0.02)
+    assert speedup(quick, slow, tiny_identity[1]) == pytest.approx(2)
+
+
+def test_slow_backends_are_timed_once(tiny_identity: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "perf_counter", lambda: _Timed.now)
+    short: Any = _Timed(4.0)
+    exact: Any = _Timed(2.0)
+    assert speedup(short, exact, tiny_identity[1]) == pytest.approx(0.5)
 
 
 @pytest.mark.usefixtures("native_bf16")

@@ -213,13 +213,21 @@ class _Short:
 
 
 @pytest.mark.parametrize(
-    ("cosine", "asked", "chosen"),
-    [(1.0, "auto", "bf16"), (0.9985, "auto", "fp32"), (0.9985, "bf16", "bf16"), (float("nan"), "auto", "fp32")],
+    ("cosine", "faster", "asked", "chosen"),
+    [
+        (1.0, 1.7, "auto", "bf16"),
+        (1.0, 1.05, "auto", "fp32"),
+        (1.0, 0.55, "bf16", "bf16"),
+        (0.9985, 1.7, "auto", "fp32"),
+        (0.9985, 1.7, "bf16", "bf16"),
+        (float("nan"), 1.7, "auto", "fp32"),
+    ],
 )
-def test_bf16_is_taken_unasked_only_where_it_stays_close(
-    converted_once: Path, monkeypatch: pytest.MonkeyPatch, cosine: float, asked: str, chosen: str
+def test_bf16_is_taken_unasked_only_where_it_stays_close_and_is_faster(
+    converted_once: Path, monkeypatch: pytest.MonkeyPatch, *, cosine: float, faster: float, asked: str, chosen: str
 ) -> None:
     monkeypatch.setattr(openvino_clip, "native_precisions", lambda: {"fp32", "bf16"})
+    monkeypatch.setattr(openvino_clip, "speedup", lambda *_: faster)
     monkeypatch.setattr(openvino_clip, "OpenVinoBackend", _Short)
     monkeypatch.setattr(_Short, "cosine", cosine)
     assert open_converted(read_folder(converted_once), asked, threads=1).precision == chosen
