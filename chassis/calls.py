@@ -78,6 +78,10 @@ def _unobserved(_outcome: Outcome) -> None:
     pass
 
 
+def _welcome(_method: str) -> None:
+    pass
+
+
 class Call:
     """One call that has been admitted."""
 
@@ -202,6 +206,7 @@ class Calls:
         max_calls: int = 1000,
         guard: Guard | None = None,
         observe: Callable[[Outcome], None] = _unobserved,
+        turn_away: Callable[[str], None] = _welcome,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing is under way yet.
@@ -213,6 +218,8 @@ class Calls:
             max_calls: most calls and streams under way at once; more are refused with OVERLOADED.
             guard: who may call what; None: anybody anything.
             observe: told how each call went, refused ones too.
+            turn_away: asked with the method of each call before anything of its request is read; raises LikenessError
+                where the service has no room for it.
             clock: in seconds.
         """
         self.readiness = readiness
@@ -221,6 +228,7 @@ class Calls:
         self.guard = guard
         self._max_calls = max_calls
         self._observe = observe
+        self._turn_away = turn_away
         self._open: set[Call] = set()
         self._clock = clock
         self._crowds: dict[tuple[str, str | None], _Crowd] = {}
@@ -232,6 +240,7 @@ class Calls:
         readiness: Readiness,
         guard: Guard | None = None,
         observe: Callable[[Outcome], None] = _unobserved,
+        turn_away: Callable[[str], None] = _welcome,
     ) -> Self:
         """With the limits of the settings."""
         return cls(
@@ -241,6 +250,7 @@ class Calls:
             max_calls=settings.max_concurrent_calls,
             guard=guard,
             observe=observe,
+            turn_away=turn_away,
         )
 
     def admit(self, method: str, metadata: Metadata, transport: Transport) -> Call:
@@ -264,6 +274,7 @@ class Calls:
             if len(self._open) >= self._max_calls:
                 message = f"{self._max_calls} calls are under way, as many as LIKENESS_MAX_CONCURRENT_CALLS allows"
                 raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=1.0)
+            self._turn_away(method)
             allowance.begin()
             try:
                 allowance.charge(1)

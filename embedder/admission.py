@@ -6,6 +6,10 @@ by time more generously, and may fill three quarters of every other bound only, 
 A slow model needs a few batches at hand, or it would run small ones: up to twice the time, as many interactive inputs
 as that are let in. Calls that are refused are told to come back one after another, as the model gets on; but what those
 before may bring puts nobody off for longer than a queue's length, since they may never come.
+
+When overloaded, refusing has to be cheap. So while interactive calls are refused, calls are refused before their
+message is read, which takes half the time; but not one in eight, nor any while there is bulk among them: of bulk some
+has to come in, and only the message says whether a call is.
 """
 
 import asyncio
@@ -25,6 +29,10 @@ _RETRY_S = (0.1, 30.0)
 # The batch that runs, the next one, and half of one for those that are being decoded.
 _BATCHES_AT_HAND = 2.5
 _LONGER = 2.0  # times the bound, at most, for these
+# Of calls that are to be refused unread, one in so many is read nevertheless, and all of them for so long after a bulk
+# one has come, in seconds.
+_READ_ONE_IN = 8
+_BULK_LATELY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,9 @@ class Load:
     encoded_bytes: int = 0
 
 
+_LEAST = Load({"image": 0, "text": 1})
+
+
 class Admission:
     """Counts what is held, and refuses what would be too much. Used from one event loop."""
 
@@ -85,6 +96,9 @@ class Admission:
         self._bytes = 0
         self._pixels = dict.fromkeys(Lane, 0)
         self._waiting: dict[Lane, deque[tuple[asyncio.Future[None], Load]]] = {lane: deque() for lane in Lane}
+        self._bulk_came = float("-inf")
+        self._unread = 0
+        self._latest = _LEAST  # of the interactive calls that came in
 
     @property
     def held(self) -> int:
@@ -95,6 +109,8 @@ class Admission:
         """Lets a call in, or raises as ``check`` does."""
         self.check(lane, load)
         self._add(lane, load, 1)
+        if lane is Lane.INTERACTIVE:
+            self._latest = load
 
     def check(self, lane: Lane, load: Load) -> None:
         """Refuses a call that there is no room for. One that finds nothing held is let in whatever its size.
@@ -102,11 +118,29 @@ class Admission:
         Raises:
             LikenessError: OVERLOADED; ``retry_after_s`` is when its turn should come; the next one's is no earlier.
         """
+        if lane is Lane.BULK:
+            self._bulk_came = self._clock()
         why = self._refusal(lane, load)
         if why is not None:
-            after = self._retry_after(lane, load)
-            message = f"{why}; try again in {after:.1f} s, or at another replica"
-            raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=after)
+            raise self._overloaded(why, lane, load)
+
+    def check_unread(self) -> None:
+        """Refuses a call of which nothing is known yet, if there is no room for an interactive one that brings a text.
+
+        Raises:
+            LikenessError: as ``check``; when to come again as for one that brings what the last one brought.
+        """
+        why = self._refusal(Lane.INTERACTIVE, _LEAST)
+        if why is None or self._clock() < self._bulk_came + _BULK_LATELY_S:
+            return
+        self._unread += 1
+        if self._unread % _READ_ONE_IN:
+            raise self._overloaded(why, Lane.INTERACTIVE, self._latest)
+
+    def _overloaded(self, why: str, lane: Lane, load: Load) -> LikenessError:
+        after = self._retry_after(lane, load)
+        message = f"{why}; try again in {after:.1f} s, or at another replica"
+        return LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=after)
 
     def _retry_after(self, lane: Lane, load: Load) -> float:
         """When the turn of a call that is refused should come, in seconds: after those that were refused before it."""

@@ -147,6 +147,14 @@ class Pipeline:
             self._refused(load, lane, error)
             raise
 
+    def require_room_unread(self) -> None:
+        """Refuses a call of which nothing has been read yet, if there is none for what calls bring.
+
+        Raises:
+            LikenessError: OVERLOADED.
+        """
+        self._stages.admission.check_unread()
+
     async def embed_one(self, wanted: Input, lane: Lane) -> Outcome:
         """Embeds one input of a stream: waits for room, and for a model, instead of refusing."""
         load = _load([wanted])

@@ -40,7 +40,9 @@ class EmbedderService:
 
     def calls(self, readiness: Readiness) -> Calls:
         """What is done around its calls."""
-        return Calls.of(self._settings, readiness, observe=self._metrics.calls.called)
+        return Calls.of(
+            self._settings, readiness, observe=self._metrics.calls.called, turn_away=self._servicer.turn_away
+        )
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds its servicer to the server."""

@@ -17,6 +17,8 @@ from embedder.stream import EmbedStream
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+EMBED = "/likeness.embedder.v1.EmbedderService/Embed"
+
 _LANES = {
     embedder_pb2.PRIORITY_UNSPECIFIED: Lane.INTERACTIVE,
     embedder_pb2.PRIORITY_INTERACTIVE: Lane.INTERACTIVE,
@@ -48,6 +50,15 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         self._streams = EmbedStream(
             model.fingerprint, stream_window, pipeline, self._input, _result, max_held_bytes=stream_bytes
         )
+
+    def turn_away(self, method: str) -> None:
+        """Refuses a call before anything of it is read: see ``embedder.admission``.
+
+        Raises:
+            LikenessError: OVERLOADED.
+        """
+        if self._pipeline is not None and method == EMBED:
+            self._pipeline.require_room_unread()
 
     def end_streams(self) -> None:
         """Has every stream answer what it has read, and end."""

@@ -25,6 +25,7 @@ from gateway.backends import Embedder
 from gateway.fetch import Fetch
 from gateway.joint import JointCalls
 from gateway.picture_facts import content_hash
+from gateway.throttle import Throttle
 from gateway.vector_cache import Content, Made, VectorCache
 
 # What a message holds besides its inputs, and an input besides its picture or text.
@@ -78,6 +79,7 @@ class Embedding:
         self._max_bytes = max_message_bytes - _ENVELOPE_BYTES
         self._last = ModelFingerprint()
         self._joint = JointCalls(self._embed_texts)
+        self._throttle = Throttle()
 
     async def __call__(
         self,
@@ -183,7 +185,7 @@ class Embedding:
     ) -> Embedded:
         """Embeds the inputs at these places, and remembers what came of them."""
         chosen = [inputs[i] for i in places]
-        embedded = await self._together(chosen, deadline) or await embed(self.embedder, chosen, deadline, limits)
+        embedded = await self._throttle(lambda: self._embedded(chosen, deadline, limits))
         if embedded.fingerprint.digest != self._last.digest:
             self._last = ModelFingerprint()
             self._last.CopyFrom(embedded.fingerprint)
@@ -191,6 +193,11 @@ class Embedding:
             if not isinstance(outcome, LikenessError):
                 self._cache.remember(contents[i], Made(outcome.f32, self._last))
         return embedded
+
+    async def _embedded(
+        self, inputs: Sequence[embedder_pb2.EmbedInput], deadline: Deadline, limits: EmbedLimits | None
+    ) -> Embedded:
+        return await self._together(inputs, deadline) or await embed(self.embedder, inputs, deadline, limits)
 
     async def _together(self, inputs: Sequence[embedder_pb2.EmbedInput], deadline: Deadline) -> Embedded | None:
         """Embeds a single text in a call that others share; None: there is to be one of its own."""

@@ -1,7 +1,7 @@
 """What different callers want of another service at the same moment, asked for in one call.
 
 A call costs the two services that it is between more than a little work in it does. Where a shared call fails for what
-may be one caller's fault, or for want of room for all of them, each sends its own.
+may be one caller's fault, each sends its own.
 """
 
 import asyncio
@@ -24,9 +24,10 @@ Answer = TypeVar("Answer")
 _MOST = 8
 # Callers that share a call have as much time left, but for a tenth or so.
 _ABOUT = math.log(1.1)
-# Where the other service is away, it is so for each of them.
+# Where the other service is away, or has too much to do, it is so for each of them.
 _AWAY = frozenset(
     {
+        error_pb2.REASON_OVERLOADED,
         error_pb2.REASON_EMBEDDER_UNAVAILABLE,
         error_pb2.REASON_INDEXER_UNAVAILABLE,
         error_pb2.REASON_STORE_UNAVAILABLE,
@@ -74,7 +75,7 @@ class JointCalls(Generic[Part, Answer]):
             None: there was nobody to share a call with, or it failed: the caller is to send its own.
 
         Raises:
-            LikenessError: the other service is away, or the time is over.
+            LikenessError: the other service is away or has too much to do, or the time is over.
         """
         left, loop = deadline.left(), asyncio.get_running_loop()
         asked = _Asked[Part, Answer](part, loop.time() + left, loop.create_future())

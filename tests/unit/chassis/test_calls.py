@@ -64,6 +64,33 @@ async def failure(channel: grpc.aio.Channel, timeout_s: float | None = None) -> 
     return caught.value
 
 
+async def test_a_service_can_turn_a_call_away_before_its_request_has_come() -> None:
+    told: list[Outcome] = []
+
+    def turn_away(method: str) -> None:
+        if method.endswith("/Embed"):
+            raise LikenessError(error_pb2.REASON_OVERLOADED, "no room", retry_after_s=0.25)
+
+    readiness = Readiness(SERVICE)
+    await readiness.set(True, "test")
+    calls = Calls(readiness, turn_away=turn_away, observe=told.append)
+    server = grpc.aio.server(interceptors=[CallInterceptor(calls)])
+    answer = raising(AssertionError("GetModel is answered"))
+    embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(Servicer(answer), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call: Any = channel.stream_unary(f"/{SERVICE}/Embed")()  # sends nothing
+        assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert dict(await call.trailing_metadata())["grpc-retry-pushback-ms"] == "250"
+        assert (await failure(channel)).code() is grpc.StatusCode.INTERNAL
+    await server.stop(0)
+    assert [(each.method.rpartition("/")[2], each.admitted, each.reason) for each in told] == [
+        ("Embed", False, "OVERLOADED"),
+        ("GetModel", True, "INTERNAL"),
+    ]
+
+
 def raising(error: Exception) -> Answer:
     async def answer() -> embedder_pb2.GetModelResponse:
         raise error

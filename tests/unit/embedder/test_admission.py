@@ -164,6 +164,51 @@ def test_who_is_refused_for_want_of_places_is_not_put_off_beyond_what_is_held() 
     assert last == pytest.approx(0.1 + 0.15)
 
 
+def unread(door: Admission, calls: int) -> list[float | None]:
+    """When each of so many calls is told to come back before it is read; None: it is read."""
+    told: list[float | None] = []
+    for _ in range(calls):
+        try:
+            door.check_unread()
+            told.append(None)
+        except LikenessError as error:
+            told.append(error.retry_after_s)
+    return told
+
+
+def test_while_interactive_calls_are_refused_seven_of_eight_are_refused_unread() -> None:
+    door = admission(inputs=10_000, seconds=0.1)
+    door.enter(Lane.INTERACTIVE, pictures(15))
+    assert unread(door, 3) == [None] * 3
+    door.enter(Lane.INTERACTIVE, pictures(2))
+    told = unread(door, 16)
+    assert [after is None for after in told] == ([False] * 7 + [True]) * 2
+    # As those are told that bring what the last one brought that came in.
+    assert told[:3] == pytest.approx([0.2, 0.4, 0.6])
+    assert refused(door, Lane.INTERACTIVE, pictures(1)).retry_after_s == pytest.approx(1.7)
+
+
+def test_calls_are_read_that_might_bring_less_than_there_is_no_room_for() -> None:
+    door = admission(inputs=20)
+    door.enter(Lane.INTERACTIVE, pictures(19))
+    refused(door, Lane.INTERACTIVE, pictures(2))
+    assert unread(door, 1) == [None]
+    door.enter(Lane.INTERACTIVE, pictures(1))
+    assert unread(door, 1) != [None]
+
+
+def test_where_bulk_comes_among_them_every_call_is_read() -> None:
+    clock = Clock()
+    door = admission(inputs=10_000, seconds=0.1, clock=clock)
+    door.enter(Lane.INTERACTIVE, pictures(16))
+    assert unread(door, 1) != [None]
+    door.enter(Lane.BULK, pictures(1))
+    clock.now += 9
+    assert unread(door, 20) == [None] * 20
+    clock.now += 2
+    assert unread(door, 1) != [None]
+
+
 def test_where_nothing_is_known_of_the_time_a_moment_is_told() -> None:
     door = admission(inputs=1)
     door.enter(Lane.INTERACTIVE, pictures(1))
