@@ -1,4 +1,4 @@
-"""Transport of what is the indexer's to answer: items read, listed and counted; and deleted."""
+"""Transport of what is the indexer's to answer: items read, listed, counted and changed; and deleted."""
 
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ from chassis.deadline import Deadline
 from gateway import facets, items
 from gateway.backends import Indexer
 from gateway.deletion import Deletion
+from gateway.metadata_changes import to_indexer
 from gateway.requests import collection_name
 
 
@@ -74,6 +75,13 @@ class ItemRpcs:
         )
         counted = await self.indexer.facets(counting, self._time(context))
         return gateway_pb2.GetFacetsResponse(count=counted.count, facets=facets.shown(counted.facets))
+
+    async def UpdateMetadata(  # noqa: N802
+        self, request: gateway_pb2.UpdateMetadataRequest, context: CallContext
+    ) -> gateway_pb2.UpdateMetadataResponse:
+        """Changes metadata."""
+        done = await self.indexer.update_metadata(to_indexer(request), self._time(context))
+        return gateway_pb2.UpdateMetadataResponse(updated=done.updated, missing_ids=done.missing_ids)
 
     async def DeleteItems(  # noqa: N802
         self, request: gateway_pb2.DeleteItemsRequest, context: CallContext

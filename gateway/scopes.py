@@ -24,6 +24,10 @@ def _ids(request: Any) -> int:
     return len(request.ids)
 
 
+def _updates(request: Any) -> int:
+    return len(request.updates)
+
+
 # IndexImages counts each item as it comes: see gateway.ingest.
 _RPCS = {
     "Search": Rpc(Scope.READ),
@@ -42,6 +46,7 @@ _RPCS = {
     "IndexImages": Rpc(Scope.WRITE),
     "IndexBatch": Rpc(Scope.WRITE, _items),
     "UpdateLabels": Rpc(Scope.WRITE, _ids),
+    "UpdateMetadata": Rpc(Scope.WRITE, _updates),
     "DeleteItems": Rpc(Scope.WRITE, _ids),
     "CreateCollection": Rpc(Scope.ADMIN),
     "UpdateCollection": Rpc(Scope.ADMIN),

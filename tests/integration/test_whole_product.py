@@ -73,7 +73,18 @@ def test_the_whole_product_answers_by_http_as_by_grpc(services: Services, photog
                 Walk(http, "walk-b", photographs),
             ]
             for walk in walks:
-                for part in (collections, taken_in, searches, pages, lists, labels, duplicates, deletions, moves):
+                for part in (
+                    collections,
+                    taken_in,
+                    searches,
+                    pages,
+                    lists,
+                    labels,
+                    metadata,
+                    duplicates,
+                    deletions,
+                    moves,
+                ):
                     part(walk)
     finally:
         http.close()
@@ -213,6 +224,25 @@ def labels(walk: Walk) -> None:
     )
     labelled = walk.search(gw.Term(text="a photograph of a cat"), filter=_labelled(CATS))
     assert sorted(hit.item.id for hit in labelled.hits) == sorted(cats)
+
+
+def metadata(walk: Walk) -> None:
+    changed = metadata_pb2.Metadata(fields={"mood": Value(string_value="calm"), "year": Value(int_value=2020)})
+    updates = [
+        gw.MetadataUpdate(id="cat", set=changed, uri="s3://bucket/cat.png"),
+        gw.MetadataUpdate(id="nobody", remove_keys=["mood"]),
+    ]
+    answer = walk.call("UpdateMetadata", gw.UpdateMetadataRequest(collection=walk.name, updates=updates))
+    assert (answer.updated, list(answer.missing_ids)) == (1, ["nobody"])
+    (cat,) = walk.call("GetItems", gw.GetItemsRequest(collection=walk.name, ids=["cat"])).items
+    assert (cat.uri, cat.metadata.fields["year"].int_value) == ("s3://bucket/cat.png", 2020)
+    assert CATS in cat.labels
+    assert cat.metadata.fields["width"].int_value > 0
+    calm = Filter(comparison=Comparison(key="mood", op=metadata_pb2.OPERATOR_EQ, values=[Value(string_value="calm")]))
+    assert walk.call("CountItems", gw.CountItemsRequest(collection=walk.name, filter=calm)).count == 1
+    own = gw.MetadataUpdate(id="cat", remove_keys=["sha256"])
+    asked = gw.UpdateMetadataRequest(collection=walk.name, updates=[own])
+    assert walk.refused("UpdateMetadata", asked) == "METADATA_INVALID"
 
 
 def duplicates(walk: Walk) -> None:

@@ -15,12 +15,13 @@ from likeness_client.item_calls import ItemCalls
 from likeness_client.items import Fingerprint, IndexOutcome, IngestOptions, Picture
 from likeness_client.label_calls import LabelCalls
 from likeness_client.lists import listed
+from likeness_client.metadata_calls import MetadataCalls
 from likeness_client.rpc_errors import from_rpc_error
 from likeness_client.search_calls import SearchCalls
 from likeness_client.status import Status
 
 
-class Client(SearchCalls, ItemCalls, LabelCalls, CollectionCalls):
+class Client(SearchCalls, ItemCalls, LabelCalls, MetadataCalls, CollectionCalls):
     """A gateway's client. Threads may share one. Connects on first use; close it, or use it as a context manager.
 
     Every method raises ``LikenessError`` for what the gateway refuses, and for a gateway that cannot be reached; and

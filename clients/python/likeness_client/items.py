@@ -177,6 +177,19 @@ class GetResult:
 
 
 @dataclass(frozen=True)
+class MetadataUpdated:
+    """What became of a change of metadata.
+
+    Attributes:
+        updated: items that exist, and are as asked for now.
+        missing_ids: ids that do not exist, in the order given.
+    """
+
+    updated: int
+    missing_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Picture:
     """A picture to take in.
 

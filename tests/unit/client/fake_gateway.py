@@ -65,7 +65,7 @@ class FakeGateway(FakeProduct):
     def GetItems(self, request: pb.GetItemsRequest, context: grpc.ServicerContext) -> pb.GetItemsResponse:  # noqa: N802
         self.get_requests.append(request)
         return pb.GetItemsResponse(
-            items=[pb.Item(id=i, labels=["cat"]) for i in request.ids if i in self.stored],
+            items=[self._item(i) for i in request.ids if i in self.stored],
             missing_ids=[i for i in request.ids if i not in self.stored],
         )
 

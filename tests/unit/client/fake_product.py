@@ -83,6 +83,23 @@ class FakeProduct(FakeCollections):
                 item.labels[:] = labels
         return answer
 
+    def UpdateMetadata(  # noqa: N802
+        self, request: pb.UpdateMetadataRequest, context: grpc.ServicerContext
+    ) -> pb.UpdateMetadataResponse:
+        self.requests.append(request)
+        answer = pb.UpdateMetadataResponse()
+        for update in request.updates:
+            if (item := self.stored.get(update.id)) is None:
+                answer.missing_ids.append(update.id)
+                continue
+            answer.updated += 1
+            for key in update.remove_keys:
+                item.metadata.fields.pop(key, None)
+            item.metadata.MergeFrom(update.set)
+            if update.HasField("uri"):
+                item.uri = update.uri
+        return answer
+
     def Classify(self, request: pb.ClassifyRequest, context: grpc.ServicerContext) -> pb.ClassifyResponse:  # noqa: N802
         self.requests.append(request)
         answer = pb.ClassifyResponse(scale=request.labelling.scale or SCALE)

@@ -150,7 +150,7 @@ def test_a_refused_search_tells_reason_and_field(address: str, gateway: FakeGate
 
 
 def test_get_shows_what_is_known_and_names_what_is_missing(address: str, gateway: FakeGateway) -> None:
-    gateway.stored = {"a": pb.IndexItem()}
+    gateway.stored = {"a": pb.IndexItem(labels=["cat"])}
     result = likeness("get", "a", "b", server=address)
     assert result.exit_code == 1
     assert "cat" in result.stdout

@@ -172,6 +172,39 @@ def test_an_id_whose_labels_cannot_be_changed_is_named_and_is_exit_code_1(addres
     assert result.stderr == "No picture of id x in collection images.\n"
 
 
+def test_metadata_is_set_as_json_or_text_and_removed(address: str, pets: dict[str, pb.IndexItem]) -> None:
+    values = ["year=2020", "share=0.5", "public=true", 'tags=["x", "y"]', 'code="2020"', "title=a = b", "list=[1]"]
+    more = ["long=12345678901234567890", "odd=NaN", "empty="]
+    set_all = likeness("metadata", "set", *values, *more, "--all", server=address)
+    assert (set_all.exit_code, set_all.stdout) == (0, "Changed 3 pictures in collection images.\n")
+    with Client(address) as client:
+        (item,) = client.get(["c"]).items
+    assert item.metadata == {
+        "year": 2020,
+        "share": 0.5,
+        "public": True,
+        "tags": ["x", "y"],
+        "code": "2020",
+        "title": "a = b",
+        "list": "[1]",
+        "long": "12345678901234567890",
+        "odd": "NaN",
+        "empty": "",
+    }
+    keys = ["share", "public", "tags", "code", "title", "list", "long", "odd", "empty"]
+    told = likeness("metadata", "remove", *keys, "--where", 'label = "cat"', "--format", "json", server=address)
+    assert json.loads(told.stdout) == {"updated": 2, "missing_ids": []}
+    assert [set(pets[i].metadata.fields) for i in ("a", "b")] == [{"year"}, {"year"}]
+
+
+@pytest.mark.usefixtures("pets")
+def test_an_id_whose_metadata_cannot_be_changed_is_named_and_is_exit_code_1(address: str) -> None:
+    result = likeness("metadata", "set", "year=1", "--id", "x", "--id", "a", "--format", "json", server=address)
+    assert result.exit_code == 1
+    assert json.loads(result.stdout) == {"updated": 1, "missing_ids": ["x"]}
+    assert result.stderr == "No picture of id x in collection images.\n"
+
+
 def test_deleting_by_a_condition_asks_first(address: str, pets: dict[str, pb.IndexItem]) -> None:
     line = ["delete", "--where", 'label = "cat"']
     refused = likeness(*line, server=address, stdin="n\n")
@@ -195,6 +228,9 @@ def test_deleting_by_a_condition_asks_first(address: str, pets: dict[str, pb.Ind
         (["label", "add", "cat"], "--id ID, --where CONDITION or --all"),
         (["label", "remove", "cat", "--all", "--id", "a"], "--id ID, --where CONDITION or --all"),
         (["label", "remove", "cat", "--where", "width >="], "width >=\n        ^\n"),
+        (["metadata", "set", "year", "--all"], "'year' is no KEY=VALUE"),
+        (["metadata", "set", "=1", "--all"], "'=1' is no KEY=VALUE"),
+        (["metadata", "remove", "year"], "--id ID, --where CONDITION or --all"),
         (["label", "set", "--all"], "--none"),
         (["label", "set", "cat", "--none", "--all"], "--none"),
         (["delete"], "ID... or --where CONDITION"),

@@ -11,6 +11,7 @@ from likeness_client import (
     Client,
     LabelsUpdated,
     LikenessError,
+    MetadataUpdated,
     Rescore,
     RescoreMetric,
     Search,
@@ -242,3 +243,22 @@ def test_duplicates_come_in_groups(client: Client, gateway: FakeGateway) -> None
     assert near.min_score == pytest.approx(0.97)
     assert near.neighbors == 5
     assert not exact.HasField("min_score")
+
+
+def test_metadata_is_set_and_removed_by_id(client: Client, pets: dict[str, pb.IndexItem]) -> None:
+    pets["a"].metadata.fields["draft"].bool_value = True
+    done = client.update_metadata(
+        {"a": {"year": 2020, "share": 0.5, "tags": ["x", "y"], "draft": None}, "nobody": {"year": 1}},
+        uris={"b": "s3://bucket/b.jpg", "a": ""},
+    )
+    assert done == MetadataUpdated(2, ("nobody",))
+    first, second = client.get(["a", "b"]).items
+    assert (first.metadata, first.uri) == ({"year": 2020, "share": 0.5, "tags": ["x", "y"]}, "")
+    assert (second.metadata, second.uri) == ({}, "s3://bucket/b.jpg")
+
+
+def test_changes_of_more_items_than_a_call_takes_go_in_several(client: Client, gateway: FakeGateway) -> None:
+    done = client.update_metadata({str(n): {"n": n} for n in range(1030)}, collection="many")
+    sent = [request for request in gateway.requests if isinstance(request, pb.UpdateMetadataRequest)]
+    assert [(len(request.updates), request.collection) for request in sent] == [(1024, "many"), (6, "many")]
+    assert len(done.missing_ids) == 1030

@@ -180,7 +180,7 @@ class Behind(embedder_pb2_grpc.EmbedderServiceServicer, indexer_pb2_grpc.Indexer
                 answer.missing_ids.append(update.id)
                 continue
             answer.updated += 1
-            for key in update.set.fields:
+            for key in (*update.remove_keys, *update.set.fields):
                 self.items[update.id].pop(key, None)
             self.items[update.id] |= plain_metadata.from_proto(update.set, "set")
         return answer

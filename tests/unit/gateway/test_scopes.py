@@ -25,5 +25,7 @@ def test_a_batch_counts_by_what_is_in_it() -> None:
     assert (
         RPCS[f"/{SERVICE}/Classify"].items(gateway_pb2.ClassifyRequest(inputs=[gateway_pb2.ClassifyInput()] * 3)) == 3
     )
+    changes = gateway_pb2.UpdateMetadataRequest(updates=[gateway_pb2.MetadataUpdate()] * 4)
+    assert RPCS[f"/{SERVICE}/UpdateMetadata"].items(changes) == 4
     assert RPCS[f"/{SERVICE}/GetItems"].items(gateway_pb2.GetItemsRequest(ids=["a", "b"])) == 2
     assert RPCS[f"/{SERVICE}/Search"].items(gateway_pb2.SearchRequest()) == 1

@@ -7,13 +7,15 @@ from typing import Annotated
 import typer
 
 from likeness_client import defaults
+from likeness_client.commands.aliases import alias_app
 from likeness_client.commands.browse import count, facets, list_items
 from likeness_client.commands.classify import classify, duplicates
-from likeness_client.commands.collections import alias_app, collections_app
+from likeness_client.commands.collections import collections_app
 from likeness_client.commands.index import index
 from likeness_client.commands.items import delete, get
 from likeness_client.commands.keys import keys_app
 from likeness_client.commands.labels import label_app
+from likeness_client.commands.metadata import metadata_app
 from likeness_client.commands.options import Connection, Trust
 from likeness_client.commands.reembed import reembed
 from likeness_client.commands.search import search
@@ -90,7 +92,8 @@ def likeness(
 
 
 PICTURES = "Pictures, through the gateway"
-COLLECTIONS = "Collections, at the indexer"
+COLLECTIONS = "Collections, through the gateway (or, with --indexer, at the indexer)"
+UPKEEP = "Files, backups and upkeep, at the indexer"
 
 
 def _add(panel: str, *commands: Callable[..., None], name: str | None = None) -> None:
@@ -100,10 +103,12 @@ def _add(panel: str, *commands: Callable[..., None], name: str | None = None) ->
 
 _add(PICTURES, index, search, get, delete, classify, duplicates, reembed, status)
 app.add_typer(label_app, name="label", rich_help_panel=PICTURES)
+app.add_typer(metadata_app, name="metadata", rich_help_panel=PICTURES)
 app.add_typer(keys_app, name="keys", rich_help_panel=PICTURES)
+_add(COLLECTIONS, list_items, name="list")
+_add(COLLECTIONS, count, facets)
 app.add_typer(collections_app, name="collections", rich_help_panel=COLLECTIONS)
 app.add_typer(alias_app, name="alias", rich_help_panel=COLLECTIONS)
-app.add_typer(snapshot_app, name="snapshot", rich_help_panel=COLLECTIONS)
-_add(COLLECTIONS, list_items, name="list")
-_add(COLLECTIONS, import_items, name="import")
-_add(COLLECTIONS, count, facets, export, restore, rebuild, erase)
+_add(UPKEEP, import_items, name="import")
+_add(UPKEEP, export, restore, rebuild, erase)
+app.add_typer(snapshot_app, name="snapshot", rich_help_panel=UPKEEP)

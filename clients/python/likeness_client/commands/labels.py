@@ -1,7 +1,6 @@
 """``likeness label …``: what pictures are called."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,23 +13,20 @@ from likeness_client.commands.options import (
     Server,
     Timeout,
     Where,
-    condition,
     connected,
     wrong_usage,
 )
+from likeness_client.commands.which import All, Ids, Which, missing, which_items
 from likeness_client.labelling import LabelsUpdated
 from likeness_client.progress import WorkProgress
 from likeness_client.render import Format, plain
 
 if TYPE_CHECKING:
     from likeness_client.client import Client
-    from likeness_client.filters import Filter
 
 label_app = typer.Typer(no_args_is_help=True, help="Change what stored pictures are called.")
 
 LabelNames = Annotated[list[str], typer.Argument(metavar="LABEL", help="Labels.")]
-Ids = Annotated[list[str] | None, typer.Option("--id", metavar="ID", help="This picture; may be given often.")]
-All = Annotated[bool, typer.Option("--all", help="All pictures of the collection.")]
 
 
 @label_app.command("add")
@@ -47,7 +43,7 @@ def add(
     timeout: Timeout = None,
 ) -> None:
     """Give pictures labels, beside those that they have."""
-    which = _which(item_id, where, all_items, collection)
+    which = which_items(item_id, where, all_items, collection)
     with connected(context, server, timeout) as client:
         done = _update(client, which, add=labels)
     _tell(done, which, output_format)
@@ -67,7 +63,7 @@ def remove(
     timeout: Timeout = None,
 ) -> None:
     """Take labels from pictures; one that a picture lacks is no error."""
-    which = _which(item_id, where, all_items, collection)
+    which = which_items(item_id, where, all_items, collection)
     with connected(context, server, timeout) as client:
         done = _update(client, which, remove=labels)
     _tell(done, which, output_format)
@@ -88,7 +84,7 @@ def rename(
     timeout: Timeout = None,
 ) -> None:
     """Call a label something else."""
-    which = _which(item_id, where, all_items, collection)
+    which = which_items(item_id, where, all_items, collection)
     with connected(context, server, timeout) as client:
         done = _update(client, which, rename={old: new})
     _tell(done, which, output_format)
@@ -111,31 +107,15 @@ def set_labels(
     """Give pictures these labels instead of those that they have."""
     if bool(labels) == none:
         wrong_usage("Say which labels: LABEL..., or --none for no labels at all.")
-    which = _which(item_id, where, all_items, collection)
+    which = which_items(item_id, where, all_items, collection)
     with connected(context, server, timeout) as client:
         done = _update(client, which, only=labels or ())
     _tell(done, which, output_format)
 
 
-@dataclass(frozen=True)
-class _Which:
-    """Whose labels are changed."""
-
-    ids: Sequence[str] | None
-    where: "Filter | None"
-    all_items: bool
-    collection: str
-
-
-def _which(ids: Sequence[str] | None, where: str | None, all_items: bool, collection: str) -> _Which:
-    if (ids is not None) + (where is not None) + all_items != 1:
-        wrong_usage("Say of which pictures, in one way: --id ID, --where CONDITION or --all.")
-    return _Which(None if ids is None else list(dict.fromkeys(ids)), condition(where), all_items, collection)
-
-
 def _update(
     client: "Client",
-    which: _Which,
+    which: Which,
     *,
     add: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -160,17 +140,14 @@ def _update(
             raise typer.Exit(INTERRUPTED) from None
 
 
-def _tell(done: LabelsUpdated, which: _Which, output_format: Format) -> None:
+def _tell(done: LabelsUpdated, which: Which, output_format: Format) -> None:
     """What was changed; exit code 1 if an id is not there."""
     collection = plain(which.collection)
     if output_format is Format.JSON:
-        missing = list(done.missing_ids)
-        render.show_json({"updated": done.updated, "unchanged": done.unchanged, "missing_ids": missing})
+        told = {"updated": done.updated, "unchanged": done.unchanged, "missing_ids": list(done.missing_ids)}
+        render.show_json(told)
     else:
         already = f"; {done.unchanged:,} had them so already" if done.unchanged else ""
         text = f"Changed the labels of {render.counted(done.updated, 'picture')} in collection {collection}{already}."
         render.out().print(text, soft_wrap=True)
-    for item_id in done.missing_ids:
-        render.err().print(f"No picture of id {plain(item_id)} in collection {collection}.")
-    if done.missing_ids:
-        raise typer.Exit(1)
+    missing(done.missing_ids, which)

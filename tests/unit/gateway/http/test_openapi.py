@@ -92,6 +92,7 @@ async def test_it_is_served_and_real_answers_and_errors_agree_with_it(document: 
         "GetFacets": {"facets": [{"key": "tags"}]},
         "Classify": {"inputs": [{"id": "a"}, {"id": "nothing"}], "labelling": {"labels": ["x", "y"]}},
         "UpdateLabels": {"ids": ["a"], "add": ["new"]},
+        "UpdateMetadata": {"updates": [{"id": "a", "set": {"fields": {"year": {"intValue": "2020"}}}, "uri": ""}]},
         "GetStatus": {},
     }
     async with serving(services) as gateway:
