@@ -1,4 +1,4 @@
-"""The ``likeness`` command against the real services: index, search, get, delete, status."""
+"""The ``likeness`` command against the real services: index, search, get, delete, collections, status."""
 
 import csv
 import io
@@ -108,6 +108,30 @@ def test_items_are_shown_and_deleted_by_id(likeness: Run, library: Path) -> None
     assert item_id in shown.stdout
     assert deleted.returncode == 0
     assert gone.returncode == 1
+
+
+def test_the_gateway_and_the_indexer_tell_the_same_of_collections_and_items(
+    likeness: Run, library: Path, services: Services
+) -> None:
+    def told(*arguments: str) -> dict[str, Any]:
+        done = likeness(*arguments, "--format", "json")
+        assert done.returncode == 0, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    at_indexer = ("--indexer", services.addresses["indexer"])
+    made = told("collections", "create", "empty", "--metric", "l2", "--description", "nothing yet")["collection"]
+    known = told("collections", "describe", "empty", *at_indexer)["collection"]
+    assert made == {key: value for key, value in known.items() if key != "hnsw"}
+    assert told("alias", "set", "also-cli", "cli")["previous"] == ""
+    assert told("alias", "list") == told("alias", "list", *at_indexer)
+    (item,) = told("list", "--collection", "also-cli", "--order-by", "uri", "--limit", "1")["items"]
+    (stored,) = told("list", "--collection", "also-cli", "--order-by", "uri", "--limit", "1", *at_indexer)["items"]
+    assert {**item["metadata"], "uri": item["uri"], "labels": item["labels"]} == stored["metadata"]
+    labels = ("facets", "labels", "--collection", "cli")
+    assert told(*labels) == told(*labels, *at_indexer)
+    assert told("alias", "delete", "also-cli", *at_indexer)["collection"] == "cli"
+    assert told("collections", "delete", "empty", "--yes") == {"deleted": "empty"}
 
 
 def test_status_names_services_model_and_collections(likeness: Run, library: Path) -> None:

@@ -1,6 +1,6 @@
-"""Shows what an indexer answered: as tables for people, as JSON for programs."""
+"""Shows collections, items and backups: as tables for people, as JSON for programs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -8,10 +8,15 @@ from rich.table import Table
 from rich.text import Text
 
 from likeness_client.facets import Facets
+from likeness_client.indexer import types
 from likeness_client.indexer.shapes import collection_as_json, time_as_json
-from likeness_client.indexer.types import Alias, Collection, Described, ErasureReport, Item, Snapshot
+from likeness_client.indexer.types import Alias, Collection, Described, ErasureReport, ServingStatus, Snapshot
+from likeness_client.items import Item, MetadataValue
 from likeness_client.progress import readable_bytes
-from likeness_client.render import Ids, out, plain, readable, shown_ids
+from likeness_client.render import Ids, out, plain, readable, shown_ids, told
+
+AnyItem = Item | types.Item
+"""As a gateway tells of it, or as an indexer does."""
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = (), *, wider: int = 0) -> None:
@@ -47,8 +52,10 @@ def show_collections(collections: Sequence[Collection]) -> None:
     table(columns, rows, right=("Items", "Dimension"))
 
 
-def described_as_json(described: Described) -> dict[str, Any]:
-    """A collection, and where it is served from."""
+def described_as_json(described: Collection | Described) -> dict[str, Any]:
+    """A collection, and where it is served from if an indexer told of it."""
+    if isinstance(described, Collection):
+        return {"collection": collection_as_json(described)}
     status = described.status
     return {
         "collection": collection_as_json(described.collection),
@@ -69,11 +76,10 @@ def described_as_json(described: Described) -> dict[str, Any]:
     }
 
 
-def show_described(described: Described) -> None:
+def show_described(described: Collection | Described) -> None:
     """A line for everything that is known of a collection."""
-    collection, status = described.collection, described.status
+    collection = described if isinstance(described, Collection) else described.collection
     hnsw = collection.hnsw
-    mode = status.mode if not status.reason else f"{status.mode}: {status.reason}"
     facts = {
         "name": collection.name,
         "uid": collection.uid,
@@ -82,18 +88,29 @@ def show_described(described: Described) -> None:
         "model": f"{collection.fingerprint.model}, {collection.fingerprint.dimension} numbers",
         "digest": collection.fingerprint.digest,
         "metric": collection.metric.value,
-        "HNSW": f"max_neighbors {_or_default(hnsw.max_neighbors)}, "
-        f"ef_construction {_or_default(hnsw.ef_construction)}, ef_search {_or_default(hnsw.ef_search)}",
         "items": f"{collection.count:,}",
-        "served from": mode,
+        "made": _moment(collection.create_time),
+    }
+    if hnsw is not None:
+        facts["HNSW"] = (
+            f"max_neighbors {_or_default(hnsw.max_neighbors)}, "
+            f"ef_construction {_or_default(hnsw.ef_construction)}, ef_search {_or_default(hnsw.ef_search)}"
+        )
+    if isinstance(described, Described):
+        facts |= _served(described.status)
+    show_facts(facts)
+
+
+def _served(status: ServingStatus) -> dict[str, str]:
+    last_write = status.last_write_time
+    return {
+        "served from": status.mode if not status.reason else f"{status.mode}: {status.reason}",
         "in memory": readable_bytes(status.memory_bytes),
         "on disk": "unknown" if status.disk_bytes is None else readable_bytes(status.disk_bytes),
         "dead rows": f"{status.dead_rows:,} ({status.dead_share:.1%})",
         "recall": "not measured yet" if status.recall is None else f"{status.recall:.3f}",
-        "made": _moment(collection.create_time),
-        "last write": _moment(status.last_write_time) if status.last_write_time else "none since the indexer's start",
+        "last write": _moment(last_write) if last_write else "none since the indexer's start",
     }
-    show_facts(facts)
 
 
 def show_facts(facts: dict[str, str]) -> None:
@@ -179,24 +196,36 @@ def show_report(report: ErasureReport) -> None:
         console.print("Nothing is left of them.")
 
 
-def items_as_json(items: Sequence[Item], more: bool) -> dict[str, Any]:
-    """Items, and whether there are more."""
-    return {"items": [{"id": item.id, "metadata": dict(item.metadata)} for item in items], "more": more}
+def items_as_json(items: Sequence[AnyItem], more: bool) -> dict[str, Any]:
+    """Items, and whether there are more; uri and labels beside the metadata if a gateway told of them."""
+    shown = [
+        {"id": item.id, **(told(item) if isinstance(item, Item) else {"metadata": dict(item.metadata)})}
+        for item in items
+    ]
+    return {"items": shown, "more": more}
 
 
-def show_items(items: Sequence[Item], more: bool, ids: Ids = Ids.SHORT) -> None:
+def show_items(items: Sequence[AnyItem], more: bool, ids: Ids = Ids.SHORT) -> None:
     """A row an item."""
     if not items:
         out().print("No item matches.")
         return
     shown, wider = shown_ids((item.id for item in items), ids)
     rows = [
-        (item_id, "; ".join(f"{key}: {readable(value)}" for key, value in item.metadata.items()))
+        (item_id, "; ".join(f"{key}: {readable(value)}" for key, value in _known(item).items()))
         for item_id, item in zip(shown, items, strict=True)
     ]
     table(("Id", "Metadata"), rows, wider=wider)
     if more:
         out().print(f"… and more; these are the first {len(items):,} (--limit).")
+
+
+def _known(item: AnyItem) -> Mapping[str, MetadataValue]:
+    """The metadata; uri and labels, which a gateway tells beside it, come first if there are any."""
+    if not isinstance(item, Item):
+        return item.metadata
+    beside: dict[str, MetadataValue] = {"uri": item.uri, "labels": list(item.labels)}
+    return {key: value for key, value in beside.items() if value} | dict(item.metadata)
 
 
 def facets_as_json(facets: Facets) -> dict[str, Any]:

@@ -13,6 +13,7 @@ SECTIONS: dict[str, Any] = {
         ]
     },
     "rates": {"rows": [{"name": f"text {n}", "per_s": 10.0 * n} for n in (1, 8, 32)]},
+    "overload": {"rows": [{"name": "picture × 2", "goodput": 0.95}, {"name": "picture × 5", "goodput": 0.75}]},
     "ingest": {
         "rows": [
             {"name": "embedder stream", "rounds": [100.0, 50.0, 80.0]},
@@ -29,6 +30,7 @@ def test_figures_come_from_the_unremembered_text_and_from_ratios_within_a_round(
         "gateway_share_of_text_search_p50": 0.1,
         "text_search_over_direct_p50": 1.25,
         "searches_per_second": {"1": 10.0, "8": 80.0, "32": 320.0},
+        "overload5_goodput": 0.75,
         "ingest_over_embedder": 0.8,
         "ingest_over_embedder_without_thumbnails": 0.95,
         "ingest_rss_growth_mb": 12.5,

@@ -279,7 +279,7 @@ def test_an_interrupted_export_says_how_to_go_on(
         (["import", "/nowhere.parquet"], "does not exist"),
         (["count", "--where", "width >="], "width >=\n        ^\n"),
         (["collections", "update", "photos"], "Say what to change"),
-        (["collections", "create", "photos"], "Missing option"),
+        (["collections", "create", "photos"], "--model, --digest and --dimension"),
         (["facets"], "Missing argument"),
     ],
 )
@@ -321,15 +321,7 @@ def test_without_an_indexer_each_command_says_what_to_do(
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [
-        ("count", []),
-        ("list", []),
-        ("facets", ["a"]),
-        ("collections list", []),
-        ("alias list", []),
-        ("export", ["a.parquet"]),
-        ("rebuild", ["photos"]),
-    ],
+    [("snapshot list", []), ("export", ["a.parquet"]), ("rebuild", ["photos"]), ("erase", ["a"])],
 )
 def test_a_command_of_the_indexer_refuses_to_look_at_a_gateway(
     name: str, arguments: list[str], indexer_address: str
@@ -341,9 +333,9 @@ def test_a_command_of_the_indexer_refuses_to_look_at_a_gateway(
 
 
 def test_a_gateway_named_beside_the_indexer_or_by_the_environment_is_no_fault(indexer_address: str) -> None:
-    assert likeness("--server", "a:1", "--indexer", indexer_address, "alias", "list").exit_code == 0
-    assert likeness("--server", "a:1", "alias", "list", "--indexer", indexer_address).exit_code == 0
-    assert likeness("alias", "list", server="a:1", indexer=indexer_address).exit_code == 0
+    assert likeness("--server", "a:1", "--indexer", indexer_address, "snapshot", "list").exit_code == 0
+    assert likeness("--server", "a:1", "snapshot", "list", "--indexer", indexer_address).exit_code == 0
+    assert likeness("snapshot", "list", server="a:1", indexer=indexer_address).exit_code == 0
 
 
 def test_a_command_of_the_gateway_refuses_to_look_at_an_indexer(indexer_address: str, nobody: str) -> None:
@@ -353,6 +345,6 @@ def test_a_command_of_the_gateway_refuses_to_look_at_an_indexer(indexer_address:
 
 
 def test_the_indexer_is_named_before_or_after_the_command(indexer_address: str, nobody: str) -> None:
-    assert likeness("--indexer", indexer_address, "alias", "list", indexer=nobody).exit_code == 0
-    assert likeness("alias", "list", "--indexer", indexer_address, indexer=nobody).exit_code == 0
-    assert likeness("--indexer", nobody, "alias", "list", indexer=indexer_address).exit_code == 1
+    assert likeness("--indexer", indexer_address, "snapshot", "list", indexer=nobody).exit_code == 0
+    assert likeness("snapshot", "list", "--indexer", indexer_address, indexer=nobody).exit_code == 0
+    assert likeness("--indexer", nobody, "snapshot", "list", indexer=indexer_address).exit_code == 1

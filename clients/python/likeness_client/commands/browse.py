@@ -8,13 +8,14 @@ import typer
 from likeness_client import defaults, render, render_indexer
 from likeness_client.commands.options import (
     Collection,
-    Indexer,
+    IndexerInstead,
     OutputFormat,
+    Server,
     ShownIds,
     Timeout,
     Where,
     condition,
-    connected_indexer,
+    connected_to_either,
 )
 from likeness_client.render import Format, Ids
 
@@ -31,21 +32,22 @@ def list_items(
     collection: Collection = defaults.COLLECTION,
     ids: ShownIds = Ids.SHORT,
     output_format: OutputFormat = Format.TABLE,
-    indexer: Indexer = None,
+    server: Server = None,
+    indexer: IndexerInstead = None,
     timeout: Timeout = None,
 ) -> None:
-    """List items with their metadata, in an order."""
+    """List items with what is known of them, in an order."""
     only = condition(where)
-    with connected_indexer(context, indexer, timeout) as client:
-        # One more than is shown tells whether there is more.
-        found = list(
-            islice(
-                client.items(
-                    collection, where=only, order_by=order_by, descending=descending, page_size=min(limit + 1, 1000)
-                ),
-                limit + 1,
-            )
+    with connected_to_either(context, server, indexer, timeout) as client:
+        listed = client.items(
+            collection=collection,
+            where=only,
+            order_by=order_by,
+            descending=descending,
+            page_size=min(limit + 1, 1000),
         )
+        # One more than is shown tells whether there is more.
+        found: list[render_indexer.AnyItem] = list(islice(listed, limit + 1))
     shown, more = found[:limit], len(found) > limit
     if output_format is Format.JSON:
         render.show_json(render_indexer.items_as_json(shown, more))
@@ -59,13 +61,14 @@ def count(
     where: Where = None,
     collection: Collection = defaults.COLLECTION,
     output_format: OutputFormat = Format.TABLE,
-    indexer: Indexer = None,
+    server: Server = None,
+    indexer: IndexerInstead = None,
     timeout: Timeout = None,
 ) -> None:
     """Count the items of a collection, or those that a condition leaves."""
     only = condition(where)
-    with connected_indexer(context, indexer, timeout) as client:
-        counted = client.count(collection, where=only)
+    with connected_to_either(context, server, indexer, timeout) as client:
+        counted = client.count(collection=collection, where=only)
     if output_format is Format.JSON:
         render.show_json({"count": counted})
     else:
@@ -80,13 +83,14 @@ def facets(
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, max=1000, help="Most values of a key.")] = 10,
     collection: Collection = defaults.COLLECTION,
     output_format: OutputFormat = Format.TABLE,
-    indexer: Indexer = None,
+    server: Server = None,
+    indexer: IndexerInstead = None,
     timeout: Timeout = None,
 ) -> None:
     """Count items by the values of their metadata, the most frequent first."""
     only = condition(where)
-    with connected_indexer(context, indexer, timeout) as client:
-        counted = client.facets(collection, keys, where=only, limit=limit)
+    with connected_to_either(context, server, indexer, timeout) as client:
+        counted = client.facets(keys=keys, collection=collection, where=only, limit=limit)
     if output_format is Format.JSON:
         render.show_json(render_indexer.facets_as_json(counted))
     else:

@@ -1,7 +1,7 @@
-"""What every command shares: options, the connection to a gateway, and how failures are told."""
+"""What every command shares: options, the connection to a gateway or an indexer, and how failures are told."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
@@ -34,6 +34,10 @@ Indexer = Annotated[
     typer.Option(
         "--indexer", metavar="ADDRESS", help=f"The indexer's host:port, instead of ${defaults.INDEXER_VARIABLE}."
     ),
+]
+IndexerInstead = Annotated[
+    str | None,
+    typer.Option("--indexer", metavar="ADDRESS", help="Ask this indexer (host:port), instead of the gateway."),
 ]
 Timeout = Annotated[
     float | None,
@@ -131,6 +135,35 @@ def connected_indexer(
             raise typer.Exit(1) from None
 
 
+def connected_to_either(
+    context: typer.Context, server: str | None, indexer: str | None, timeout_s: float | None
+) -> AbstractContextManager["Client | IndexerClient"]:
+    """A client of the gateway or of the indexer, for what both answer; failures inside are told as above."""
+    if asks_indexer(context, server, indexer):
+        return connected_indexer(context, indexer, timeout_s)
+    return connected(context, server, timeout_s)
+
+
+def asks_indexer(context: typer.Context, server: str | None, indexer: str | None) -> bool:
+    """Whether a command that both services answer asks the indexer.
+
+    The one that the command line names is asked, behind the command's name sooner than before it; naming both at one
+    place is wrong usage. Else the indexer is asked if the environment names it alone, else the gateway.
+
+    Args:
+        context: the command's.
+        server: where the gateway is, if that was told behind the command's name.
+        indexer: where the indexer is, likewise.
+    """
+    behind = [name for name, address in (("server", server), ("indexer", indexer)) if address is not None]
+    for named in (behind, _named(context, "COMMANDLINE")):
+        if len(named) > 1:
+            wrong_usage(f"`{context.command_path}` asks one service: use --server ADDRESS or --indexer ADDRESS.")
+        if named:
+            return named == ["indexer"]
+    return _named(context, "ENVIRONMENT") == ["indexer"]
+
+
 def _told(context: typer.Context, asked: str, address: str | None) -> Connection:
     """What was told before the command's name; naming the other service alone is wrong usage.
 
@@ -139,13 +172,18 @@ def _told(context: typer.Context, asked: str, address: str | None) -> Connection
         asked: the service that the command speaks to, ``"server"`` or ``"indexer"``.
         address: where it is, if that was told behind the command's name.
     """
-    # By name: typer has click within, or beside it, and a type of each.
-    sources = {name: context.find_root().get_parameter_source(name) for name in _SERVICES}
-    named = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    named = _named(context, "COMMANDLINE")
     if named and asked not in named and address is None:
         command, service = context.command_path, _SERVICES[asked]
         wrong_usage(f"--{named[0]} is not for `{command}`, which speaks to the {service}: use --{asked} ADDRESS.")
     return context.find_object(Connection) or Connection()
+
+
+def _named(context: typer.Context, where: str) -> list[str]:
+    """The services named there: before the command's name (``COMMANDLINE``), or in the ``ENVIRONMENT``."""
+    # By name: typer has click within, or beside it, and a type of each.
+    sources = {name: context.find_root().get_parameter_source(name) for name in _SERVICES}
+    return [name for name, source in sources.items() if source is not None and source.name == where]
 
 
 def condition(where: str | None) -> "Filter | None":

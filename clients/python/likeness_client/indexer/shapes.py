@@ -1,6 +1,7 @@
 """How a collection is written as JSON: by every command that shows one, and in exports."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -9,7 +10,7 @@ from likeness_client.items import Fingerprint
 
 
 def collection_as_json(collection: Collection) -> dict[str, Any]:
-    """A collection, flat but for its HNSW parameters."""
+    """A collection, flat but for its HNSW parameters, if they are known."""
     return {
         "name": collection.name,
         "uid": collection.uid,
@@ -17,11 +18,7 @@ def collection_as_json(collection: Collection) -> dict[str, Any]:
         "digest": collection.fingerprint.digest,
         "dimension": collection.fingerprint.dimension,
         "metric": collection.metric.value,
-        "hnsw": {
-            "max_neighbors": collection.hnsw.max_neighbors,
-            "ef_construction": collection.hnsw.ef_construction,
-            "ef_search": collection.hnsw.ef_search,
-        },
+        **({} if collection.hnsw is None else {"hnsw": asdict(collection.hnsw)}),
         "description": collection.description,
         "aliases": list(collection.aliases),
         "count": collection.count,

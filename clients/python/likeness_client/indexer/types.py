@@ -45,7 +45,7 @@ class Collection:
         uid: what tells it from another of the same name; a rebuild keeps it.
         fingerprint: the model whose vectors it holds.
         metric: how likeness is measured.
-        hnsw: how its index is made and searched.
+        hnsw: how its index is made and searched; None where a gateway tells of it, which does not know.
         description: what it is for.
         aliases: other names that stand for it.
         count: items in it.
@@ -56,7 +56,7 @@ class Collection:
     uid: str
     fingerprint: Fingerprint
     metric: Metric
-    hnsw: Hnsw = Hnsw()
+    hnsw: Hnsw | None = None
     description: str = ""
     aliases: tuple[str, ...] = ()
     count: int = 0
