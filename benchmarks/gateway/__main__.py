@@ -10,12 +10,14 @@ from benchmarks.embedder.inputs import prepare
 from benchmarks.embedder.processes import FailedError, end_on_signals
 from benchmarks.embedder.report import errors
 from benchmarks.gateway import report, searches, taking_in
+from benchmarks.gateway.overload import overload
 from benchmarks.gateway.scope import SECTIONS, Scope
 from benchmarks.gateway.stack import Stack
 
 _RUNS: dict[str, Callable[[Stack], dict[str, Any]]] = {
     "latency": searches.latency,
     "rates": searches.rates,
+    "overload": overload,
     "ingest": taking_in.ingest,
     "memory": taking_in.memory,
 }

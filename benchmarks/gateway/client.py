@@ -20,7 +20,7 @@ from likeness.indexer.v1 import indexer_pb2, indexer_pb2_grpc
 from benchmarks.desk import Answer, Desk, Request
 from benchmarks.embedder.figures import percentiles, rate
 from benchmarks.embedder.inputs import pictures, text, with_comment
-from benchmarks.embedder.loops import RefusedError, Reply, closed
+from benchmarks.embedder.loops import RefusedError, Reply, closed, poisson
 from benchmarks.gateway.scope import COLLECTION, TOP_K
 
 PICTURE, WORDS = "500x334", 10
@@ -47,7 +47,7 @@ class Client:
         self._jpegs = pictures(PICTURE)
 
     def measure(self, request: Request) -> Answer:
-        """``how``: search, direct, ingest or take_in."""
+        """``how``: search, arrive, direct, ingest or take_in."""
         how: Any = getattr(self, f"_{request.pop('how')}")
         answer: Answer = asyncio.run(how(**request))
         return answer
@@ -62,19 +62,39 @@ class Client:
 
             async def send() -> Reply:
                 sent = time.perf_counter()
-                try:
-                    answer = await stub.Search(next(requests), timeout=_DEADLINE_S)
-                except grpc.aio.AioRpcError as error:
-                    if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
-                        raise
-                    trailers = dict(error.trailing_metadata() or ())
-                    raise RefusedError(float(trailers.get(_PUSHBACK, 1000)) / 1000) from None
+                answer = await _answer(stub, next(requests))
                 if sent - began >= ramp_s:
                     seen.append((time.perf_counter() - sent, answer.timings))
                 return Reply()
 
             found = await closed(send, concurrency, ramp_s, seconds)
         return {**found, **_stages(seen)}
+
+    async def _arrive(
+        self, address: str, kind: str, *, per_s: float, ramp_s: float, seconds: float, seed: int
+    ) -> Answer:
+        """Searches that arrive at random, whatever becomes of those before.
+
+        ``dropped``: of those refused, streams that HTTP/2 refused for the server, which gRPC tells as UNAVAILABLE.
+        """
+        requests = self._requests(kind)
+        dropped = 0
+        async with _channel(address) as channel:
+            stub = gateway_pb2_grpc.SearchServiceStub(channel)
+
+            async def send() -> Reply:
+                nonlocal dropped
+                try:
+                    await _answer(stub, next(requests))
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                        raise
+                    dropped += 1
+                    raise RefusedError(1.0) from None
+                return Reply()
+
+            found = await poisson(send, per_s, ramp_s, seconds, seed)
+        return {**found, "dropped": dropped}
 
     async def _direct(self, embedder: str, indexer: str, ramp_s: float, seconds: float) -> Answer:
         """A caller that does without the gateway: embeds a text at the embedder, and queries the indexer."""
@@ -152,6 +172,24 @@ class Client:
             item = gateway_pb2.IndexItem(sequence=number, labels=["a", "b"])
             item.image.encoded = self._picture()
             yield item
+
+
+async def _answer(
+    stub: "gateway_pb2_grpc.SearchServiceAsyncStub", request: gateway_pb2.SearchRequest
+) -> gateway_pb2.SearchResponse:
+    """One search.
+
+    Raises:
+        RefusedError: RESOURCE_EXHAUSTED.
+        grpc.RpcError: anything else.
+    """
+    try:
+        return await stub.Search(request, timeout=_DEADLINE_S)
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+            raise
+        trailers = dict(error.trailing_metadata() or ())
+        raise RefusedError(float(trailers.get(_PUSHBACK, 1000)) / 1000) from None
 
 
 async def _results(

@@ -22,6 +22,7 @@ _STAGES = tuple(f"{stage}_ms" for stage in (*STAGES, "gateway", "own"))
 _COLUMNS = {
     "latency": ("name", "per_s", "p50_ms", "p99_ms", *_STAGES),
     "rates": ("name", "per_s", "rounds", "p50_ms", "p99_ms", "refused", "client_cores"),
+    "overload": ("name", "per_s", "goodput", "p50_ms", "p99_ms", "refused", "refused_p50_ms", "dropped"),
     "ingest": ("name", "per_s", "rounds"),
 }
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-SECTIONS = ("latency", "rates", "ingest", "memory")
+SECTIONS = ("latency", "rates", "overload", "ingest", "memory")
 CONCURRENCY = (1, 8, 32)
 # In the collection that is searched; beside the embedder, a search of ten times as many takes hardly longer.
 COLLECTION, TOP_K = "searched", 10
@@ -20,6 +20,8 @@ class Scope:
             rounds of short windows tell more than few of long ones.
         window_s: one measurement of searches.
         ramp_s: before each, in which nothing counts.
+        overload_s: one measurement of arrivals, and of what callers are answered before.
+        overload_rounds: of these.
         ingest_s: one measurement of ingest.
         ingest_ramp_s: before each: until the window of a stream is full.
         settled: pictures taken in before memory counts.
@@ -32,6 +34,8 @@ class Scope:
     rounds: int
     window_s: float
     ramp_s: float
+    overload_s: float
+    overload_rounds: int
     ingest_s: float
     ingest_ramp_s: float
     settled: int
@@ -41,5 +45,5 @@ class Scope:
     def of(model: str, *, quick: bool) -> "Scope":
         """The whole measurement, or the cut."""
         if quick:
-            return Scope(model, True, 5_000, 3, 4.0, 0.5, 8.0, 2.0, 500, 2_500)
-        return Scope(model, False, 20_000, 7, 8.0, 1.0, 20.0, 3.0, 500, 20_000)
+            return Scope(model, True, 5_000, 3, 4.0, 0.5, 5.0, 1, 8.0, 2.0, 500, 2_500)
+        return Scope(model, False, 20_000, 7, 8.0, 1.0, 10.0, 3, 20.0, 3.0, 500, 20_000)
