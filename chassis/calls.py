@@ -78,7 +78,7 @@ def _unobserved(_outcome: Outcome) -> None:
     pass
 
 
-def _welcome(_method: str) -> None:
+def _welcome(_method: str, _metadata: Metadata) -> None:
     pass
 
 
@@ -206,7 +206,7 @@ class Calls:
         max_calls: int = 1000,
         guard: Guard | None = None,
         observe: Callable[[Outcome], None] = _unobserved,
-        turn_away: Callable[[str], None] = _welcome,
+        turn_away: Callable[[str, Metadata], None] = _welcome,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing is under way yet.
@@ -218,8 +218,8 @@ class Calls:
             max_calls: most calls and streams under way at once; more are refused with OVERLOADED.
             guard: who may call what; None: anybody anything.
             observe: told how each call went, refused ones too.
-            turn_away: asked with the method of each call before anything of its request is read; raises LikenessError
-                where the service has no room for it.
+            turn_away: asked with method and metadata of each call before anything of its request is read; raises
+                LikenessError where the service has no room for it.
             clock: in seconds.
         """
         self.readiness = readiness
@@ -240,7 +240,7 @@ class Calls:
         readiness: Readiness,
         guard: Guard | None = None,
         observe: Callable[[Outcome], None] = _unobserved,
-        turn_away: Callable[[str], None] = _welcome,
+        turn_away: Callable[[str, Metadata], None] = _welcome,
     ) -> Self:
         """With the limits of the settings."""
         return cls(
@@ -274,7 +274,7 @@ class Calls:
             if len(self._open) >= self._max_calls:
                 message = f"{self._max_calls} calls are under way, as many as LIKENESS_MAX_CONCURRENT_CALLS allows"
                 raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=1.0)
-            self._turn_away(method)
+            self._turn_away(method, metadata)
             allowance.begin()
             try:
                 allowance.charge(1)

@@ -8,8 +8,8 @@ as that are let in. Calls that are refused are told to come back one after anoth
 before may bring puts nobody off for longer than a queue's length, since they may never come.
 
 When overloaded, refusing has to be cheap. So while interactive calls are refused, calls are refused before their
-message is read, which takes half the time; but not one in eight, nor any while there is bulk among them: of bulk some
-has to come in, and only the message says whether a call is.
+message is read, which takes half the time; but not those that say beforehand that they are bulk, nor one in eight, nor
+any while there is bulk among them: of bulk some has to come in, and mostly only the message says whether a call is.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _LONGER = 2.0  # times the bound, at most, for these
 # Of calls that are to be refused unread, one in so many is read nevertheless, and all of them for so long after a bulk
 # one has come, in seconds.
 _READ_ONE_IN = 8
-_BULK_LATELY_S = 10.0
+_BULK_LATELY_S = 60.0
 
 
 @dataclass(frozen=True)

@@ -148,12 +148,15 @@ class Pipeline:
             raise
 
     def require_room_unread(self) -> None:
-        """Refuses a call of which nothing has been read yet, if there is none for what calls bring.
+        """Refuses a call of which nothing has been read yet, if there is no room for what calls bring.
+
+        Without a model it is read, and told that there is none.
 
         Raises:
             LikenessError: OVERLOADED.
         """
-        self._stages.admission.check_unread()
+        if self.is_up:
+            self._stages.admission.check_unread()
 
     async def embed_one(self, wanted: Input, lane: Lane) -> Outcome:
         """Embeds one input of a stream: waits for room, and for a model, instead of refusing."""

@@ -10,6 +10,7 @@ from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 
 from chassis import vectors
 from chassis.errors import LikenessError, invalid, to_item_error
+from chassis.guard import Metadata
 from embedder.admission import Load
 from embedder.inputs import EncodedPicture, Faulty, Input, Lane, Limits, Outcome, RgbPicture, Text, Timings
 from embedder.pipeline import Pipeline
@@ -18,6 +19,8 @@ from embedder.stream import EmbedStream
 Context = grpc.aio.ServicerContext[Any, Any]
 
 EMBED = "/likeness.embedder.v1.EmbedderService/Embed"
+# Metadata of a call that says what ``EmbedRequest.priority`` says, to whoever has not read the request.
+PRIORITY, BULK = "likeness-priority", "bulk"
 
 _LANES = {
     embedder_pb2.PRIORITY_UNSPECIFIED: Lane.INTERACTIVE,
@@ -51,13 +54,13 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
             model.fingerprint, stream_window, pipeline, self._input, _result, max_held_bytes=stream_bytes
         )
 
-    def turn_away(self, method: str) -> None:
-        """Refuses a call before anything of it is read: see ``embedder.admission``.
+    def turn_away(self, method: str, metadata: Metadata) -> None:
+        """Refuses a call before anything of its request is read: see ``embedder.admission``.
 
         Raises:
             LikenessError: OVERLOADED.
         """
-        if self._pipeline is not None and method == EMBED:
+        if self._pipeline is not None and method == EMBED and (PRIORITY, BULK) not in metadata:
             self._pipeline.require_room_unread()
 
     def end_streams(self) -> None:

@@ -8,6 +8,7 @@ repeated (making and deleting collections, setting and deleting aliases) are sen
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -27,6 +28,9 @@ EMBEDDER = "likeness.embedder.v1.EmbedderService"
 INDEXER = "likeness.indexer.v1.IndexerService"
 
 Answer = TypeVar("Answer")
+
+# What EmbedRequest.priority says, for an embedder that has no time to read requests.
+_BULK = (("likeness-priority", "bulk"),)
 
 # Between two watches at start, should the first end at once.
 _WATCH_AGAIN_S = 0.5
@@ -153,9 +157,11 @@ class Embedder(_Backend):
         """
         if bulk:
             request = embedder_pb2.EmbedRequest(inputs=inputs, priority=embedder_pb2.PRIORITY_BULK)
-            return await self._bulk_call(self._bulk_stub.Embed(request, timeout=timeout_s, wait_for_ready=True))
+            call = self._bulk_stub.Embed(request, timeout=timeout_s, wait_for_ready=True, metadata=_BULK)
+            return await self._bulk_call(call)
         request = embedder_pb2.EmbedRequest(inputs=inputs, priority=priority)
-        return await self._repeatable(self._stub.Embed, request, timeout_s)
+        known = _BULK if priority == embedder_pb2.PRIORITY_BULK else None
+        return await self._repeatable(partial(self._stub.Embed, metadata=known), request, timeout_s)
 
     async def close(self) -> None:
         """Closes the connections."""

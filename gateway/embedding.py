@@ -2,7 +2,8 @@
 
 1. pictures given by a uri are fetched
 2. what the model seen last has made already is remembered; what another call is making is waited for
-3. the rest is embedded, a single text in a call that other callers' texts may share
+3. the rest is embedded, a single text in a call that other callers' texts may share; or refused, where the embedders
+   have too much to do (see ``throttle``)
 4. if another model answered than made what was remembered, that is embedded again: one call's vectors are one model's
 
 The model is not asked for beforehand. Whoever uses remembered vectors learns from the indexer, which compares
@@ -64,7 +65,15 @@ class Embedded:
 class Embedding:
     """Gives the vectors of pictures and texts."""
 
-    def __init__(self, embedder: Embedder, fetch: Fetch, cache: VectorCache, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        fetch: Fetch,
+        cache: VectorCache,
+        max_message_bytes: int,
+        *,
+        throttled: Callable[[], None],
+    ) -> None:
         """Remembers nothing yet.
 
         Args:
@@ -72,14 +81,15 @@ class Embedding:
             fetch: gives the bytes of pictures that are named by a uri.
             cache: remembers vectors.
             max_message_bytes: what the inputs of a call may hold together, fetched pictures included.
+            throttled: called for every call that is refused for want of room at the embedders, without asking them.
         """
         self.embedder = embedder
         self._fetch = fetch
         self._cache = cache
         self._max_bytes = max_message_bytes - _ENVELOPE_BYTES
         self._last = ModelFingerprint()
-        self._joint = JointCalls(self._embed_texts)
-        self._throttle = Throttle()
+        self._joint = JointCalls(self._embed_texts, busy_for_all=True)
+        self._throttle = Throttle(throttled)
 
     async def __call__(
         self,

@@ -1,7 +1,7 @@
 """What different callers want of another service at the same moment, asked for in one call.
 
 A call costs the two services that it is between more than a little work in it does. Where a shared call fails for what
-may be one caller's fault, each sends its own.
+may be one caller's fault, or for want of room for all of them, each sends its own.
 """
 
 import asyncio
@@ -24,10 +24,9 @@ Answer = TypeVar("Answer")
 _MOST = 8
 # Callers that share a call have as much time left, but for a tenth or so.
 _ABOUT = math.log(1.1)
-# Where the other service is away, or has too much to do, it is so for each of them.
+# Where the other service is away, it is so for each of them.
 _AWAY = frozenset(
     {
-        error_pb2.REASON_OVERLOADED,
         error_pb2.REASON_EMBEDDER_UNAVAILABLE,
         error_pb2.REASON_INDEXER_UNAVAILABLE,
         error_pb2.REASON_STORE_UNAVAILABLE,
@@ -53,13 +52,18 @@ class _Asked(Generic[Part, Answer]):
 class JointCalls(Generic[Part, Answer]):
     """Sends calls that several share. Used on one event loop."""
 
-    def __init__(self, call: Callable[[Sequence[Part], float], Awaitable[Sequence[Answer]]]) -> None:
+    def __init__(
+        self, call: Callable[[Sequence[Part], float], Awaitable[Sequence[Answer]]], *, busy_for_all: bool = False
+    ) -> None:
         """Sends nothing yet.
 
         Args:
             call: asks for at least two parts together, with a timeout in seconds; gives an answer for each, in order.
+            busy_for_all: whether a service that has too much to do for a shared call has so for each of those who share
+                it, whatever it brings.
         """
         self._call = call
+        self._for_all = _AWAY | {error_pb2.REASON_OVERLOADED} if busy_for_all else _AWAY
         self._gathering = Gathering[tuple[Hashable, _Asked[Part, Answer]]](self._send, _MOST)
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -110,7 +114,7 @@ class JointCalls(Generic[Part, Answer]):
             if len(found) == len(group):
                 answers = found
         except LikenessError as error:
-            if error.reason in _AWAY:
+            if error.reason in self._for_all:
                 for asked in group:
                     if not asked.answer.done():
                         asked.answer.set_exception(replace(error))  # one each: a traceback grows with every raise

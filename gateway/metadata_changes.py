@@ -9,6 +9,8 @@ from chassis.metadata import MAX_STRING_BYTES
 from gateway.items import LABELS, OWN_KEYS, URI
 from gateway.requests import collection_name
 
+MAX_UPDATES = 1024
+
 _INSTEAD = {LABELS: "labels are changed by UpdateLabels", URI: "set the update's uri"}
 
 
@@ -16,8 +18,11 @@ def to_indexer(request: gateway_pb2.UpdateMetadataRequest) -> indexer_pb2.Update
     """The same changes for the indexer, which checks the rest: the fields have the same names there.
 
     Raises:
-        LikenessError: FIELD_INVALID or METADATA_INVALID, naming the first update that is refused.
+        LikenessError: BATCH_TOO_LARGE, FIELD_INVALID or METADATA_INVALID, naming the first update that is refused.
     """
+    if not 0 < (count := len(request.updates)) <= MAX_UPDATES:
+        reason = error_pb2.REASON_BATCH_TOO_LARGE if count else error_pb2.REASON_FIELD_INVALID
+        raise invalid("updates", f"{count:,} updates; expected 1 to {MAX_UPDATES:,}", reason)
     changes = [_change(update, f"updates[{i}]") for i, update in enumerate(request.updates)]
     return indexer_pb2.UpdateMetadataRequest(collection=collection_name(request.collection), updates=changes)
 

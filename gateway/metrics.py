@@ -59,6 +59,7 @@ class Metrics:
         entries = self._gauge("cache_entries", "Vectors remembered at present.", "cache")
         self._entries = {cache: entries.labels(cache) for cache in CACHES}
 
+        self._throttled = self._counter("throttled", "Calls refused for the embedders, which were refusing most.")
         self._connections = self._gauge("http_connections", "HTTP connections open at present.")
         self._turned_away = self._counter("http_connections_refused", "HTTP connections above the most allowed.")
         self._body_bytes = self._gauge("http_request_bytes", "Bytes of HTTP requests held at present.")
@@ -92,6 +93,10 @@ class Metrics:
     def cache_size(self, cache: Cache, vectors: int) -> None:
         """So many vectors are remembered."""
         self._entries[cache].set(vectors)
+
+    def throttled(self) -> None:
+        """A call that needed an embedder was refused without asking one."""
+        self._throttled.inc()
 
     def http_connections(self, count: int, refused: bool) -> None:
         """So many connections are open; whether the last one was closed at once, since there were too many."""

@@ -97,7 +97,9 @@ class GatewayService:
         services = Services(embedder, indexer, self._media, settings, self._metrics, self._fetch)
         ingest = Ingest(services, stopping)
         cache = VectorCache(settings.vector_cache, self._metrics)
-        embedding = Embedding(embedder, self._fetch, cache, settings.max_message_mb * 2**20)
+        embedding = Embedding(
+            embedder, self._fetch, cache, settings.max_message_mb * 2**20, throttled=self._metrics.throttled
+        )
         search = Search(embedding, indexer)
         vectors = LabelVectors(embedder, settings.label_cache, self._metrics)
         servicer = SearchServicer(

@@ -75,7 +75,8 @@ class Client:
     ) -> Answer:
         """Searches that arrive at random, whatever becomes of those before.
 
-        ``dropped``: of those refused, streams that HTTP/2 refused for the server, which gRPC tells as UNAVAILABLE.
+        ``dropped``: streams that HTTP/2 refused for the server, which gRPC tells as UNAVAILABLE; those before the
+        window are among them.
         """
         requests = self._requests(kind)
         dropped = 0
@@ -87,7 +88,7 @@ class Client:
                 try:
                     await _answer(stub, next(requests))
                 except grpc.aio.AioRpcError as error:
-                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    if "RST_STREAM" not in (error.details() or ""):
                         raise
                     dropped += 1
                     raise RefusedError(1.0) from None

@@ -210,9 +210,10 @@ def _choose_precision(towers: Towers, device: str, precision: str, threads: int,
     short = "bf16" if precision == "auto" else precision
     shortened = copy.deepcopy(towers)
     full = TorchBackend(towers, device, "fp32", threads)
+    exact = vectors(full, probes)
     try:
         half = TorchBackend(shortened, device, short, threads)
-        cosine = least_cosine(vectors(full, probes), vectors(half, probes))
+        cosine = least_cosine(exact, vectors(half, probes))
         reason = f"its vectors' least cosine to fp32's is {cosine:.5f}"
         if precision == "auto" and device == "cpu" and cosine >= CLOSE_ENOUGH:
             faster = speedup(half, full, probes)

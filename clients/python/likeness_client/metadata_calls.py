@@ -1,13 +1,16 @@
 """Changes of what is known of items."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from likeness.gateway.v1 import gateway_pb2
 
 from likeness_client import wire
 from likeness_client.connection import Connection
-from likeness_client.item_calls import MAX_IDS, batches
+from likeness_client.item_calls import MAX_IDS
 from likeness_client.items import MetadataUpdated, MetadataValue
+
+# An item's metadata takes up to 64 KiB: 1,024 of them would be more than a message.
+_MAX_BYTES = 16 * 2**20
 
 
 class MetadataCalls(Connection):
@@ -26,7 +29,8 @@ class MetadataCalls(Connection):
 
         Args:
             changes: by id, what to set; None instead of a value removes the key. Keys that are not named stay; those
-                that the gateway writes itself, such as ``width``, are refused.
+                that the gateway writes itself, such as ``width``, are refused. An id with nothing to change is left
+                out.
             uris: by id, where a picture came from; empty: unknown.
             collection: its name; empty: the gateway's default, ``images``.
 
@@ -36,18 +40,39 @@ class MetadataCalls(Connection):
             LikenessError: the gateway refused, or could not be reached.
         """
         sources = uris or {}
+        wanted = [
+            item_id for item_id in dict.fromkeys([*changes, *sources]) if changes.get(item_id) or item_id in sources
+        ]
+        updates = [_update(item_id, changes.get(item_id, {}), sources.get(item_id)) for item_id in wanted]
         updated = 0
         missing: list[str] = []
-        for some in batches(dict.fromkeys([*changes, *sources]), MAX_IDS):
-            request = gateway_pb2.UpdateMetadataRequest(collection=collection)
-            for item_id in some:
-                update = request.updates.add(id=item_id, uri=sources.get(item_id))
-                for key, value in changes.get(item_id, {}).items():
-                    if value is None:
-                        update.remove_keys.append(key)
-                    else:
-                        update.set.fields[key].CopyFrom(wire.value_to_proto(value))
+        for some in _of_a_size(updates):
+            request = gateway_pb2.UpdateMetadataRequest(collection=collection, updates=some)
             answer = self._call(self._stub.UpdateMetadata, request)
             updated += answer.updated
             missing.extend(answer.missing_ids)
         return MetadataUpdated(updated, tuple(missing))
+
+
+def _update(item_id: str, change: Mapping[str, MetadataValue | None], uri: str | None) -> gateway_pb2.MetadataUpdate:
+    update = gateway_pb2.MetadataUpdate(id=item_id, uri=uri)
+    for key, value in change.items():
+        if value is None:
+            update.remove_keys.append(key)
+        else:
+            update.set.fields[key].CopyFrom(wire.value_to_proto(value))
+    return update
+
+
+def _of_a_size(updates: list[gateway_pb2.MetadataUpdate]) -> Iterator[list[gateway_pb2.MetadataUpdate]]:
+    """The updates in order, in groups that a call takes."""
+    group: list[gateway_pb2.MetadataUpdate] = []
+    size = 0
+    for each in updates:
+        if group and (len(group) == MAX_IDS or size + each.ByteSize() > _MAX_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(each)
+        size += each.ByteSize()
+    if group:
+        yield group

@@ -67,7 +67,7 @@ async def failure(channel: grpc.aio.Channel, timeout_s: float | None = None) -> 
 async def test_a_service_can_turn_a_call_away_before_its_request_has_come() -> None:
     told: list[Outcome] = []
 
-    def turn_away(method: str) -> None:
+    def turn_away(method: str, _metadata: Any) -> None:
         if method.endswith("/Embed"):
             raise LikenessError(error_pb2.REASON_OVERLOADED, "no room", retry_after_s=0.25)
 

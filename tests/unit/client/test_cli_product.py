@@ -174,7 +174,7 @@ def test_an_id_whose_labels_cannot_be_changed_is_named_and_is_exit_code_1(addres
 
 def test_metadata_is_set_as_json_or_text_and_removed(address: str, pets: dict[str, pb.IndexItem]) -> None:
     values = ["year=2020", "share=0.5", "public=true", 'tags=["x", "y"]', 'code="2020"', "title=a = b", "list=[1]"]
-    more = ["long=12345678901234567890", "odd=NaN", "empty="]
+    more = ["long=12345678901234567890", "odd=NaN", "empty=", 'half="\\ud800"', "uri=7"]
     set_all = likeness("metadata", "set", *values, *more, "--all", server=address)
     assert (set_all.exit_code, set_all.stdout) == (0, "Changed 3 pictures in collection images.\n")
     with Client(address) as client:
@@ -190,11 +190,14 @@ def test_metadata_is_set_as_json_or_text_and_removed(address: str, pets: dict[st
         "long": "12345678901234567890",
         "odd": "NaN",
         "empty": "",
+        "half": '"\\ud800"',
     }
-    keys = ["share", "public", "tags", "code", "title", "list", "long", "odd", "empty"]
+    assert item.uri == "7"
+    keys = ["share", "public", "tags", "code", "title", "list", "long", "odd", "empty", "half", "uri"]
     told = likeness("metadata", "remove", *keys, "--where", 'label = "cat"', "--format", "json", server=address)
     assert json.loads(told.stdout) == {"updated": 2, "missing_ids": []}
     assert [set(pets[i].metadata.fields) for i in ("a", "b")] == [{"year"}, {"year"}]
+    assert [pets[i].uri for i in "abc"] == ["", "", "7"]
 
 
 @pytest.mark.usefixtures("pets")
@@ -230,6 +233,7 @@ def test_deleting_by_a_condition_asks_first(address: str, pets: dict[str, pb.Ind
         (["label", "remove", "cat", "--where", "width >="], "width >=\n        ^\n"),
         (["metadata", "set", "year", "--all"], "'year' is no KEY=VALUE"),
         (["metadata", "set", "=1", "--all"], "'=1' is no KEY=VALUE"),
+        (["metadata", "set", "a=1", "a=2", "--all"], "a is set twice"),
         (["metadata", "remove", "year"], "--id ID, --where CONDITION or --all"),
         (["label", "set", "--all"], "--none"),
         (["label", "set", "cat", "--none", "--all"], "--none"),

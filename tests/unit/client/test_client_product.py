@@ -257,6 +257,19 @@ def test_metadata_is_set_and_removed_by_id(client: Client, pets: dict[str, pb.In
     assert (second.metadata, second.uri) == ({}, "s3://bucket/b.jpg")
 
 
+def test_an_item_with_nothing_to_change_is_left_out(client: Client, gateway: FakeGateway) -> None:
+    assert client.update_metadata({"a": {}}) == MetadataUpdated(0, ())
+    assert not gateway.requests
+
+
+def test_large_changes_go_in_calls_of_at_most_16_mib(client: Client, gateway: FakeGateway) -> None:
+    large = {f"k{n}": "x" * 4096 for n in range(15)}
+    client.update_metadata({str(n): large for n in range(300)})
+    sent = [request for request in gateway.requests if isinstance(request, pb.UpdateMetadataRequest)]
+    assert sum(len(request.updates) for request in sent) == 300
+    assert [request.ByteSize() <= 16 * 2**20 for request in sent] == [True, True]
+
+
 def test_changes_of_more_items_than_a_call_takes_go_in_several(client: Client, gateway: FakeGateway) -> None:
     done = client.update_metadata({str(n): {"n": n} for n in range(1030)}, collection="many")
     sent = [request for request in gateway.requests if isinstance(request, pb.UpdateMetadataRequest)]

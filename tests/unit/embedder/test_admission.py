@@ -203,7 +203,7 @@ def test_where_bulk_comes_among_them_every_call_is_read() -> None:
     door.enter(Lane.INTERACTIVE, pictures(16))
     assert unread(door, 1) != [None]
     door.enter(Lane.BULK, pictures(1))
-    clock.now += 9
+    clock.now += 59
     assert unread(door, 20) == [None] * 20
     clock.now += 2
     assert unread(door, 1) != [None]

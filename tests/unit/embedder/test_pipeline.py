@@ -173,6 +173,21 @@ async def test_too_much_waiting_is_refused_and_room_is_given_back(build: Build) 
     assert len(vectors(await bench.outcomes(*[grey(level) for level in range(20, 30)]))) == 10, "a single call is taken"
 
 
+async def test_calls_are_refused_unread_while_too_much_waits(build: Build) -> None:
+    bench = await build(max_waiting_inputs=4)
+    first, held = await bench.hold()
+    bench.pipeline.require_room_unread()
+    waiting = bench.start(bench.outcomes(*[grey(level) for level in range(20, 23)]))
+    await bench.until(lambda: bench.pipeline.waiting_for_model >= 3)
+    with pytest.raises(LikenessError) as caught:
+        bench.pipeline.require_room_unread()
+    assert caught.value.reason_name == "OVERLOADED"
+    assert caught.value.retry_after_s is not None
+    held.release()
+    await asyncio.gather(first, waiting)
+    bench.pipeline.require_room_unread()
+
+
 async def test_a_stream_waits_where_a_call_would_be_refused(build: Build) -> None:
     bench = await build(max_waiting_inputs=4)
     inputs = [grey(level) for level in range(20, 60)]

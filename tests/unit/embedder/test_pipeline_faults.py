@@ -166,6 +166,21 @@ async def test_without_a_model_calls_are_told_to_try_again_and_streams_wait(buil
     assert np.allclose(vectors([outcome]), [angle(2)])
 
 
+async def test_without_a_model_no_call_is_refused_unread_however_much_waits(build: Build) -> None:
+    bench = await build(max_waiting_inputs=4)
+    first, _ = await bench.hold()
+    waiting = bench.start(bench.outcomes(*[grey(level) for level in range(20, 23)]))
+    await bench.until(lambda: bench.pipeline.waiting_for_model >= 3)
+    with pytest.raises(LikenessError):
+        bench.pipeline.require_room_unread()
+    os.kill(bench.model_pid, signal.SIGSTOP)  # so that the next one is not there at once
+    psutil.Process(bench.model_pid).kill()
+    await bench.until(lambda: not bench.pipeline.is_up)
+    bench.pipeline.require_room_unread()
+    (await bench.held.get()).release()  # the first one's batch, which the next model process runs again
+    await asyncio.gather(first, waiting)
+
+
 async def test_a_model_that_dies_while_idle_is_replaced(build: Build) -> None:
     bench = await build()
     os.kill(bench.model_pid, signal.SIGKILL)

@@ -281,7 +281,9 @@ def embedding(
 ) -> Embedding:
     """Gives vectors, and remembers so many."""
     metrics = metrics or Metrics(CollectorRegistry())
-    return Embedding(embedder, fetch or Fetch(GatewaySettings(), metrics), VectorCache(size, metrics), max_bytes)
+    cache = VectorCache(size, metrics)
+    fetch = fetch or Fetch(GatewaySettings(), metrics)
+    return Embedding(embedder, fetch, cache, max_bytes, throttled=metrics.throttled)
 
 
 def ids(items: Sequence[Any]) -> list[str]:

@@ -144,6 +144,39 @@ async def test_texts_are_embedded_one_by_one_where_together_they_are_refused() -
     assert sorted(asked(services)) == [["a"], ["a", "b"], ["b"], ["c", "d"]]
 
 
+async def test_an_embedder_that_refuses_nearly_everything_is_asked_for_little_and_what_is_remembered_is_answered() -> (
+    None
+):
+    metrics = Metrics(CollectorRegistry())
+    async with behind() as (services, embedder, _):
+        embed = embedding(embedder, 100, metrics=metrics)
+        await embed([text("known")], Deadline(20))
+        services.fail["Embed"] = LikenessError(error_pb2.REASON_OVERLOADED, "busy", retry_after_s=0.5)
+        for n in range(8):
+            with pytest.raises(LikenessError, match="busy"):
+                await embed([picture(b"%d" % n)], Deadline(20))
+        at_once = (embed([picture(b"at once %d" % n)], Deadline(20)) for n in range(100))
+        refused = await asyncio.gather(*at_once, return_exceptions=True)
+        known = await embed([text("known")], Deadline(20))
+
+    assert {each.reason for each in refused if isinstance(each, LikenessError)} == {error_pb2.REASON_OVERLOADED}
+    assert len(refused) == 100
+    throttled = metrics.registry.get_sample_value("likeness_gateway_throttled_total")
+    assert throttled
+    assert throttled == 100 + 8 - (len(asked(services)) - 1)
+    assert known.remembered
+
+
+async def test_texts_that_are_refused_together_for_want_of_room_are_not_sent_again_one_by_one() -> None:
+    async with behind() as (services, embedder, _):
+        embed = embedding(embedder, 100)
+        services.fail["Embed"] = LikenessError(error_pb2.REASON_OVERLOADED, "busy", retry_after_s=0.5)
+        both = await asyncio.gather(*(embed([text(words)], Deadline(20)) for words in "ab"), return_exceptions=True)
+
+    assert [each.message for each in both if isinstance(each, LikenessError)] == ["busy", "busy"]
+    assert asked(services) == [["a", "b"]]
+
+
 async def test_who_waits_for_a_call_that_is_given_up_makes_it_itself() -> None:
     services = Gated()  # type: ignore[abstract]  # as above
     async with behind(services) as (_, embedder, _):

@@ -153,7 +153,7 @@ async def test_no_more_than_eight_share_a_call() -> None:
     assert [len(numbers) for numbers in indexer.asked] == [8, 8, 4]
 
 
-@pytest.mark.parametrize("error", [invalid("queries", "too large"), ValueError("no answer")])
+@pytest.mark.parametrize("error", [invalid("queries", "too large"), OVERLOADED, ValueError("no answer")])
 async def test_a_failure_that_may_be_one_querys_fault_is_its_alone(error: Exception) -> None:
     indexer = Answering()
     indexer.bad[2] = error
@@ -163,14 +163,13 @@ async def test_a_failure_that_may_be_one_querys_fault_is_its_alone(error: Except
     assert indexer.asked == [[1, 2, 3], [1], [2], [3]]
 
 
-@pytest.mark.parametrize("error", [AWAY, OVERLOADED])
-async def test_an_indexer_that_is_away_or_busy_is_so_for_everybody_and_not_asked_again(error: LikenessError) -> None:
+async def test_an_indexer_that_is_away_is_so_for_everybody_and_not_asked_again() -> None:
     indexer = Answering()
-    indexer.bad[1] = error
+    indexer.bad[1] = AWAY
     answers = await at_once(indexer.joint(), request(1), request(2))
     for answer in answers:
         assert isinstance(answer, LikenessError)
-        assert (answer.reason, answer.message, answer.retry_after_s) == (error.reason, error.message, 2.0)
+        assert (answer.reason, answer.message, answer.retry_after_s) == (AWAY.reason, "gone", 2.0)
     assert answers[0] is not answers[1]
     assert indexer.asked == [[1, 2]]
 

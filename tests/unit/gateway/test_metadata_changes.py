@@ -64,3 +64,10 @@ def test_what_is_not_the_callers_to_change_is_refused_by_its_place(
     assert error_pb2.Reason.Name(caught.value.reason) == f"REASON_{reason}"
     assert violation.field.startswith("updates[1]")
     assert words in violation.description
+
+
+@pytest.mark.parametrize(("count", "reason"), [(0, "FIELD_INVALID"), (1025, "BATCH_TOO_LARGE")])
+def test_a_call_of_no_updates_or_too_many_is_refused_before_they_are_looked_at(count: int, reason: str) -> None:
+    with pytest.raises(LikenessError, match="expected 1 to 1,024") as caught:
+        to_indexer(request(*[MetadataUpdate()] * count))
+    assert caught.value.reason_name == reason

@@ -1,7 +1,8 @@
-"""No more calls are sent to a service that refuses some than it takes."""
+"""Embedders that refuse most calls are asked for no more than they take; one busy one of several changes nothing."""
 
 import asyncio
-from collections.abc import Awaitable
+import gc
+import weakref
 
 import pytest
 from likeness.common.v1 import error_pb2
@@ -11,82 +12,67 @@ from gateway.throttle import Throttle
 
 
 class Service:
-    """Takes so many calls at once, until it is told to answer them, and refuses the others.
+    """Holds as many calls as it has room for until it is told to answer them, and refuses the others.
 
     Attributes:
         asked: calls that came.
+        told: calls that did not, since the throttle refused them.
     """
 
     def __init__(self, room: int) -> None:
         self.room = room
         self.now = 1000.0
-        self.asked = 0
+        self.asked = self.told = 0
         self._held: list[asyncio.Future[str]] = []
-        self.throttle = Throttle(lambda: self.now, lambda low, high: (low + high) / 2)
+        self.throttle = Throttle(self._tell, lambda: self.now, lambda low, high: (low + high) / 2)
+
+    def _tell(self) -> None:
+        self.told += 1
 
     async def _call(self) -> str:
         self.asked += 1
         if len(self._held) >= self.room:
-            raise LikenessError(error_pb2.REASON_OVERLOADED, "full", retry_after_s=0.5)
+            raise LikenessError(error_pb2.REASON_OVERLOADED, "full", retry_after_s=0.4)
         self._held.append(asyncio.get_running_loop().create_future())
         return await self._held[-1]
 
     def call(self) -> "asyncio.Task[str]":
         return asyncio.ensure_future(self.throttle(self._call))
 
-    async def many(self, calls: int) -> tuple[int, int]:
-        """Sends so many at once; how many the service was asked for, and how many of those that came it refused."""
+    async def sends(self, calls: int) -> int:
+        """How many of so many calls reach the service."""
         asked = self.asked
         tasks = [self.call() for _ in range(calls)]
         await asyncio.sleep(0)
-        refused = [task for task in tasks if task.done()]
-        for task in refused:
-            with pytest.raises(LikenessError, match="full"):
-                task.result()
-        return self.asked - asked, len(refused)
+        for task in tasks:
+            if task.done():
+                assert isinstance(task.exception(), LikenessError)
+        return self.asked - asked
 
-    def answer(self, calls: int) -> None:
+    async def answers(self, calls: int) -> None:
         for held in self._held[:calls]:
             held.set_result("vector")
         del self._held[:calls]
+        await asyncio.sleep(0)
 
 
 async def test_nothing_is_held_back_before_a_refusal() -> None:
-    service = Service(room=1000)
-    assert await service.many(500) == (500, 0)
+    assert await Service(room=1000).sends(500) == 500
 
 
-async def test_after_a_refusal_no_more_are_sent_than_the_service_took() -> None:
+async def test_a_few_refusals_limit_nothing() -> None:
     service = Service(room=100)
-    assert await service.many(101) == (101, 1)
-    assert await service.many(50) == (0, 50)
-    service.answer(30)
-    await asyncio.sleep(0)
-    # Room for 90.9 calls, of which 70 are under way.
-    assert await service.many(50) == (21, 29)
+    assert await service.sends(104) == 104
+    assert await service.sends(1) == 1
 
 
-async def test_who_is_refused_here_is_told_about_what_the_service_told_last() -> None:
+async def test_where_most_are_refused_no_more_are_sent_than_were_under_way_less_a_tenth() -> None:
     service = Service(room=100)
-    await service.many(101)
-    with pytest.raises(LikenessError) as caught:
-        await service.call()
-    assert caught.value.reason == error_pb2.REASON_OVERLOADED
-    assert caught.value.retry_after_s == pytest.approx(0.5)
-    assert caught.value is not caught.value.__context__
-
-
-async def test_the_limit_grows_by_a_tenth_ten_times_a_second_while_it_holds_calls_back() -> None:
-    service = Service(room=100)
-    await service.many(101)
-    service.room = 10_000
-    sent = []
-    for _ in range(3):
-        service.now += 0.1
-        sent.append((await service.many(1000))[0])
-    assert sent == [0, 10, 11]  # 100.0, 110.0 and 121.0 of 100 under way at first
-    service.now += 0.05
-    assert await service.many(10) == (0, 10)
+    assert await service.sends(300) == 105
+    assert service.told == 195
+    await service.answers(30)
+    # 90.9, nine tenths of the 101 with the fifth that was refused, of which 70 are under way.
+    assert await service.sends(50) == 21
 
 
 async def test_refusals_at_the_same_moment_lower_the_limit_once() -> None:
@@ -95,23 +81,86 @@ async def test_refusals_at_the_same_moment_lower_the_limit_once() -> None:
 
     async def refused_later() -> None:
         await busy.wait()
-        raise LikenessError(error_pb2.REASON_OVERLOADED, "full", retry_after_s=0.5)
+        raise LikenessError(error_pb2.REASON_OVERLOADED, "full", retry_after_s=0.4)
 
-    late = [asyncio.ensure_future(service.throttle(refused_later)) for _ in range(200)]
+    late = [asyncio.ensure_future(service.throttle(refused_later)) for _ in range(204)]
     await asyncio.sleep(0)
     busy.set()
     await asyncio.wait(late)
-    assert all(task.exception() for task in late)
-    # Nine tenths of the 200 that were under way at the first refusal.
     service.room = 1000
-    assert await service.many(1000) == (180, 820)
+    assert await service.sends(1000) == 180  # nine tenths of the 200 under way at the fifth
 
 
-async def test_few_calls_are_always_sent() -> None:
+async def test_the_limit_grows_by_a_tenth_in_a_tenth_of_a_second() -> None:
+    service = Service(room=100)
+    await service.sends(300)
+    service.room = 10_000
+    sent = []
+    for _ in range(3):
+        service.now += 0.1
+        sent.append(await service.sends(1000))
+    assert sent == [0, 10, 11]  # limits of 100.0, 110.0 and 121.0, and 100 under way at first
+
+
+async def test_a_limit_ends_with_the_refusals() -> None:
+    service = Service(room=0)
+    await service.sends(10)
+    service.room = 10_000
+    service.now += 5.1
+    assert await service.sends(1000) == 1000
+
+
+async def test_the_limit_is_never_less_than_sixteen() -> None:
     service = Service(room=0)
     for _ in range(50):
-        service.now += 1
-        assert await service.many(1) == (1, 1)
+        service.now += 0.1
+        await service.sends(10)
+    service.room = 100
+    assert await service.sends(20) == 16
+
+
+@pytest.mark.parametrize("replicas", [4, 16])
+async def test_one_replica_of_several_that_refuses_everything_limits_nothing(replicas: int) -> None:
+    service = Service(room=0)
+    turn = 0
+
+    async def round_robin() -> str:
+        nonlocal turn
+        turn += 1
+        if turn % replicas == 0:
+            raise LikenessError(error_pb2.REASON_OVERLOADED, "full", retry_after_s=0.4)
+        return "vector"
+
+    for _ in range(2000):
+        service.now += 0.002
+        await asyncio.wait([asyncio.ensure_future(service.throttle(round_robin)) for _ in range(12)])
+    assert service.told == 0
+
+
+async def test_who_is_refused_here_is_told_when_to_come_and_nothing_else() -> None:
+    service = Service(room=100)
+    await service.sends(300)
+    first, second = service.call(), service.call()
+    await asyncio.wait([first, second])
+    errors = [first.exception(), second.exception()]
+    assert errors[0] is not errors[1]  # a traceback grows with every raise
+    for error in errors:
+        assert isinstance(error, LikenessError)
+        assert error.reason == error_pb2.REASON_OVERLOADED
+        assert error.retry_after_s == pytest.approx(0.6)
+        assert "100 calls to them are under way" in error.message
+        assert "in 0.6 s" in error.message
+
+
+async def test_calls_that_are_given_up_give_their_places_back() -> None:
+    service = Service(room=100)
+    calls = [service.call() for _ in range(300)]
+    await asyncio.sleep(0)
+    for call in calls:
+        call.cancel()
+    await asyncio.wait(calls)
+    service.room = 10_000
+    assert await service.sends(1000) == 91
 
 
 async def test_other_failures_hold_nothing_back() -> None:
@@ -120,10 +169,26 @@ async def test_other_failures_hold_nothing_back() -> None:
     async def fails() -> str:
         raise invalid("text", "bad")
 
-    def failing() -> Awaitable[str]:
-        return service.throttle(fails)
-
     for _ in range(200):
         with pytest.raises(LikenessError, match="bad"):
-            await failing()
-    assert await service.many(100) == (100, 0)
+            await service.throttle(fails)
+    assert await service.sends(100) == 100
+
+
+class _Request:
+    pass
+
+
+async def test_nothing_of_a_refused_call_is_kept() -> None:
+    throttle = Throttle()
+    kept: list[weakref.ref[_Request]] = []
+
+    async def refused() -> None:
+        request = _Request()
+        kept.append(weakref.ref(request))
+        raise LikenessError(error_pb2.REASON_OVERLOADED, f"no room for {request}")
+
+    with pytest.raises(LikenessError, match="no room"):
+        await throttle(refused)
+    gc.collect()
+    assert kept[0]() is None

@@ -16,7 +16,7 @@ from likeness_client.commands.options import (
     connected,
     wrong_usage,
 )
-from likeness_client.commands.which import All, Ids, Which, missing, which_items
+from likeness_client.commands.which import All, Ids, Which, tell_missing, which_items
 from likeness_client.labelling import LabelsUpdated
 from likeness_client.progress import WorkProgress
 from likeness_client.render import Format, plain
@@ -150,4 +150,4 @@ def _tell(done: LabelsUpdated, which: Which, output_format: Format) -> None:
         already = f"; {done.unchanged:,} had them so already" if done.unchanged else ""
         text = f"Changed the labels of {render.counted(done.updated, 'picture')} in collection {collection}{already}."
         render.out().print(text, soft_wrap=True)
-    missing(done.missing_ids, which)
+    tell_missing(done.missing_ids, which)

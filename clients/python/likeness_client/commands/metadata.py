@@ -3,8 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping
-from itertools import islice
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeGuard
 
 import typer
 
@@ -19,7 +18,8 @@ from likeness_client.commands.options import (
     connected,
     wrong_usage,
 )
-from likeness_client.commands.which import All, Ids, Which, missing, which_items
+from likeness_client.commands.which import All, Ids, Which, tell_missing, which_items
+from likeness_client.item_calls import MAX_IDS, batches
 from likeness_client.items import MetadataUpdated, MetadataValue
 from likeness_client.progress import WorkProgress
 from likeness_client.render import Format, plain
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 metadata_app = typer.Typer(no_args_is_help=True, help="Change what is known of stored pictures.")
 
-_PAGE = 1000
+_URI = "uri"
 
 
 @metadata_app.command("set")
@@ -40,7 +40,8 @@ def set_metadata(
         list[str],
         typer.Argument(
             metavar="KEY=VALUE...",
-            help='A number, true, false, a list such as ["a", "b"], or a text; between double quotes always a text.',
+            help="A number, true, false, a list or a text: 'year=2020', 'tags=[\"a\", \"b\"]', 'title=A cat'; "
+            "'code=\"2020\"' is a text. The key uri says where a picture came from.",
         ),
     ],
     item_id: Ids = None,
@@ -52,7 +53,11 @@ def set_metadata(
     timeout: Timeout = None,
 ) -> None:
     """Set metadata of pictures; keys that are not named stay."""
-    change = dict(map(_pair, values))
+    change: dict[str, MetadataValue | None] = {}
+    for key, value in map(_pair, values):
+        if key in change:
+            wrong_usage(f"{plain(key)} is set twice.")
+        change[key] = value
     which = which_items(item_id, where, all_items, collection)
     with connected(context, server, timeout) as client:
         done = _update(client, which, change)
@@ -83,48 +88,68 @@ def _pair(told: str) -> tuple[str, MetadataValue]:
     key, equals, text = told.partition("=")
     if not (key and equals):
         wrong_usage(f"{told!r} is no KEY=VALUE.")
-    return key, _value(text)
+    if not _is_text(told):
+        wrong_usage(f"{told!r} is no text: it cannot be written as UTF-8.")
+    return key, text if key == _URI else _value(text)
 
 
 def _value(text: str) -> MetadataValue:
     """What a text says as JSON, if that is a value of metadata; else the text itself."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
+    return value if _is_value(value) else text
+
+
+def _is_value(value: object) -> TypeGuard[MetadataValue]:
     match value:
-        case int() if abs(value) >= 2**63:
-            return text
-        case float() if not math.isfinite(value):
-            return text
-        case bool() | int() | float() | str():
-            return value
-        case list() if all(isinstance(each, str) for each in value):
-            return value
-    return text
+        case bool():
+            return True
+        case int():
+            return abs(value) < 2**63
+        case float():
+            return math.isfinite(value)
+        case str():
+            return _is_text(value)
+        case list():
+            return all(isinstance(each, str) and _is_text(each) for each in value)
+    return False
+
+
+def _is_text(told: str) -> bool:
+    """Whether it can be written as UTF-8: half a surrogate pair cannot."""
+    try:
+        told.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _update(client: "Client", which: Which, change: Mapping[str, MetadataValue | None]) -> MetadataUpdated:
-    ids: Iterable[str] = which.ids or ()
-    total = len(which.ids or ())
-    if which.ids is None:
+    if which.ids is not None:
+        ids: Iterable[str] = which.ids
+        total = len(which.ids)
+    else:
+        ids = (item.id for item in client.items(where=which.where, collection=which.collection))
         total = client.count(where=which.where, collection=which.collection)
-        ids = (item.id for item in client.items(where=which.where, collection=which.collection, page_size=_PAGE))
+    own = {key: value for key, value in change.items() if key != _URI}
+    uri = str(change[_URI] or "") if _URI in change else None
     updated = 0
-    missing_ids: list[str] = []
+    missing: list[str] = []
     with WorkProgress("changing") as bar:
         try:
-            remaining = iter(ids)
-            while page := list(islice(remaining, _PAGE)):
-                done = client.update_metadata(dict.fromkeys(page, change), collection=which.collection)
+            for page in batches(ids, MAX_IDS):
+                uris = None if uri is None else dict.fromkeys(page, uri)
+                done = client.update_metadata(dict.fromkeys(page, own), uris=uris, collection=which.collection)
                 updated += done.updated
-                missing_ids.extend(done.missing_ids)
-                bar.update("changing", updated + len(missing_ids), total)
+                missing.extend(done.missing_ids)
+                bar.update("changing", updated + len(missing), total)
         except KeyboardInterrupt:
             bar.say("Interrupted: some pictures are changed, others not. The same command again does the rest.")
             raise typer.Exit(INTERRUPTED) from None
     # What was listed a moment ago and is deleted by now was not asked for by its id.
-    return MetadataUpdated(updated, () if which.ids is None else tuple(missing_ids))
+    return MetadataUpdated(updated, () if which.ids is None else tuple(missing))
 
 
 def _tell(done: MetadataUpdated, which: Which, output_format: Format) -> None:
@@ -134,4 +159,4 @@ def _tell(done: MetadataUpdated, which: Which, output_format: Format) -> None:
     else:
         changed = render.counted(done.updated, "picture")
         render.out().print(f"Changed {changed} in collection {plain(which.collection)}.", soft_wrap=True)
-    missing(done.missing_ids, which)
+    tell_missing(done.missing_ids, which)

@@ -34,7 +34,7 @@ def which_items(ids: Sequence[str] | None, where: str | None, all_items: bool, c
     return Which(None if ids is None else list(dict.fromkeys(ids)), condition(where), all_items, collection)
 
 
-def missing(ids: Sequence[str], which: Which) -> None:
+def tell_missing(ids: Sequence[str], which: Which) -> None:
     """Tells which ids are not there; then the exit code is 1."""
     for item_id in ids:
         render.err().print(f"No picture of id {plain(item_id)} in collection {plain(which.collection)}.")
