@@ -9,7 +9,7 @@ before may bring puts nobody off for longer than a queue's length, since they ma
 
 When overloaded, refusing has to be cheap. So while interactive calls are refused, calls are refused before their
 message is read, which takes half the time; but not those that say beforehand that they are bulk, nor one in eight, nor
-any while there is bulk among them: of bulk some has to come in, and mostly only the message says whether a call is.
+any for a minute after one has turned out to be bulk: of bulk some has to come in.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _RETRY_S = (0.1, 30.0)
 _BATCHES_AT_HAND = 2.5
 _LONGER = 2.0  # times the bound, at most, for these
 # Of calls that are to be refused unread, one in so many is read nevertheless, and all of them for so long after a bulk
-# one has come, in seconds.
+# one has come that had not said so, in seconds.
 _READ_ONE_IN = 8
 _BULK_LATELY_S = 60.0
 
@@ -118,11 +118,13 @@ class Admission:
         Raises:
             LikenessError: OVERLOADED; ``retry_after_s`` is when its turn should come; the next one's is no earlier.
         """
-        if lane is Lane.BULK:
-            self._bulk_came = self._clock()
         why = self._refusal(lane, load)
         if why is not None:
             raise self._overloaded(why, lane, load)
+
+    def expect_bulk(self) -> None:
+        """A bulk call has come that did not say so beforehand; others like it may."""
+        self._bulk_came = self._clock()
 
     def check_unread(self) -> None:
         """Refuses a call of which nothing is known yet, if there is no room for an interactive one that brings a text.

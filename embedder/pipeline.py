@@ -147,6 +147,10 @@ class Pipeline:
             self._refused(load, lane, error)
             raise
 
+    def expect_bulk(self) -> None:
+        """A bulk call has come that did not say so beforehand: see ``embedder.admission``."""
+        self._stages.admission.expect_bulk()
+
     def require_room_unread(self) -> None:
         """Refuses a call of which nothing has been read yet, if there is no room for what calls bring.
 

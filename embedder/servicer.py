@@ -60,7 +60,7 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         Raises:
             LikenessError: OVERLOADED.
         """
-        if self._pipeline is not None and method == EMBED and (PRIORITY, BULK) not in metadata:
+        if self._pipeline is not None and method == EMBED and not _is_announced(metadata):
             self._pipeline.require_room_unread()
 
     def end_streams(self) -> None:
@@ -92,6 +92,8 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         lane = _LANES.get(request.priority)
         if lane is None:
             raise invalid("priority", f"{request.priority}; expected a value of Priority")
+        if lane is Lane.BULK and not _is_announced(context.invocation_metadata()):
+            self._pipeline.expect_bulk()
         left = context.time_remaining()
         deadline = None if left is None else time.monotonic() + left
         texts = sum(wanted.HasField("text") for wanted in request.inputs)
@@ -127,6 +129,11 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         if size > self._limits.max_text_bytes:
             raise invalid(field, f"{size} bytes of UTF-8; at most {self._limits.max_text_bytes} are taken")
         return text
+
+
+def _is_announced(metadata: Metadata | None) -> bool:
+    """Whether the call says in its metadata that it is bulk."""
+    return (PRIORITY, BULK) in (metadata or ())
 
 
 def _picture(image: types_pb2.Image, field: str) -> Input:

@@ -1,7 +1,7 @@
 """What different callers want of another service at the same moment, asked for in one call.
 
 A call costs the two services that it is between more than a little work in it does. Where a shared call fails for what
-may be one caller's fault, or for want of room for all of them, each sends its own.
+may be one caller's fault, each sends its own; where it fails for want of room, that is for whoever uses this to say.
 """
 
 import asyncio

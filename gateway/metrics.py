@@ -59,7 +59,7 @@ class Metrics:
         entries = self._gauge("cache_entries", "Vectors remembered at present.", "cache")
         self._entries = {cache: entries.labels(cache) for cache in CACHES}
 
-        self._throttled = self._counter("throttled", "Calls refused for the embedders, which were refusing most.")
+        self._throttled = self._counter("throttled", "Calls refused for the embedders, which were refusing many.")
         self._connections = self._gauge("http_connections", "HTTP connections open at present.")
         self._turned_away = self._counter("http_connections_refused", "HTTP connections above the most allowed.")
         self._body_bytes = self._gauge("http_request_bytes", "Bytes of HTTP requests held at present.")

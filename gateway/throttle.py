@@ -1,10 +1,12 @@
 """Refuses here what the embedders, which have too much to do, would refuse.
 
-A refusal costs both services and the way between them some of the time in which calls could be answered: at five times
-of what an embedder can do, it and the gateway would spend as much on refusals as on answers. So once a third of the
-calls is refused, no more are under way at once than were then, a tenth less after each tenth of a second in which that
-goes on; otherwise the limit grows at the same rate, and ends with the refusals. Whoever comes beyond it is told so at
-once. One busy replica of several refuses its share and no more: of three or more that limits nothing.
+A refusal costs both services and the way between them some of the time in which calls could be answered. So where two
+fifths of the calls sent of late were refused, their number under way is limited: to a tenth less than it is then, and
+another tenth less for each tenth of a second in which that goes on. Otherwise the limit grows at the same rate, and it
+ends with the refusals. Whoever comes beyond it is told so at once.
+
+One busy embedder of three or more refuses its share and no more, which limits nothing; one of two that refuses
+everything leaves room for 16 calls, most of which are at the other.
 """
 
 import math
@@ -21,12 +23,12 @@ Answer = TypeVar("Answer")
 
 # The limit is lowered by this share once in so many seconds at most, down to so many calls, and grows as fast.
 _STEP_S, _SHARE, _LEAST = 0.1, 0.1, 16.0
-# It is lowered where so many times as many are refused as are taken, of late.
-_MANY = 0.5
-# What became of a call so many seconds ago counts 1/e.
+# It is lowered where this share of the calls is refused, of late.
+_MANY = 0.4
+# A call of so many seconds ago counts 1/e.
 _LATELY_S = 1.0
-# Fewer refusals than these tell nothing.
-_FEW = 5.0
+# Fewer refusals than these tell nothing: callers that share a call are refused together.
+_FEW = 10.0
 # So long after the last refusal there is no limit any more, in seconds.
 _OVER_S = 5.0
 # Who is refused here shall come after so many times what an embedder said last: they have no turns of their own.
@@ -57,7 +59,7 @@ class Throttle:
         self._most = math.inf
         self._under_way = 0
         # Of late, by the moment below.
-        self._taken = self._refused = 0.0
+        self._sent = self._refused = 0.0
         self._counted = self._grown = clock()
         self._lowered = self._last_refusal = -math.inf
         self._after_s = 1.0
@@ -71,25 +73,25 @@ class Throttle:
         if self._under_way >= self._limit():
             self._told()
             raise self._overloaded()
+        # As they are sent: a refusal comes sooner than an answer, so that of what ended the more was refused.
+        self._count(sent=1.0)
         self._under_way += 1
         try:
-            answer = await call()
+            return await call()
         except LikenessError as error:
             if error.reason == error_pb2.REASON_OVERLOADED:
                 # Not the error: its traceback holds the request.
                 self._was_refused(error.retry_after_s or 1.0)
             raise
-        else:
-            self._count(taken=1.0)
         finally:
             self._under_way -= 1
-        return answer
 
     def _limit(self) -> float:
         now = self._clock()
         if now > self._last_refusal + _OVER_S:
             self._most = math.inf
-        self._most *= (1 + _SHARE) ** ((now - self._grown) / _STEP_S)
+        else:
+            self._most *= (1 + _SHARE) ** (min(now - self._grown, _OVER_S) / _STEP_S)
         self._grown = now
         return self._most
 
@@ -97,15 +99,15 @@ class Throttle:
         now = self._clock()
         self._count(refused=1.0)
         self._last_refusal, self._after_s = now, after_s
-        if self._refused < max(_FEW, _MANY * self._taken) or now < self._lowered + _STEP_S:
+        if self._refused < max(_FEW, _MANY * self._sent) or now < self._lowered + _STEP_S:
             return
         self._most = max(_LEAST, min(self._limit(), self._under_way) * (1 - _SHARE))
         self._lowered = now
 
-    def _count(self, *, taken: float = 0.0, refused: float = 0.0) -> None:
+    def _count(self, *, sent: float = 0.0, refused: float = 0.0) -> None:
         now = self._clock()
         kept = math.exp((self._counted - now) / _LATELY_S)
-        self._taken, self._refused = self._taken * kept + taken, self._refused * kept + refused
+        self._sent, self._refused = self._sent * kept + sent, self._refused * kept + refused
         self._counted = now
 
     def _overloaded(self) -> LikenessError:

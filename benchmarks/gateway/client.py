@@ -33,6 +33,7 @@ _OPTIONS = [
     ("grpc.max_send_message_length", -1),
 ]
 _PUSHBACK = "grpc-retry-pushback-ms"
+_REFUSED_STREAM = "RST_STREAM with error code 7"
 _DEADLINE_S = 120.0
 # So many are asked for again and again where what is remembered is measured.
 _FEW = 16
@@ -88,7 +89,7 @@ class Client:
                 try:
                     await _answer(stub, next(requests))
                 except grpc.aio.AioRpcError as error:
-                    if "RST_STREAM" not in (error.details() or ""):
+                    if _REFUSED_STREAM not in (error.details() or ""):
                         raise
                     dropped += 1
                     raise RefusedError(1.0) from None

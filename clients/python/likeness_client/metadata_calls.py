@@ -9,8 +9,9 @@ from likeness_client.connection import Connection
 from likeness_client.item_calls import MAX_IDS
 from likeness_client.items import MetadataUpdated, MetadataValue
 
-# An item's metadata takes up to 64 KiB: 1,024 of them would be more than a message.
-_MAX_BYTES = 16 * 2**20
+# An item's metadata takes up to 64 KiB: 1,024 of them would be more than a message, of which a gateway takes 64 MiB
+# unless it is told otherwise.
+_MAX_BYTES = 4 * 2**20
 
 
 class MetadataCalls(Connection):

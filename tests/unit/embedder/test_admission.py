@@ -197,12 +197,14 @@ def test_calls_are_read_that_might_bring_less_than_there_is_no_room_for() -> Non
     assert unread(door, 1) != [None]
 
 
-def test_where_bulk_comes_among_them_every_call_is_read() -> None:
+def test_where_bulk_comes_among_them_that_did_not_say_so_every_call_is_read() -> None:
     clock = Clock()
     door = admission(inputs=10_000, seconds=0.1, clock=clock)
     door.enter(Lane.INTERACTIVE, pictures(16))
     assert unread(door, 1) != [None]
     door.enter(Lane.BULK, pictures(1))
+    assert unread(door, 1) != [None]
+    door.expect_bulk()
     clock.now += 59
     assert unread(door, 20) == [None] * 20
     clock.now += 2

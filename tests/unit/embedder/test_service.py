@@ -9,6 +9,8 @@ from prometheus_client import CollectorRegistry
 
 from chassis.errors import LikenessError
 from chassis.readiness import Readiness
+from embedder.admission import Load
+from embedder.inputs import Lane
 from embedder.service import EmbedderService
 from embedder.servicer import EmbedderServicer
 from embedder.settings import EmbedderSettings
@@ -19,13 +21,37 @@ SERVICE = "likeness.embedder.v1.EmbedderService"
 class Full:
     """A pipeline without room."""
 
+    def __init__(self) -> None:
+        self.expects_bulk = False
+
+    def expect_bulk(self) -> None:
+        self.expects_bulk = True
+
+    def require_room(self, _lane: Lane, _load: Load) -> None:
+        self.require_room_unread()
+
     def require_room_unread(self) -> None:
         raise LikenessError(error_pb2.REASON_OVERLOADED, "full", retry_after_s=0.5)
 
 
-def full(servicer: EmbedderServicer) -> None:
+class Context:
+    """A call."""
+
+    def __init__(self, *metadata: tuple[str, str]) -> None:
+        self._metadata = metadata
+
+    def time_remaining(self) -> None:
+        return None
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return self._metadata
+
+
+def full(servicer: EmbedderServicer) -> Full:
     pipeline: Any = Full()
     servicer.serve(embedder_pb2.GetModelResponse(), pipeline, 1, 1)
+    found: Full = pipeline
+    return found
 
 
 def test_a_service_that_has_no_room_refuses_embed_unread_and_counts_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,3 +85,23 @@ def test_streams_and_what_says_that_it_is_bulk_are_not_refused_unread(method: st
     servicer.turn_away(f"/{SERVICE}/Embed", ())  # before there is a model
     full(servicer)
     servicer.turn_away(f"/{SERVICE}/{method}", metadata)
+
+
+@pytest.mark.parametrize(
+    ("priority", "metadata", "expected"),
+    [
+        (embedder_pb2.PRIORITY_BULK, (), True),
+        (embedder_pb2.PRIORITY_BULK, (("likeness-priority", "bulk"),), False),
+        (embedder_pb2.PRIORITY_INTERACTIVE, (), False),
+    ],
+)
+async def test_bulk_that_did_not_say_so_beforehand_is_to_be_expected_again(
+    priority: embedder_pb2.Priority.ValueType, metadata: tuple[tuple[str, str], ...], expected: bool
+) -> None:
+    servicer = EmbedderServicer(EmbedderSettings().limits)
+    pipeline = full(servicer)
+    request = embedder_pb2.EmbedRequest(inputs=[embedder_pb2.EmbedInput(text="a")], priority=priority)
+    context: Any = Context(*metadata)
+    with pytest.raises(LikenessError, match="full"):
+        await servicer.Embed(request, context)
+    assert pipeline.expects_bulk is expected

@@ -63,6 +63,7 @@ class Behind(embedder_pb2_grpc.EmbedderServiceServicer, indexer_pb2_grpc.Indexer
         self.vectors: dict[str, Array] = {}
         self.items: dict[str, dict[str, plain_metadata.Plain]] = {}
         self.calls: list[tuple[str, Any]] = []
+        self.announced: list[bool] = []  # of each call, whether it says beforehand that it is bulk
         self.vanish_before_write: set[str] = set()
         self.fail: dict[str, LikenessError] = {}
         self._another_call = asyncio.Event()
@@ -243,6 +244,7 @@ class Behind(embedder_pb2_grpc.EmbedderServiceServicer, indexer_pb2_grpc.Indexer
 
     async def _begin(self, method: str, request: Any, context: Any, collection: str = "images") -> None:
         self.calls.append((method, request))
+        self.announced.append(("likeness-priority", "bulk") in context.invocation_metadata())
         self._another_call.set()
         if method in self.fail:
             await self._abort(context, self.fail[method])

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from likeness.common.v1 import error_pb2
 from likeness.common.v1.types_pb2 import Image, RgbImage
+from likeness.embedder.v1 import embedder_pb2
 from likeness.embedder.v1.embedder_pb2 import EmbedInput
 from likeness.gateway.v1.gateway_pb2 import SearchRequest, Term
 from prometheus_client import CollectorRegistry
@@ -152,19 +153,26 @@ async def test_an_embedder_that_refuses_nearly_everything_is_asked_for_little_an
         embed = embedding(embedder, 100, metrics=metrics)
         await embed([text("known")], Deadline(20))
         services.fail["Embed"] = LikenessError(error_pb2.REASON_OVERLOADED, "busy", retry_after_s=0.5)
-        for n in range(8):
-            with pytest.raises(LikenessError, match="busy"):
-                await embed([picture(b"%d" % n)], Deadline(20))
-        at_once = (embed([picture(b"at once %d" % n)], Deadline(20)) for n in range(100))
-        refused = await asyncio.gather(*at_once, return_exceptions=True)
+        refused: list[Embedded | BaseException] = []
+        for calls in (20, 100):
+            at_once = (embed([picture(b"%d of %d" % (n, calls))], Deadline(20)) for n in range(calls))
+            refused += await asyncio.gather(*at_once, return_exceptions=True)
         known = await embed([text("known")], Deadline(20))
 
     assert {each.reason for each in refused if isinstance(each, LikenessError)} == {error_pb2.REASON_OVERLOADED}
-    assert len(refused) == 100
     throttled = metrics.registry.get_sample_value("likeness_gateway_throttled_total")
     assert throttled
-    assert throttled == 100 + 8 - (len(asked(services)) - 1)
+    assert throttled == len(refused) - (len(asked(services)) - 1)
     assert known.remembered
+
+
+async def test_bulk_says_what_it_is_before_it_is_read() -> None:
+    async with behind() as (services, embedder, _):
+        await embedder.embed([text("a")], 20, bulk=True)
+        await embedder.embed([text("a")], 20, priority=embedder_pb2.PRIORITY_BULK)
+        await embedder.embed([text("a")], 20)
+
+    assert services.announced == [True, True, False]
 
 
 async def test_texts_that_are_refused_together_for_want_of_room_are_not_sent_again_one_by_one() -> None:

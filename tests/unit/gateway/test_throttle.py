@@ -1,4 +1,4 @@
-"""Embedders that refuse most calls are asked for no more than they take; one busy one of several changes nothing."""
+"""Embedders that refuse many calls are asked for no more than they take; one busy one of several changes nothing."""
 
 import asyncio
 import gc
@@ -24,10 +24,14 @@ class Service:
         self.now = 1000.0
         self.asked = self.told = 0
         self._held: list[asyncio.Future[str]] = []
-        self.throttle = Throttle(self._tell, lambda: self.now, lambda low, high: (low + high) / 2)
+        self.throttle = Throttle(self._tell, lambda: self.now, self._chance)
 
     def _tell(self) -> None:
         self.told += 1
+
+    def _chance(self, low: float, high: float) -> float:
+        assert (low, high) == (1.0, 2.0)
+        return 1.5
 
     async def _call(self) -> str:
         self.asked += 1
@@ -60,18 +64,28 @@ async def test_nothing_is_held_back_before_a_refusal() -> None:
     assert await Service(room=1000).sends(500) == 500
 
 
-async def test_a_few_refusals_limit_nothing() -> None:
+async def test_while_less_than_two_fifths_are_refused_nothing_is_limited() -> None:
     service = Service(room=100)
-    assert await service.sends(104) == 104
-    assert await service.sends(1) == 1
+    assert await service.sends(166) == 166
+    service.room = 1000
+    assert await service.sends(500) == 500
 
 
-async def test_where_most_are_refused_no_more_are_sent_than_were_under_way_less_a_tenth() -> None:
+async def test_a_few_refusals_limit_nothing_nor_do_those_of_long_ago() -> None:
+    service = Service(room=0)
+    assert await service.sends(9) == 9
+    service.now += 4
+    assert await service.sends(9) == 9
+    service.room = 1000
+    assert await service.sends(500) == 500
+
+
+async def test_where_many_are_refused_no_more_are_sent_than_are_under_way_less_a_tenth() -> None:
     service = Service(room=100)
-    assert await service.sends(300) == 105
-    assert service.told == 195
+    assert await service.sends(300) == 167
+    assert service.told == 133
     await service.answers(30)
-    # 90.9, nine tenths of the 101 with the fifth that was refused, of which 70 are under way.
+    # 90.9, nine tenths of the 100 that it held and the one that it had just refused, of which 70 are under way.
     assert await service.sends(50) == 21
 
 
@@ -83,12 +97,12 @@ async def test_refusals_at_the_same_moment_lower_the_limit_once() -> None:
         await busy.wait()
         raise LikenessError(error_pb2.REASON_OVERLOADED, "full", retry_after_s=0.4)
 
-    late = [asyncio.ensure_future(service.throttle(refused_later)) for _ in range(204)]
+    late = [asyncio.ensure_future(service.throttle(refused_later)) for _ in range(200)]
     await asyncio.sleep(0)
     busy.set()
     await asyncio.wait(late)
     service.room = 1000
-    assert await service.sends(1000) == 180  # nine tenths of the 200 under way at the fifth
+    assert await service.sends(1000) == 109  # nine tenths of the 121 under way at the eightieth
 
 
 async def test_the_limit_grows_by_a_tenth_in_a_tenth_of_a_second() -> None:
@@ -104,24 +118,51 @@ async def test_the_limit_grows_by_a_tenth_in_a_tenth_of_a_second() -> None:
 
 async def test_a_limit_ends_with_the_refusals() -> None:
     service = Service(room=0)
-    await service.sends(10)
+    await service.sends(20)
     service.room = 10_000
     service.now += 5.1
-    assert await service.sends(1000) == 1000
+    assert await service.sends(5000) == 5000
+
+
+@pytest.mark.parametrize("refused", [0, 20])
+async def test_a_quiet_night_changes_nothing(refused: int) -> None:
+    service = Service(room=0)
+    await service.sends(refused)
+    service.room = 1000
+    for _ in range(2):
+        service.now += 10 * 3600
+        assert await service.sends(100) == 100
+
+
+async def test_a_call_that_is_refused_at_the_end_of_a_quiet_night_changes_nothing() -> None:
+    service = Service(room=1000)
+    morning = asyncio.Event()
+
+    async def refused_in_the_morning() -> None:
+        await morning.wait()
+        raise LikenessError(error_pb2.REASON_OVERLOADED, "full", retry_after_s=0.4)
+
+    call = asyncio.ensure_future(service.throttle(refused_in_the_morning))
+    await asyncio.sleep(0)
+    service.now += 10 * 3600
+    morning.set()
+    await asyncio.wait([call])
+    assert await service.sends(100) == 100
 
 
 async def test_the_limit_is_never_less_than_sixteen() -> None:
     service = Service(room=0)
     for _ in range(50):
         service.now += 0.1
-        await service.sends(10)
+        await service.sends(20)
     service.room = 100
     assert await service.sends(20) == 16
 
 
-@pytest.mark.parametrize("replicas", [4, 16])
+@pytest.mark.parametrize("replicas", [3, 4, 16])
 async def test_one_replica_of_several_that_refuses_everything_limits_nothing(replicas: int) -> None:
     service = Service(room=0)
+    under_way: list[list[asyncio.Future[str]]] = []
     turn = 0
 
     async def round_robin() -> str:
@@ -129,11 +170,21 @@ async def test_one_replica_of_several_that_refuses_everything_limits_nothing(rep
         turn += 1
         if turn % replicas == 0:
             raise LikenessError(error_pb2.REASON_OVERLOADED, "full", retry_after_s=0.4)
-        return "vector"
+        under_way[-1].append(asyncio.get_running_loop().create_future())
+        return await under_way[-1][-1]
 
-    for _ in range(2000):
-        service.now += 0.002
-        await asyncio.wait([asyncio.ensure_future(service.throttle(round_robin)) for _ in range(12)])
+    tasks: list[asyncio.Task[str]] = []
+    for _ in range(300):
+        service.now += 0.01
+        under_way.append([])
+        tasks += [asyncio.ensure_future(service.throttle(round_robin)) for _ in range(20)]
+        await asyncio.sleep(0)
+        if len(under_way) > 20:  # an answer takes a fifth of a second
+            for answer in under_way.pop(0):
+                answer.set_result("vector")
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
     assert service.told == 0
 
 

@@ -18,7 +18,7 @@ from likeness_client.commands.options import (
     connected,
     wrong_usage,
 )
-from likeness_client.commands.which import All, Ids, Which, tell_missing, which_items
+from likeness_client.commands.which import All, Ids, Which, require_text, tell_missing, which_items
 from likeness_client.item_calls import MAX_IDS, batches
 from likeness_client.items import MetadataUpdated, MetadataValue
 from likeness_client.progress import WorkProgress
@@ -78,6 +78,8 @@ def remove(
     timeout: Timeout = None,
 ) -> None:
     """Remove metadata of pictures; a key that a picture lacks is no error."""
+    for key in keys:
+        require_text(key)
     which = which_items(item_id, where, all_items, collection)
     with connected(context, server, timeout) as client:
         done = _update(client, which, dict.fromkeys(keys))
@@ -88,9 +90,9 @@ def _pair(told: str) -> tuple[str, MetadataValue]:
     key, equals, text = told.partition("=")
     if not (key and equals):
         wrong_usage(f"{told!r} is no KEY=VALUE.")
-    if not _is_text(told):
-        wrong_usage(f"{told!r} is no text: it cannot be written as UTF-8.")
-    return key, text if key == _URI else _value(text)
+    require_text(told)
+    value = _value(text)
+    return key, text if key == _URI and not isinstance(value, str) else value
 
 
 def _value(text: str) -> MetadataValue:

@@ -31,7 +31,17 @@ def which_items(ids: Sequence[str] | None, where: str | None, all_items: bool, c
     """What the options say; anything but one of them is wrong usage."""
     if (ids is not None) + (where is not None) + all_items != 1:
         wrong_usage("Say of which pictures, in one way: --id ID, --where CONDITION or --all.")
+    for item_id in ids or ():
+        require_text(item_id)
     return Which(None if ids is None else list(dict.fromkeys(ids)), condition(where), all_items, collection)
+
+
+def require_text(told: str) -> None:
+    """Half a surrogate pair, as bytes that are no UTF-8 come from a command line, is wrong usage."""
+    try:
+        told.encode()
+    except UnicodeEncodeError:
+        wrong_usage(f"{told!r} is no text: it cannot be written as UTF-8.")
 
 
 def tell_missing(ids: Sequence[str], which: Which) -> None:
