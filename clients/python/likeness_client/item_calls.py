@@ -1,8 +1,6 @@
 """Items: read, listed, counted, deleted, and compared with one another."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 from likeness.common.v1 import types_pb2
 from likeness.gateway.v1 import gateway_pb2
@@ -13,12 +11,9 @@ from likeness_client.duplicates import DuplicateGroup
 from likeness_client.facets import Facets
 from likeness_client.filters import Filter
 from likeness_client.items import GetResult, Item
-from likeness_client.lists import listed
+from likeness_client.lists import MAX_IDS, batches, listed
 
-MAX_IDS = 1024
 PAGE = 1000
-
-_T = TypeVar("_T")
 
 
 class ItemCalls(Connection):
@@ -140,10 +135,3 @@ class ItemCalls(Connection):
             if on_progress is not None:
                 on_progress(message.done, message.total)
             yield from map(wire_labels.group_from_proto, message.groups)
-
-
-def batches(values: Iterable[_T], size: int) -> Iterator[list[_T]]:
-    """The values, ``size`` at a time."""
-    remaining = iter(values)
-    while batch := list(islice(remaining, size)):
-        yield batch

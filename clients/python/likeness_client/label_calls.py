@@ -10,10 +10,9 @@ from likeness_client.backoff import backoff_s
 from likeness_client.connection import Connection, OnProgress
 from likeness_client.errors import LikenessError
 from likeness_client.filters import Filter
-from likeness_client.item_calls import MAX_IDS, batches
 from likeness_client.items import Fingerprint, Term
 from likeness_client.labelling import Classification, ClassifyResult, LabelSuggestion, LabelsUpdated
-from likeness_client.lists import listed
+from likeness_client.lists import MAX_IDS, batches, listed
 
 MAX_INPUTS = 256
 MAX_PROBABILITIES = 20_000

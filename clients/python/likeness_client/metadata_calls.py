@@ -6,8 +6,8 @@ from likeness.gateway.v1 import gateway_pb2
 
 from likeness_client import wire
 from likeness_client.connection import Connection
-from likeness_client.item_calls import MAX_IDS
 from likeness_client.items import MetadataUpdated, MetadataValue
+from likeness_client.lists import MAX_IDS
 
 # An item's metadata takes up to 64 KiB: 1,024 of them would be more than a message, of which a gateway takes 64 MiB
 # unless it is told otherwise.

@@ -19,8 +19,8 @@ from likeness_client.commands.options import (
     wrong_usage,
 )
 from likeness_client.commands.which import All, Ids, Which, require_text, tell_missing, which_items
-from likeness_client.item_calls import MAX_IDS, batches
 from likeness_client.items import MetadataUpdated, MetadataValue
+from likeness_client.lists import MAX_IDS, batches
 from likeness_client.progress import WorkProgress
 from likeness_client.render import Format, plain
 
