@@ -35,16 +35,12 @@ _OVER_S = 5.0
 _SPREAD = (1.0, 2.0)
 
 
-def _untold() -> None:
-    pass
-
-
 class Throttle:
     """Limits the calls to all embedders together. Used on one event loop."""
 
     def __init__(
         self,
-        told: Callable[[], None] = _untold,
+        told: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[float, float], float] = random.uniform,
     ) -> None:

@@ -227,18 +227,16 @@ def open_converted(model: ConvertedModel, precision: str, threads: int) -> OpenV
     shortened = OpenVinoBackend(model.folder, dimension, short, threads)
     cosine = least_cosine(vectors(exact, model.probes), vectors(shortened, model.probes))
     reason = f"{short} vectors' least cosine to fp32's is {cosine:.5f}"
-    if precision == "auto":
-        if cosine >= CLOSE_ENOUGH:
-            faster = speedup(shortened, exact, model.probes)
-            reason = f"{reason}, and {short} is {faster:.2f} times as fast"
-            if faster >= FAST_ENOUGH:
-                log.info("precision chosen", precision=short, reason=reason)
-                return shortened
-        log.info("precision chosen", precision="fp32", reason=reason)
-        return exact
-    if cosine >= CLOSE_ENOUGH:
+    good = cosine >= CLOSE_ENOUGH
+    if good and precision == "auto":
+        faster = speedup(shortened, exact, model.probes)
+        good, reason = faster >= FAST_ENOUGH, f"{reason}, and {short} is {faster:.2f} times as fast"
+    if good:
         log.info("precision chosen", precision=short, reason=reason)
         return shortened
+    if precision == "auto":
+        log.info("precision chosen", precision="fp32", reason=reason)
+        return exact
     if np.isnan(cosine):
         raise invalid("LIKENESS_PRECISION", f"{short} cannot be used with this model ({reason}); set fp32 or auto")
     log.warning("precision chosen", precision=short, reason=reason)

@@ -214,17 +214,14 @@ def _choose_precision(towers: Towers, device: str, precision: str, threads: int,
     try:
         half = TorchBackend(shortened, device, short, threads)
         cosine = least_cosine(exact, vectors(half, probes))
-        reason = f"its vectors' least cosine to fp32's is {cosine:.5f}"
-        if precision == "auto" and device == "cpu" and cosine >= CLOSE_ENOUGH:
+        good, reason = cosine >= CLOSE_ENOUGH, f"its vectors' least cosine to fp32's is {cosine:.5f}"
+        if good and precision == "auto" and device == "cpu":
             faster = speedup(half, full, probes)
-            reason = f"{reason}, and it is {faster:.2f} times as fast"
-            if faster < FAST_ENOUGH:
-                log.info("precision chosen", precision="fp32", reason=f"not {short}: {reason}")
-                return towers, "fp32"
+            good, reason = faster >= FAST_ENOUGH, f"{reason}, and it is {faster:.2f} times as fast"
     except (RuntimeError, TypeError) as error:
-        cosine, reason = float("nan"), f"{short} fails here: {error}"[:300]
-    if cosine >= CLOSE_ENOUGH or (precision != "auto" and not np.isnan(cosine)):
-        level = log.info if cosine >= CLOSE_ENOUGH else log.warning
+        good, cosine, reason = False, float("nan"), f"{short} fails here: {error}"[:300]
+    if good or (precision != "auto" and not np.isnan(cosine)):
+        level = log.info if good else log.warning
         level("precision chosen", precision=short, reason=reason)
         return shortened, short
     if precision != "auto":

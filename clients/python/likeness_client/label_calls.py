@@ -12,7 +12,7 @@ from likeness_client.errors import LikenessError
 from likeness_client.filters import Filter
 from likeness_client.items import Fingerprint, Term
 from likeness_client.labelling import Classification, ClassifyResult, LabelSuggestion, LabelsUpdated
-from likeness_client.lists import MAX_IDS, batches, listed
+from likeness_client.lists import MAX_IDS, batches, listed, of_a_size
 
 MAX_INPUTS = 256
 MAX_PROBABILITIES = 20_000
@@ -119,7 +119,9 @@ class LabelCalls(Connection):
         listed(pictures, "pictures", such_as="Term.image({!r})")
         results: list[Classification] = []
         answer = gateway_pb2.ClassifyResponse()
-        for some in _of_a_size(list(map(wire_labels.input_to_proto, pictures)), top_k):
+        most = max(1, min(MAX_INPUTS, MAX_PROBABILITIES // (top_k or DEFAULT_TOP_K)))
+        groups = of_a_size(map(wire_labels.input_to_proto, pictures), most, MAX_INPUT_BYTES)
+        for some in list(groups) or [[]]:  # with no picture the gateway says what is wrong
             request = gateway_pb2.ClassifyRequest(
                 collection=collection,
                 expected_fingerprint=wire.fingerprint_to_proto(expected_fingerprint),
@@ -187,17 +189,3 @@ class LabelCalls(Connection):
                 time.sleep(backoff_s(error, failures))
                 continue
             return
-
-
-def _of_a_size(inputs: Sequence[gateway_pb2.ClassifyInput], top_k: int) -> Iterator[list[gateway_pb2.ClassifyInput]]:
-    """The inputs in order, in groups that a call takes; one group even if there are none."""
-    most = max(1, min(MAX_INPUTS, MAX_PROBABILITIES // (top_k or DEFAULT_TOP_K)))
-    group: list[gateway_pb2.ClassifyInput] = []
-    size = 0
-    for each in inputs:
-        if group and (len(group) == most or size + each.ByteSize() > MAX_INPUT_BYTES):
-            yield group
-            group, size = [], 0
-        group.append(each)
-        size += each.ByteSize()
-    yield group

@@ -1,13 +1,13 @@
 """Changes of what is known of items."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from likeness.gateway.v1 import gateway_pb2
 
 from likeness_client import wire
 from likeness_client.connection import Connection
 from likeness_client.items import MetadataUpdated, MetadataValue
-from likeness_client.lists import MAX_IDS
+from likeness_client.lists import MAX_IDS, of_a_size
 
 # An item's metadata takes up to 64 KiB: 1,024 of them would be more than a message, of which a gateway takes 64 MiB
 # unless it is told otherwise.
@@ -47,7 +47,7 @@ class MetadataCalls(Connection):
         updates = [_update(item_id, changes.get(item_id, {}), sources.get(item_id)) for item_id in wanted]
         updated = 0
         missing: list[str] = []
-        for some in _of_a_size(updates):
+        for some in of_a_size(updates, MAX_IDS, _MAX_BYTES):
             request = gateway_pb2.UpdateMetadataRequest(collection=collection, updates=some)
             answer = self._call(self._stub.UpdateMetadata, request)
             updated += answer.updated
@@ -63,17 +63,3 @@ def _update(item_id: str, change: Mapping[str, MetadataValue | None], uri: str |
         else:
             update.set.fields[key].CopyFrom(wire.value_to_proto(value))
     return update
-
-
-def _of_a_size(updates: list[gateway_pb2.MetadataUpdate]) -> Iterator[list[gateway_pb2.MetadataUpdate]]:
-    """The updates in order, in groups that a call takes."""
-    group: list[gateway_pb2.MetadataUpdate] = []
-    size = 0
-    for each in updates:
-        if group and (len(group) == MAX_IDS or size + each.ByteSize() > _MAX_BYTES):
-            yield group
-            group, size = [], 0
-        group.append(each)
-        size += each.ByteSize()
-    if group:
-        yield group

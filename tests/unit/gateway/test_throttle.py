@@ -231,7 +231,7 @@ class _Request:
 
 
 async def test_nothing_of_a_refused_call_is_kept() -> None:
-    throttle = Throttle()
+    throttle = Throttle(lambda: None)
     kept: list[weakref.ref[_Request]] = []
 
     async def refused() -> None:

@@ -18,7 +18,7 @@ from likeness_client.commands.options import (
     connected,
     wrong_usage,
 )
-from likeness_client.commands.which import All, Ids, Which, require_text, tell_missing, which_items
+from likeness_client.commands.which import All, Ids, Which, is_text, require_text, tell_missing, which_items
 from likeness_client.items import MetadataUpdated, MetadataValue
 from likeness_client.lists import MAX_IDS, batches
 from likeness_client.progress import WorkProgress
@@ -113,19 +113,10 @@ def _is_value(value: object) -> TypeGuard[MetadataValue]:
         case float():
             return math.isfinite(value)
         case str():
-            return _is_text(value)
+            return is_text(value)
         case list():
-            return all(isinstance(each, str) and _is_text(each) for each in value)
+            return all(isinstance(each, str) and is_text(each) for each in value)
     return False
-
-
-def _is_text(told: str) -> bool:
-    """Whether it can be written as UTF-8: half a surrogate pair cannot."""
-    try:
-        told.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _update(client: "Client", which: Which, change: Mapping[str, MetadataValue | None]) -> MetadataUpdated:

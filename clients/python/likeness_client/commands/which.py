@@ -36,11 +36,18 @@ def which_items(ids: Sequence[str] | None, where: str | None, all_items: bool, c
     return Which(None if ids is None else list(dict.fromkeys(ids)), condition(where), all_items, collection)
 
 
-def require_text(told: str) -> None:
-    """Half a surrogate pair, as bytes that are no UTF-8 come from a command line, is wrong usage."""
+def is_text(told: str) -> bool:
+    """Whether it can be written as UTF-8: half a surrogate pair cannot, as which a command line's odd bytes come."""
     try:
         told.encode()
     except UnicodeEncodeError:
+        return False
+    return True
+
+
+def require_text(told: str) -> None:
+    """What cannot be written as UTF-8 is wrong usage."""
+    if not is_text(told):
         wrong_usage(f"{told!r} is no text: it cannot be written as UTF-8.")
 
 
