@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.embedder.inputs import prepare
@@ -11,15 +12,16 @@ from benchmarks.embedder.processes import FailedError, end_on_signals
 from benchmarks.embedder.report import errors
 from benchmarks.gateway import report, searches, taking_in
 from benchmarks.gateway.overload import overload
-from benchmarks.gateway.scope import SECTIONS, Scope
+from benchmarks.gateway.scope import INGEST, INGEST_STARTER, SECTIONS, Scope
 from benchmarks.gateway.stack import Stack
 
 _RUNS: dict[str, Callable[[Stack], dict[str, Any]]] = {
     "latency": searches.latency,
     "rates": searches.rates,
     "overload": overload,
-    "ingest": taking_in.ingest,
+    INGEST_STARTER: taking_in.ingest,
     "memory": taking_in.memory,
+    INGEST: taking_in.ingest,
 }
 
 
@@ -33,13 +35,18 @@ def main() -> int:
     failed: list[str] = []
     try:
         prepare()
-        print(f"Starting the services and storing {scope.items} items …", flush=True)
-        with Stack(scope) as stack:
-            for section in options.only or SECTIONS:
-                started = time.monotonic()
-                found = _RUNS[section](stack)
-                failed += [f"{section}, {text}" for text in errors(found)]
-                whole = report.write(scope, section, found, time.monotonic() - started)
+        chosen = options.only or scope.sections()
+        for model in dict.fromkeys(scope.model_of(section) for section in chosen):
+            sections = [section for section in chosen if scope.model_of(section) == model]
+            # What is taken in goes into collections of its own.
+            there = replace(scope, model=model, items=0 if sections == [INGEST] else scope.items)
+            print(f"Starting the services with {model} and storing {there.items} items …", flush=True)
+            with Stack(there) as stack:
+                for section in sections:
+                    started = time.monotonic()
+                    found = _RUNS[section](stack)
+                    failed += [f"{section}, {text}" for text in errors(found)]
+                    whole = report.write(scope, section, found, time.monotonic() - started)
     except FailedError as error:
         failed.append(str(error))
     if whole:
@@ -54,7 +61,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gateway", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a cut of all sections, in less than ten minutes")
     parser.add_argument("--only", action="append", choices=SECTIONS, help="one section; may be given again")
-    parser.add_argument("--model", default="starter", help="or an architecture of open_clip's (%(default)s)")
+    parser.add_argument("--model", help="of every section: starter, or an architecture of open_clip's")
     return parser.parse_args()
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from benchmarks.embedder.report import machine
 from benchmarks.embedder.scope import ROOT
 from benchmarks.gateway.client import STAGES
-from benchmarks.gateway.scope import SECTIONS, Scope
+from benchmarks.gateway.scope import INGEST, INGEST_STARTER, SECTIONS, Scope
 from benchmarks.gateway.summary import summary
 from benchmarks.indexer.report import commit_of, shown, versions
 
@@ -23,7 +23,8 @@ _COLUMNS = {
     "latency": ("name", "per_s", "p50_ms", "p99_ms", *_STAGES),
     "rates": ("name", "per_s", "rounds", "p50_ms", "p99_ms", "refused", "client_cores"),
     "overload": ("name", "per_s", "goodput", "p50_ms", "p99_ms", "refused", "refused_p50_ms", "dropped"),
-    "ingest": ("name", "per_s", "rounds"),
+    INGEST_STARTER: ("name", "per_s", "rounds"),
+    INGEST: ("name", "per_s", "rounds"),
 }
 
 
@@ -33,7 +34,8 @@ def write(scope: Scope, section: str, found: Mapping[str, Any], seconds: float) 
     Sections of another model, length, commit or machine do not belong together: they are dropped.
     """
     told: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    described = {"model": scope.model, "quick": scope.quick, "commit": commit_of(*_MEASURED), "machine": machine()}
+    models = {"model": scope.model, "ingest_model": scope.ingest_model}
+    described = {**models, "quick": scope.quick, "commit": commit_of(*_MEASURED), "machine": machine()}
     known = told.get("sections", {}) if all(told.get(key) == value for key, value in described.items()) else {}
     stamped = {
         "command": " ".join(["python -m benchmarks.gateway", *sys.argv[1:]]),
@@ -53,9 +55,9 @@ def write(scope: Scope, section: str, found: Mapping[str, Any], seconds: float) 
 def show(whole: Mapping[str, Any]) -> None:
     """Prints every section as a table."""
     console = Console(width=None if sys.stdout.isatty() else 150)
-    about = whole["machine"]
+    about, models = whole["machine"], " and ".join(dict.fromkeys([whole["model"], whole["ingest_model"]]))
     console.print(
-        f"\n[bold]{whole['command']}[/bold]: {whole['model']}, {about['cpu']}, {about['cores']} cores; "
+        f"\n[bold]{whole['command']}[/bold]: {models}, {about['cpu']}, {about['cores']} cores; "
         f"{whole['date']}; commit {whole['commit']}"
     )
     for name, section in whole["sections"].items():

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
-SECTIONS = ("latency", "rates", "overload", "ingest", "memory")
+# "ingest" is of the model that people run, "ingest_starter" of the one that everything else is measured with.
+INGEST, INGEST_STARTER = "ingest", "ingest_starter"
+SECTIONS = ("latency", "rates", "overload", INGEST_STARTER, "memory", INGEST)
+STARTER, CLIP = "starter", "ViT-B-32"
 CONCURRENCY = (1, 8, 32)
 # In the collection that is searched; beside the embedder, a search of ten times as many takes hardly longer.
 COLLECTION, TOP_K = "searched", 10
@@ -13,7 +16,8 @@ class Scope:
     """How long everything takes.
 
     Attributes:
-        model: "starter", or an architecture that open_clip knows; it gets random weights.
+        model: of all sections but "ingest": "starter", or an architecture that open_clip knows; it gets random weights.
+        ingest_model: of "ingest".
         quick: whether this is the cut that ends in ten minutes.
         items: in the collection that is searched.
         rounds: all in turn; medians are shown. A machine that others share changes its speed within seconds: many
@@ -29,6 +33,7 @@ class Scope:
     """
 
     model: str
+    ingest_model: str
     quick: bool
     items: int
     rounds: int
@@ -42,8 +47,17 @@ class Scope:
     pictures: int
 
     @staticmethod
-    def of(model: str, *, quick: bool) -> "Scope":
-        """The whole measurement, or the cut."""
+    def of(model: str | None, *, quick: bool) -> "Scope":
+        """The whole measurement, or the cut; of one model alone if it is named."""
+        models = (model, model) if model else (STARTER, CLIP)
         if quick:
-            return Scope(model, True, 5_000, 3, 4.0, 0.5, 5.0, 1, 8.0, 2.0, 500, 2_500)
-        return Scope(model, False, 20_000, 7, 8.0, 1.0, 10.0, 3, 20.0, 3.0, 500, 20_000)
+            return Scope(*models, True, 5_000, 3, 4.0, 0.5, 5.0, 1, 8.0, 2.0, 500, 2_500)
+        return Scope(*models, False, 20_000, 7, 8.0, 1.0, 10.0, 3, 20.0, 3.0, 500, 20_000)
+
+    def model_of(self, section: str) -> str:
+        """The model that a section is measured with."""
+        return self.ingest_model if section == INGEST else self.model
+
+    def sections(self) -> list[str]:
+        """All that there are of its models."""
+        return [section for section in SECTIONS if section != INGEST_STARTER or self.model == STARTER]

@@ -103,6 +103,8 @@ class Stack:
 
     def _fill(self) -> None:
         """Stores vectors of the embedder's model, without pictures, which would take a quarter of an hour."""
+        if not self.scope.items:
+            return
         with grpc.insecure_channel(self.embedder.address) as channel:
             model = embedder_pb2_grpc.EmbedderServiceStub(channel).GetModel(embedder_pb2.GetModelRequest(), timeout=30)
         vectors = data.vectors(self.scope.items)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from benchmarks.gateway.scope import Scope
 from benchmarks.gateway.summary import summary
 
 SECTIONS: dict[str, Any] = {
@@ -21,6 +22,12 @@ SECTIONS: dict[str, Any] = {
             {"name": "ingest, thumbnails", "rounds": [80.0, 40.0, 72.0]},
         ]
     },
+    "ingest_starter": {
+        "rows": [
+            {"name": "embedder stream", "rounds": [200.0, 100.0, 160.0]},
+            {"name": "ingest, thumbnails", "rounds": [150.0, 70.0, 120.0]},
+        ]
+    },
     "memory": {"growth_mb": 12.5},
 }
 
@@ -33,6 +40,7 @@ def test_figures_come_from_the_unremembered_text_and_from_ratios_within_a_round(
         "overload5_goodput": 0.75,
         "ingest_over_embedder": 0.8,
         "ingest_over_embedder_without_thumbnails": 0.95,
+        "ingest_over_embedder_starter": 0.75,
         "ingest_rss_growth_mb": 12.5,
     }
 
@@ -45,3 +53,12 @@ def test_what_was_not_measured_has_no_figure() -> None:
 def test_a_contender_that_failed_leaves_its_figure_out() -> None:
     failed = {**SECTIONS, "latency": {"rows": [{"name": "text", "error": "ended"}]}}
     assert summary(failed)["gateway_share_of_text_search_p50"] is None
+
+
+def test_pictures_are_taken_in_with_clip_and_with_starter_unless_one_model_is_named() -> None:
+    scope = Scope.of(None, quick=True)
+    assert {scope.model_of(section) for section in scope.sections() if section != "ingest"} == {"starter"}
+    assert scope.model_of("ingest") == "ViT-B-32"
+    named = Scope.of("RN50", quick=True)
+    assert {named.model_of(section) for section in named.sections()} == {"RN50"}
+    assert "ingest_starter" not in named.sections()
