@@ -172,6 +172,9 @@ class OpenVinoBackend:
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             # Two processes of two threads each would be pinned to the same two cores.
             "ENABLE_CPU_PINNING": "NO",
+            # Work in small parts that a thread takes when it is done with others: in two equal parts, one thread waits
+            # whenever the other has to give way to decoding, to gRPC or to another process.
+            "TBB_PARTITIONER": "AUTO",
         }
         core = openvino.Core()
         self._precision, self._dimension = precision, dimension
