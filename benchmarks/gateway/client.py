@@ -7,8 +7,8 @@ serialize more than they must.
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -120,17 +120,19 @@ class Client:
             return await closed(send, 1, ramp_s, seconds)
 
     async def _ingest(self, address: str, collection: str, thumbnails: bool, ramp_s: float, seconds: float) -> Answer:
-        """One stream of pictures, for so long; the rate at which they are stored."""
+        """One stream of pictures, for so long; the rate at which they are stored; the rest is cancelled."""
         done: list[float] = []
         failed = 0
         counts_from = time.perf_counter() + ramp_s
-        ends = counts_from + seconds
         async with _channel(address) as channel:
-            items = self._items(lambda _: time.perf_counter() < ends)
-            async for result in _results(channel, collection, items, thumbnails=thumbnails):
-                failed += not result.HasField("stored")
-                if 0 <= (moment := time.perf_counter() - counts_from) < seconds:
-                    done.append(moment)
+            items = self._items(lambda _: True)
+            async with aclosing(_results(channel, collection, items, thumbnails=thumbnails)) as results:
+                async for result in results:
+                    failed += not result.HasField("stored")
+                    if (moment := time.perf_counter() - counts_from) >= seconds:
+                        break
+                    if moment >= 0:
+                        done.append(moment)
         error = {"error": f"{failed} pictures were refused"} if failed else {"error": None}
         return {"per_s": rate(done, seconds), "items": len(done), "failed": failed, **error}
 
@@ -196,7 +198,7 @@ async def _answer(
 
 async def _results(
     channel: grpc.aio.Channel, collection: str, items: Iterator[gateway_pb2.IndexItem], *, thumbnails: bool
-) -> AsyncIterator[gateway_pb2.IndexResult]:
+) -> AsyncGenerator[gateway_pb2.IndexResult, None]:
     """What became of each item, from one stream, into which they are written as it takes them."""
     options = gateway_pb2.IngestOptions(no_thumbnails=not thumbnails)
     start = gateway_pb2.IndexStart(collection=collection, create_collection=True, options=options)
@@ -208,11 +210,15 @@ async def _results(
             await call.write(gateway_pb2.IndexImagesRequest(item=item))
         await call.done_writing()
 
-    sending: Awaitable[None] = asyncio.create_task(send())
-    async for answer in call:
-        if answer.HasField("result"):
-            yield answer.result
-    await sending
+    sending = asyncio.create_task(send())
+    try:
+        async for answer in call:
+            if answer.HasField("result"):
+                yield answer.result
+        await sending
+    finally:
+        sending.cancel()
+        call.cancel()
 
 
 @asynccontextmanager
