@@ -26,7 +26,7 @@ from likeness.common.v1 import error_pb2
 from chassis.errors import LikenessError
 from indexer.reads import Fields, Row, Search
 from indexer.serving.brief import MOST_TOGETHER
-from indexer.serving.search import Step, Steps
+from indexer.serving.steps import Step, Steps
 
 log = structlog.get_logger()
 

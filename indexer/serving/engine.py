@@ -14,12 +14,14 @@ from indexer.reads import Fields, Row, Search
 from indexer.serving.batcher import Batcher, Brief
 from indexer.serving.brief import is_brief
 from indexer.serving.builder import Builder
+from indexer.serving.candidates import Way
 from indexer.serving.collection import ServingCollection
 from indexer.serving.graph import GraphSettings, limit_threads
 from indexer.serving.maintenance import Maintenance, Observer
 from indexer.serving.planner import Planner, PlannerSettings
 from indexer.serving.schedule import MaintenanceSettings
-from indexer.serving.search import Step, Steps, Way, answer, answering, carried_out
+from indexer.serving.search import answer, answering
+from indexer.serving.steps import Step, Steps, carried_out
 from indexer.serving.table import Table, View
 from indexer.settings import IndexerSettings
 

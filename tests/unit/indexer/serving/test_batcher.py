@@ -12,7 +12,7 @@ from chassis.errors import LikenessError
 from indexer.reads import Fields, Row, Search, StoredItem
 from indexer.scoring import Scoring
 from indexer.serving.batcher import Batcher, Brief
-from indexer.serving.search import Step, Steps
+from indexer.serving.steps import Step, Steps
 
 NOTHING, METADATA = Fields(), Fields(metadata=True)
 

@@ -25,7 +25,8 @@ from indexer.serving.collection import ServingCollection
 from indexer.serving.engine import Engine
 from indexer.serving.graph import GraphSettings
 from indexer.serving.planner import Planner, PlannerSettings
-from indexer.serving.search import Steps, answer, answering
+from indexer.serving.search import answer, answering
+from indexer.serving.steps import Steps
 from indexer.serving.table import Table, View
 from indexer.settings import IndexerSettings
 from indexer.writes import Written

@@ -17,9 +17,10 @@ from indexer.collections import Metric
 from indexer.filters import AllOf, Comparison, Kind, Node, NoneOf, Op
 from indexer.reads import Fields, Row, Search
 from indexer.scoring import OF_METRIC, Scoring, distances, scores
+from indexer.serving.candidates import Way
 from indexer.serving.graph import Graph, GraphSettings
 from indexer.serving.planner import Planner, PlannerSettings
-from indexer.serving.search import Way, answer
+from indexer.serving.search import answer
 from indexer.serving.table import Table, View
 from indexer.writes import Written
 

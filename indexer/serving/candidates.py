@@ -1,0 +1,225 @@
+"""Finds the rows that are nearest to what a search asks for: by the graph, or by scoring all that may be found.
+
+What is as close as the last one wanted, within what float32 can tell, is found too: exact scores decide between them.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from chassis.vectors import Array
+from indexer.filters import Node
+from indexer.reads import Search
+from indexer.serving.planner import Planner
+from indexer.serving.steps import Steps
+from indexer.serving.table import View
+
+Rows = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+# Closeness of two rows differs by less than this share of the largest if their exact scores may be equal, or in another
+# order: float32 sums of up to 4,096 products.
+_UNSURE = 4e-6
+_MEASURED_AT_ONCE = 2**22  # closeness of so many pairs together: 16 MiB
+
+
+class Way(Enum):
+    """How a search was answered; the value is for metrics."""
+
+    GRAPH = "graph"
+    EXACT = "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """The rows that a filter lets be found.
+
+    Attributes:
+        mask: bool [view.count]; None: every row.
+        in_graph: how many of the graph's.
+        tail: those of the tail, int64, counted from its beginning.
+    """
+
+    mask: Bools | None
+    in_graph: int
+    tail: Rows
+
+
+class Found(NamedTuple):
+    """Candidates: rows int64 [n] and their closeness float32 [n]."""
+
+    rows: Rows
+    closeness: Array
+
+
+def members_of(view: View, where: Node | None) -> Members:
+    """The rows that are alive and for which a filter is true."""
+    mask: Bools | None = None
+    if where is not None:
+        mask = view.masks.mask(where, view.count)
+    if view.dead_count:
+        mask = view.live if mask is None else mask & view.live
+    if mask is None:
+        return Members(None, view.tail_from, np.arange(view.count - view.tail_from))
+    return Members(mask, int(np.count_nonzero(mask[: view.tail_from])), np.flatnonzero(mask[view.tail_from :]))
+
+
+def _wanted(search: Search) -> int:
+    return search.candidates + len(search.exclude)
+
+
+def in_graph(
+    view: View,
+    searches: Sequence[Search],
+    members: dict[Node | None, Members],
+    planner: Planner,
+    *,
+    unfinished: set[int] | None,
+    on_way: Callable[[Way], None],
+) -> Steps[list[Found]]:
+    """The nearest members among the graph's rows, for each search."""
+    nothing = Found(np.empty(0, np.int64), np.empty(0, np.float32))
+    found = [nothing] * len(searches)
+    by_width: dict[int | None, list[int]] = defaultdict(list)
+    for i, search in enumerate(searches):
+        eligible = members[search.where].in_graph
+        width = None if search.exact else planner.width(view.tail_from, eligible, _wanted(search))
+        by_width[width].append(i)
+    to_score = by_width.pop(None, [])
+    items = view.tail_from - view.dead_count  # in the graph; or more, if some of the tail are dead
+    while by_width:
+        width = min(filter(None, by_width))
+        group = by_width.pop(width)
+        nearest, closeness = yield partial(view.graph.nearest, _vectors(searches, group), width)
+        full = (nearest[:, -1] >= 0).tolist()  # as many as were asked for
+        known = (nearest.max(axis=1) < view.tail_from).tolist()  # each in the view's part of the graph
+        for k, (i, rows, close) in enumerate(zip(group, nearest, closeness, strict=True)):
+            search, of = searches[i], members[searches[i].where]
+            kept = Found(rows, close)
+            if of.mask is not None or not (full[k] and known[k]):
+                kept = _kept(kept, of.mask, view.tail_from)
+            near = _surely_nearest(kept, _wanted(search), close)
+            rank = 0
+            if near is not None and search.where is not None:
+                rank = _rank(view, rows, kept.rows[_wanted(search) - 1])
+            deep = rank > 0 and not planner.reaches(width, rank, max(items, of.in_graph), of.in_graph, _wanted(search))
+            if near is not None and full[k] and not deep:
+                found[i] = near
+                on_way(Way.GRAPH)
+                continue
+            if unfinished is not None:
+                unfinished.add(i)
+                continue
+            if deep:
+                wider = planner.deeper(rank, of.in_graph)
+            else:
+                wider = planner.wider(width, len(kept.rows), of.in_graph, _wanted(search))
+            # Fewer rows than asked for: some cannot be reached, however wide the search.
+            (to_score if wider is None or not full[k] else by_width[wider]).append(i)
+    for _ in to_score:
+        on_way(Way.EXACT)
+    for where, group in _by_filter(searches, to_score).items():
+        of = members[where]
+        rows = np.arange(view.tail_from) if of.mask is None else np.flatnonzero(of.mask[: view.tail_from])
+        for i, near in (yield partial(_measured, searches, group, rows, view.graph.closeness)):
+            found[i] = near
+    return found
+
+
+def with_tail(
+    view: View, searches: Sequence[Search], members: dict[Node | None, Members], nearest: list[Found]
+) -> list[Found]:
+    """What was found among the graph's rows, and the nearest members among the tail's, for each search."""
+    found = list(nearest)
+
+    def measure(vectors: Array, rows: Rows) -> Array:
+        return view.graph.closeness_to(view.tail, vectors, rows)
+
+    for where, group in _by_filter(searches, range(len(searches))).items():
+        for i, near in _measured(searches, group, members[where].tail, measure):
+            both = _together(found[i], Found(near.rows + view.tail_from, near.closeness))
+            found[i] = _closest(both, _wanted(searches[i]))
+    return found
+
+
+def _measured(
+    searches: Sequence[Search], group: Sequence[int], rows: Rows, measure: Callable[[Array, Rows], Array]
+) -> list[tuple[int, Found]]:
+    """The nearest of the rows, for each search of the group."""
+    found: list[tuple[int, Found]] = []
+    at_once = max(1, _MEASURED_AT_ONCE // max(1, len(rows)))
+    for begin in range(0, len(group), at_once):
+        some = group[begin : begin + at_once]
+        closeness = measure(_vectors(searches, some), rows)
+        for i, close in zip(some, closeness, strict=True):
+            found.append((i, _closest(Found(rows, close), _wanted(searches[i]))))
+    return found
+
+
+def _by_filter(searches: Sequence[Search], chosen: Iterable[int]) -> dict[Node | None, list[int]]:
+    groups: dict[Node | None, list[int]] = defaultdict(list)
+    for i in chosen:
+        groups[searches[i].where].append(i)
+    return groups
+
+
+def _together(one: Found, other: Found) -> Found:
+    return Found(np.concatenate((one.rows, other.rows)), np.concatenate((one.closeness, other.closeness)))
+
+
+def _vectors(searches: Sequence[Search], group: Sequence[int]) -> Array:
+    return searches[group[0]].vector[None] if len(group) == 1 else np.stack([searches[i].vector for i in group])
+
+
+def _kept(found: Found, mask: Bools | None, before: int) -> Found:
+    """Those that are members, among rows of the view's part of the graph."""
+    known = (found.rows >= 0) & (found.rows < before)
+    if mask is not None:
+        known &= mask[np.where(known, found.rows, 0)]
+    return Found(found.rows[known], found.closeness[known])
+
+
+def _surely_nearest(members: Found, wanted: int, closeness: Array) -> Found | None:
+    """The ``wanted`` nearest members, and those that cannot be told from the last of them; None: some may be missing.
+
+    Args:
+        members: those among the rows that the graph gave, nearest first.
+        wanted: how many.
+        closeness: of all rows that it gave, nearest first. It gave every row that is nearer than its last.
+    """
+    near = members.closeness
+    if len(near) < wanted:
+        return None
+    unsure = _UNSURE * float(max(abs(closeness[0]), abs(closeness[-1])))
+    limit = near[wanted - 1] - unsure
+    if limit <= closeness[-1] + unsure:
+        return None
+    stop = wanted
+    while stop < len(near) and near[stop] >= limit:
+        stop += 1
+    return Found(members.rows[:stop], near[:stop])
+
+
+def _rank(view: View, nearest: Rows, row: np.int64) -> int:
+    """The place of a row among those of items that the graph gave, from 1.
+
+    Rows that were replaced do not count: they lie where those that replaced them do, at whatever is edited often.
+    """
+    before = nearest[: int(np.flatnonzero(nearest == row)[0]) + 1]
+    return int(np.count_nonzero(view.live[before[(before >= 0) & (before < view.tail_from)]]))
+
+
+def _closest(found: Found, wanted: int) -> Found:
+    """The ``wanted`` nearest of all, in no order, and those that cannot be told from the last of them."""
+    close = found.closeness
+    if len(close) <= wanted:
+        return found
+    last = np.partition(close, len(close) - wanted)[len(close) - wanted]
+    taken = np.flatnonzero(close >= last - _UNSURE * float(max(abs(close.max()), abs(close.min()))))
+    return Found(found.rows[taken], close[taken])
