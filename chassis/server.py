@@ -93,6 +93,9 @@ def run(settings: ServiceSettings, service: Service, role: Role = Role()) -> Non
     if role.replica is not None:
         name += f"-{role.replica}"
     logs.configure(settings.log_level, settings.log_style, name)
+    if not role.replica:  # the first of several speaks for all
+        for variable, meant in settings.misspelled().items():
+            log.warning("no such setting", variable=variable, **({"meant": meant} if meant else {}))
     allow_many_connections()
     raise SystemExit(asyncio.run(_serve(settings, service, role)))
 

@@ -4,20 +4,20 @@ Settings come from the environment (``LIKENESS_*``) and are validated before any
 description says its unit and range.
 """
 
+import os
 import re
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from chassis.misspelled import PREFIX, is_service_link, misspelled
 from chassis.tls import ListenerTls
-
-PREFIX = "LIKENESS_"
 
 # Variables whose values are secrets, and what a message quotes, which may be a piece of one.
 _SECRET = re.compile("TOKEN|KEY|PASSWORD")
@@ -98,6 +98,11 @@ class ServiceSettings(BaseSettings):
             return None
         return ListenerTls(self.tls_cert, self.tls_key, self.tls_client_ca)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _service_links_are_no_settings(cls, told: Any) -> Any:
+        return {k: v for k, v in told.items() if not is_service_link(k, v)} if isinstance(told, dict) else told
+
     @model_validator(mode="after")
     def _tls_is_usable(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -129,6 +134,11 @@ class ServiceSettings(BaseSettings):
         except ValidationError as error:
             lines = [f"{program}: the settings are not usable:", *(f"  {cls._told(each)}" for each in error.errors())]
             _refuse("\n".join([*lines, f"See {program} --help."]))
+
+    @classmethod
+    def misspelled(cls) -> dict[str, str | None]:
+        """Variables of the environment that are no setting of any program, and what each may have been meant for."""
+        return misspelled(os.environ, map(cls._variable, cls.model_fields))
 
     @classmethod
     def _told(cls, problem: ErrorDetails) -> str:

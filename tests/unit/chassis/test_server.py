@@ -79,3 +79,17 @@ def test_it_serves_with_the_largest_settings(told: dict[str, Any]) -> None:
 def test_settings_beyond_what_grpc_takes_are_refused(told: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="less than or equal to"):
         ServiceSettings(port=0, **told)
+
+
+def test_a_misspelled_setting_is_told_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LIKENESS_DRIAN_S", "1")
+    role = server.Role(ready=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        server.run(ServiceSettings(port=0, log_style="json"), Idle(), role)
+    assert ended.value.code == 0
+    told = [line for line in "".join(capfd.readouterr()).splitlines() if "no such setting" in line]
+    assert len(told) == 1
+    assert "LIKENESS_DRIAN_S" in told[0]
+    assert "LIKENESS_DRAIN_S" in told[0]

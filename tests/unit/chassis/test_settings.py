@@ -1,9 +1,14 @@
 """Settings: from the environment, checked before anything starts, shown by --help."""
 
+import re
+from pathlib import Path
+
 import pytest
 from annotated_types import Le
 
+from chassis.misspelled import ELSEWHERE, PREFIX
 from chassis.settings import ServiceSettings
+from embedder.settings import EmbedderSettings
 from gateway.settings import GatewaySettings
 from indexer.settings import IndexerSettings
 
@@ -129,3 +134,59 @@ def test_every_common_whole_number_has_a_range_which_its_description_says(name: 
 
 def test_an_ipv6_host_is_put_in_brackets() -> None:
     assert GatewaySettings(host="::1", port=1).address == "[::1]:1"
+
+
+SERVICES = (EmbedderSettings, IndexerSettings, GatewaySettings)
+# Another name of every port, those of the client, of compose.yaml, tests and benchmarks, and what an embedder tells
+# the processes that it starts.
+OTHERS = {"PORT", "API_KEY", "API_KEY_FILE", "CLIENT_TLS_CA", "CLIENT_TLS_CERT", "CLIENT_TLS_KEY", "GATEWAY", "INDEXER"}
+OTHERS |= {"GATEWAY_HOST", "SHARED", "COPIES", "WORKER_INDEX", "WORKER_LATE", "WORKER_PARENT", "WORKER_READY"}
+COMMON = {PREFIX + name.upper() for name in ServiceSettings.model_fields}
+
+
+def settings_of(service: type[ServiceSettings]) -> set[str]:
+    return {service._variable(name) for name in service.model_fields}
+
+
+def test_what_the_programs_are_told_is_known_to_all_of_them() -> None:
+    theirs = set().union(*map(settings_of, SERVICES)) - COMMON
+    assert {PREFIX + name for name in ELSEWHERE} == theirs | {PREFIX + name for name in OTHERS}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_name_that_nobody_knows_is_told_with_what_it_resembles(
+    service: type[ServiceSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in sorted(set().union(*map(settings_of, SERVICES))):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("LIKENESS_MAX_MESAGE_MB", "1")
+    monkeypatch.setenv("LIKENESS_COLOUR", "1")
+    monkeypatch.setenv("MAX_MESAGE_MB", "1")
+    assert service.misspelled() == {"LIKENESS_COLOUR": None, "LIKENESS_MAX_MESAGE_MB": "LIKENESS_MAX_MESSAGE_MB"}
+
+
+def test_what_kubernetes_says_of_its_services_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("", "_GATEWAY", "_EMBEDDER", "_EMBEDDER_METRICS", "_HTTP"):
+        monkeypatch.setenv(f"LIKENESS{name}_PORT", "tcp://10.0.0.1:50051")
+        monkeypatch.setenv(f"LIKENESS{name}_PORT_50051_TCP", "tcp://10.0.0.1:50051")
+        monkeypatch.setenv(f"LIKENESS{name}_PORT_50051_TCP_ADDR", "10.0.0.1")
+        monkeypatch.setenv(f"LIKENESS{name}_SERVICE_HOST", "10.0.0.1")
+        monkeypatch.setenv(f"LIKENESS{name}_SERVICE_PORT_GRPC", "50051")
+    gateway, embedder = GatewaySettings.parse("", []), EmbedderSettings.parse("", [])
+    assert (gateway.port, gateway.http_port) == (50050, 8080)
+    assert (embedder.port, embedder.metrics_port) == (50051, EmbedderSettings.model_fields["metrics_port"].default)
+    assert GatewaySettings.misspelled() == EmbedderSettings.misspelled() == {}
+
+
+def test_what_the_documents_name_is_known() -> None:
+    root = Path(__file__).parents[3]
+    known = COMMON | {PREFIX + name for name in ELSEWHERE}
+    for path in [
+        root / "README.md",
+        *root.glob("docs/*.md"),
+        *root.glob("deploy/*"),
+        *root.glob("clients/*/README.md"),
+    ]:
+        if path.is_file():
+            named = set(re.findall(r"LIKENESS_[A-Z0-9_]*[A-Z0-9](?![*A-Z0-9_])", path.read_text()))
+            assert named <= known, path
