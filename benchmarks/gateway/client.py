@@ -7,7 +7,7 @@ serialize more than they must.
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from likeness.indexer.v1 import indexer_pb2, indexer_pb2_grpc
 from benchmarks.desk import Answer, Desk, Request
 from benchmarks.embedder.figures import percentiles, rate
 from benchmarks.embedder.inputs import pictures, text, with_comment
-from benchmarks.embedder.loops import RefusedError, Reply, closed, poisson
+from benchmarks.embedder.loops import RefusedError, Reply, closed, end, poisson
 from benchmarks.gateway.scope import COLLECTION, TOP_K
 
 PICTURE, WORDS = "500x334", 10
@@ -125,14 +125,19 @@ class Client:
         failed = 0
         counts_from = time.perf_counter() + ramp_s
         async with _channel(address) as channel:
-            items = self._items(lambda _: True)
-            async with aclosing(_results(channel, collection, items, thumbnails=thumbnails)) as results:
-                async for result in results:
-                    failed += not result.HasField("stored")
-                    if (moment := time.perf_counter() - counts_from) >= seconds:
-                        break
-                    if moment >= 0:
-                        done.append(moment)
+
+            async def watch() -> None:
+                nonlocal failed
+                async with aclosing(_results(channel, collection, self._items(), thumbnails=thumbnails)) as results:
+                    async for result in results:
+                        failed += not result.HasField("stored")
+                        if (moment := time.perf_counter() - counts_from) >= 0:
+                            done.append(moment)
+
+            watching = asyncio.create_task(watch())
+            if (await asyncio.wait({watching}, timeout=ramp_s + seconds))[0]:
+                watching.result()  # raises what ended it
+            await end([watching])
         error = {"error": f"{failed} pictures were refused"} if failed else {"error": None}
         return {"per_s": rate(done, seconds), "items": len(done), "failed": failed, **error}
 
@@ -142,7 +147,8 @@ class Client:
         moments: list[float] = []
         failed = 0
         async with _channel(address) as channel:
-            async for result in _results(channel, collection, self._items(lambda n: n < number), thumbnails=True):
+            items = itertools.islice(self._items(), number)
+            async for result in _results(channel, collection, items, thumbnails=True):
                 failed += not result.HasField("stored")
                 moments.append(time.time())
         error = {"error": f"{failed} pictures were refused"} if failed else {"error": None}
@@ -169,10 +175,8 @@ class Client:
         number = next(self._numbers)
         return with_comment(self._jpegs[number % len(self._jpegs)], number)
 
-    def _items(self, goes_on: Callable[[int], bool]) -> Iterator[gateway_pb2.IndexItem]:
+    def _items(self) -> Iterator[gateway_pb2.IndexItem]:
         for number in itertools.count():
-            if not goes_on(number):
-                return
             item = gateway_pb2.IndexItem(sequence=number, labels=["a", "b"])
             item.image.encoded = self._picture()
             yield item
@@ -217,8 +221,8 @@ async def _results(
                 yield answer.result
         await sending
     finally:
-        sending.cancel()
         call.cancel()
+        await end([sending])
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from benchmarks.gateway.summary import summary
 from benchmarks.indexer.report import commit_of, shown, versions
 
 RESULTS = ROOT / "benchmarks" / "results" / "gateway.json"
-_MEASURED = ("gateway", "embedder", "indexer", "chassis", "protos")
+_MEASURED = ("gateway", "embedder", "indexer", "chassis", "protos", "benchmarks")
 _STAGES = tuple(f"{stage}_ms" for stage in (*STAGES, "gateway", "own"))
 _COLUMNS = {
     "latency": ("name", "per_s", "p50_ms", "p99_ms", *_STAGES),

@@ -61,14 +61,20 @@ class Gateway(Process):
 class Stack:
     """Embedder, indexer and gateway, with a collection to search in, and clients of them."""
 
-    def __init__(self, scope: Scope) -> None:
-        """Starts nothing yet."""
-        self.scope = scope
+    def __init__(self, scope: Scope, model: str, items: int) -> None:
+        """Starts nothing yet.
+
+        Args:
+            scope: how much is measured.
+            model: of the embedder.
+            items: in the collection to search in; without any there is none.
+        """
+        self.scope, self._model, self._items = scope, model, items
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
         shutil.rmtree(_FOLDER, ignore_errors=True)
-        target = Target(model=self.scope.model)
+        target = Target(model=self._model)
         self.embedder = self._open.enter_context(Service("embedder", target.environment(local(target.model))))
         self.indexer = self._open.enter_context(Indexer("indexer", _FOLDER / "data"))
         self.embedder.ready()
@@ -103,11 +109,11 @@ class Stack:
 
     def _fill(self) -> None:
         """Stores vectors of the embedder's model, without pictures, which would take a quarter of an hour."""
-        if not self.scope.items:
+        if not self._items:
             return
         with grpc.insecure_channel(self.embedder.address) as channel:
             model = embedder_pb2_grpc.EmbedderServiceStub(channel).GetModel(embedder_pb2.GetModelRequest(), timeout=30)
-        vectors = data.vectors(self.scope.items)
+        vectors = data.vectors(self._items)
         with grpc.insecure_channel(self.indexer.address) as channel:
             stub = indexer_pb2_grpc.IndexerServiceStub(channel)
             make = indexer_pb2.CreateCollectionRequest(name=COLLECTION, fingerprint=model.fingerprint)

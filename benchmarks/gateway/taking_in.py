@@ -17,9 +17,13 @@ _SAMPLE_S = 0.25
 _EVERY = 50
 
 
-def ingest(stack: Stack) -> dict[str, Any]:
-    """The embedder's EmbedStream, and the gateway's IndexImages with and without thumbnails, in turn."""
-    window = {"ramp_s": stack.scope.ingest_ramp_s, "seconds": stack.scope.ingest_s}
+def ingest(stack: Stack, *, clip: bool = False) -> dict[str, Any]:
+    """The embedder's EmbedStream, and the gateway's IndexImages with and without thumbnails, in turn.
+
+    CLIP: whether the model is as slow as that.
+    """
+    scope = stack.scope
+    window = {"ramp_s": scope.ingest_ramp_s, "seconds": scope.clip_ingest_s if clip else scope.ingest_s}
     stream = {"how": "stream", "kind": PICTURE, "address": stack.addresses["embedder"], **window}
     measures: dict[str, Measure] = {EMBEDDER: partial(stack.embedder_client.ask, **stream)}
     for name, thumbnails in ((PLAIN, False), (THUMBNAILS, True)):

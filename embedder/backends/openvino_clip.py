@@ -42,10 +42,11 @@ FORMAT = 1
 FILES = ("image.xml", "image.bin", "text.xml", "text.bin")
 DESCRIPTION = "model.json"
 
-# OpenVINO prepares for every new shape of its input and keeps what it prepared, and so does oneDNN below it: with
-# ViT-B-32 0.28 MB for a shape of texts, of which there are thousands (up to 154 texts of 3 to 77 tokens). So 200 shapes
-# are kept; preparing again takes some 3 ms. Pictures have one shape for each size of a batch, and what a convolutional
-# tower needs for all of them has room in OpenVINO's own limit.
+# OpenVINO prepares for every new shape of its input and keeps what it prepared, 5,000 records of each kind of work, and
+# oneDNN below it keeps 1,024 of all: with ViT-B-32 0.28 MB for a shape of texts, of which there are thousands (any
+# number of 3 to 77 tokens). What is dropped takes some 3 ms to prepare again. Pictures have one shape for each size
+# of a batch, and what a convolutional tower needs for all of them has room in OpenVINO's own limit. Only together do
+# the two limits hold: what one has dropped, the other may keep.
 _KEPT_FOR_TEXTS = 200
 _KEPT_BY_ONEDNN = 64
 
@@ -78,12 +79,8 @@ def openvino_is_installed() -> bool:
 
 
 def import_openvino() -> Any:
-    """Imports OpenVINO without its telemetry, which reports every import to its maker where that package is there.
-
-    What oneDNN keeps is limited as well, unless the environment says otherwise; it looks there once.
-    """
+    """Imports OpenVINO without its telemetry, which reports every import to its maker where that package is there."""
     if "openvino" not in sys.modules:
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KEPT_BY_ONEDNN))
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # import then fails, which it expects
     import openvino  # noqa: PLC0415 (in most processes nobody needs it)
 
@@ -176,8 +173,12 @@ class OpenVinoBackend:
             # whenever the other has to give way to decoding, to gRPC or to another process.
             "TBB_PARTITIONER": "AUTO",
         }
+        # Read by oneDNN before the first forward pass of the process.
+        if not {"ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY"} & os.environ.keys():
+            os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = str(_KEPT_BY_ONEDNN)
         core = openvino.Core()
         self._precision, self._dimension = precision, dimension
+        # A property that OpenVINO does not list; a version without it would refuse it.
         for_texts = options | {"CPU_RUNTIME_CACHE_CAPACITY": str(_KEPT_FOR_TEXTS)}
         self._image, self._text = (
             core.compile_model(folder / f"{tower}.xml", "CPU", hints).create_infer_request()

@@ -57,8 +57,10 @@ def test_a_contender_that_failed_leaves_its_figure_out() -> None:
 
 def test_pictures_are_taken_in_with_clip_and_with_starter_unless_one_model_is_named() -> None:
     scope = Scope.of(None, quick=True)
-    assert {scope.model_of(section) for section in scope.sections() if section != "ingest"} == {"starter"}
-    assert scope.model_of("ingest") == "ViT-B-32"
-    named = Scope.of("RN50", quick=True)
-    assert {named.model_of(section) for section in named.sections()} == {"RN50"}
-    assert "ingest_starter" not in named.sections()
+    assert (scope.model, scope.ingest_model) == ("starter", "ViT-B-32")
+    assert {"ingest", "ingest_starter"} <= set(scope.sections())
+    for name in ("RN50", "starter"):
+        named = Scope.of(name, quick=True)
+        assert (named.model, named.ingest_model) == (name, name)
+        assert "ingest" in named.sections()
+        assert "ingest_starter" not in named.sections()
