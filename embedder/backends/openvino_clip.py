@@ -169,10 +169,11 @@ class OpenVinoBackend:
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             # Two processes of two threads each would be pinned to the same two cores.
             "ENABLE_CPU_PINNING": "NO",
-            # Work in small parts that a thread takes when it is done with others: in two equal parts, one thread waits
-            # whenever the other has to give way to decoding, to gRPC or to another process.
-            "TBB_PARTITIONER": "AUTO",
         }
+        if threads > 1:
+            # Work in small parts, which a thread takes when it is done with others: of two equal parts, one thread waits
+            # whenever the other has to give way to decoding, to gRPC or to another process.
+            options["TBB_PARTITIONER"] = "AUTO"
         # Read by oneDNN before the first forward pass of the process.
         if not {"ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY"} & os.environ.keys():
             os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = str(_KEPT_BY_ONEDNN)
