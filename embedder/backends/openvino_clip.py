@@ -171,8 +171,8 @@ class OpenVinoBackend:
             "ENABLE_CPU_PINNING": "NO",
         }
         if threads > 1:
-            # Work in small parts, which a thread takes when it is done with others: of two equal parts, one thread waits
-            # whenever the other has to give way to decoding, to gRPC or to another process.
+            # Work in small parts, which a thread takes when it is done with others. With an equal part for each thread,
+            # all wait for the one that has to give way to decoding, to gRPC or to another process.
             options["TBB_PARTITIONER"] = "AUTO"
         # Read by oneDNN before the first forward pass of the process.
         if not {"ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY"} & os.environ.keys():
