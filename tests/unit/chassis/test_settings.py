@@ -136,7 +136,7 @@ def test_an_ipv6_host_is_put_in_brackets() -> None:
     assert GatewaySettings(host="::1", port=1).address == "[::1]:1"
 
 
-SERVICES = (EmbedderSettings, IndexerSettings, GatewaySettings)
+SERVICES: tuple[type[ServiceSettings], ...] = (EmbedderSettings, IndexerSettings, GatewaySettings)
 # Another name of every port, those of the client, of compose.yaml, tests and benchmarks, and what an embedder tells
 # the processes that it starts.
 OTHERS = {"PORT", "API_KEY", "API_KEY_FILE", "CLIENT_TLS_CA", "CLIENT_TLS_CERT", "CLIENT_TLS_KEY", "GATEWAY", "INDEXER"}

@@ -274,7 +274,7 @@ for number, shape in enumerate(shapes):
 """
     set_already = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
     environment = {name: value for name, value in os.environ.items() if name not in set_already}
-    command = [sys.executable, "-c", script, converted_once]
+    command = [sys.executable, "-c", script, str(converted_once)]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     before, after = map(int, run.stdout.split())
