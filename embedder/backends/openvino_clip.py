@@ -50,9 +50,9 @@ DESCRIPTION = "model.json"
 _KEPT_FOR_TEXTS = 200
 _KEPT_BY_ONEDNN = 64
 
-# Bytes of weights from which on a tower's work is done in small parts, which a thread takes when it is done with others.
-# With an equal part for each thread, all wait for the one that has to give way to decoding, to gRPC or to another
-# process. The products of smaller towers are too small to be parted: starter's texts then take 4 % longer.
+# Bytes of weights from which on a tower's work is done in small parts, of which a thread takes one when it is done with
+# another. With an equal part for each thread, all wait for the one that has to give way to decoding, to gRPC or to
+# another process. What smaller towers have to do is too little to be parted: starter's texts then take 4 % longer.
 _LARGE = 128 * 2**20
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -180,16 +180,9 @@ class OpenVinoBackend:
             os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = str(_KEPT_BY_ONEDNN)
         core = openvino.Core()
         self._precision, self._dimension = precision, dimension
-        # The first is a property that OpenVINO does not list; a version without it would refuse it.
-        for_texts = {"CPU_RUNTIME_CACHE_CAPACITY": str(_KEPT_FOR_TEXTS)}
-        in_parts = {"TBB_PARTITIONER": "AUTO"}
         self._image, self._text = (
             core.compile_model(
-                folder / f"{tower}.xml",
-                "CPU",
-                options
-                | (for_texts if tower == "text" else {})
-                | (in_parts if threads > 1 and (folder / f"{tower}.bin").stat().st_size >= _LARGE else {}),
+                folder / f"{tower}.xml", "CPU", options | _hints(tower, folder / f"{tower}.bin", threads)
             ).create_infer_request()
             for tower in ("image", "text")
         )
@@ -216,6 +209,17 @@ class OpenVinoBackend:
     def encode_texts(self, tokens: Tokens) -> Array:
         """Embeds texts: int64 [n, length] → float32 [n, dimension], L2-normalised."""
         return _infer(self._text, np.ascontiguousarray(tokens))
+
+
+def _hints(tower: str, weights: Path, threads: int) -> dict[str, str]:
+    """What OpenVINO is told of one tower."""
+    hints = {}
+    if tower == "text":
+        # OpenVINO does not list this property; a version without it would refuse it.
+        hints["CPU_RUNTIME_CACHE_CAPACITY"] = str(_KEPT_FOR_TEXTS)
+    if threads > 1 and weights.stat().st_size >= _LARGE:
+        hints["TBB_PARTITIONER"] = "AUTO"
+    return hints
 
 
 def _infer(request: Any, batch: Pixels | Tokens) -> Array:
