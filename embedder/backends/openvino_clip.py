@@ -182,7 +182,7 @@ class OpenVinoBackend:
         self._precision, self._dimension = precision, dimension
         self._image, self._text = (
             core.compile_model(
-                folder / f"{tower}.xml", "CPU", options | _hints(tower, folder / f"{tower}.bin", threads)
+                folder / f"{tower}.xml", "CPU", options | _of_tower(tower, folder / f"{tower}.bin", threads)
             ).create_infer_request()
             for tower in ("image", "text")
         )
@@ -211,15 +211,15 @@ class OpenVinoBackend:
         return _infer(self._text, np.ascontiguousarray(tokens))
 
 
-def _hints(tower: str, weights: Path, threads: int) -> dict[str, str]:
-    """What OpenVINO is told of one tower."""
-    hints = {}
+def _of_tower(tower: str, weights: Path, threads: int) -> dict[str, str]:
+    """The options of one tower."""
+    options = {}
     if tower == "text":
         # OpenVINO does not list this property; a version without it would refuse it.
-        hints["CPU_RUNTIME_CACHE_CAPACITY"] = str(_KEPT_FOR_TEXTS)
+        options["CPU_RUNTIME_CACHE_CAPACITY"] = str(_KEPT_FOR_TEXTS)
     if threads > 1 and weights.stat().st_size >= _LARGE:
-        hints["TBB_PARTITIONER"] = "AUTO"
-    return hints
+        options["TBB_PARTITIONER"] = "AUTO"
+    return options
 
 
 def _infer(request: Any, batch: Pixels | Tokens) -> Array:

@@ -279,3 +279,13 @@ for number, shape in enumerate(shapes):
     assert run.returncode == 0, run.stderr
     before, after = map(int, run.stdout.split())
     assert after - before < 12 * 1024, "KiB more after 700 further shapes"
+
+
+@pytest.mark.parametrize(("weights", "threads", "parted"), [(2**27, 2, True), (2**27 - 1, 2, False), (2**27, 1, False)])
+def test_the_work_of_a_large_tower_is_parted_where_threads_share_it(
+    tmp_path: Path, weights: int, threads: int, parted: bool
+) -> None:
+    file = tmp_path / "image.bin"
+    with file.open("wb") as opened:
+        opened.truncate(weights)
+    assert ("TBB_PARTITIONER" in openvino_clip._of_tower("image", file, threads)) is parted
