@@ -20,6 +20,7 @@ from likeness.common.v1 import error_pb2
 
 from chassis import tether
 from chassis.errors import LikenessError
+from indexer.chroma_process import QUIET, command
 from indexer.lock import DirectoryLock
 from indexer.mending import DamagedIndexError, cause, mended
 from indexer.reclaim import COPIES
@@ -37,9 +38,6 @@ SILENT_S, HEARTBEATS = 30.0, 6
 _START_TRIES = 3
 # Between two looks at an index that cannot be mended, unless somebody puts another in its place.
 _DAMAGED_PAUSE_S = 60.0
-# What the command ``chroma`` does in the end. It imports chromadb's client before, which took 4 of the 5 seconds of a
-# start.
-_CHROMA = "import sys, chromadb_rust_bindings as chroma; chroma.cli(['chroma', *sys.argv[1:]])"
 _TETHER = str(Path(tether.__file__).absolute())
 
 
@@ -181,21 +179,8 @@ class LocalChroma:
         if self._stopping.is_set():
             return
         port = _free_port()
-        command = [
-            sys.executable,
-            "-I",
-            "-c",
-            _CHROMA,
-            "run",
-            "--path",
-            str(self._directory),
-            "--host",
-            HOST,
-            "--port",
-            str(port),
-        ]
         self._last_lines.clear()
-        self._process = await self._spawn(command)
+        self._process = await self._spawn(command(self._directory, HOST, port))
         self._lock.name_holders(self._process.pid)
         assert self._process.stdout is not None
         self._output = asyncio.create_task(self._read(self._process.stdout), name="output of Chroma")
@@ -301,8 +286,7 @@ async def heartbeat(http: httpx.AsyncClient, url: str) -> bool:
 def _environment() -> dict[str, str]:
     """The child's: without what would configure Chroma behind our back, quiet, and sending nothing anywhere."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CHROMA_", "OTEL_", "RUST_LOG"))}
-    # At its own level Chroma writes 1.5 kB for every request.
-    return inherited | {"ANONYMIZED_TELEMETRY": "False", "RUST_LOG": "warn", "NO_COLOR": "1"}
+    return inherited | QUIET | {"NO_COLOR": "1"}
 
 
 def _no_proxy_to_loopback() -> None:

@@ -334,12 +334,21 @@ def _copy(names: Path, copy: Path) -> None:
     new.replace(copy)
 
 
-def main() -> int:
-    """Mends, and prints a line of JSON for each thing it did; returns ``DAMAGED`` if trying again is of no use."""
-    structlog.configure(processors=[structlog.processors.add_log_level, structlog.processors.JSONRenderer()])
+def look_through(directory: Path, copies: Path) -> int:
+    """As ``mend``; returns 0, or ``DAMAGED`` if an index cannot be mended, which is logged.
+
+    Raises:
+        OSError, sqlite3.Error: as ``mend``.
+    """
     try:
-        mend(*map(Path, sys.argv[1:]))
+        mend(directory, copies)
     except DamagedError as error:
         log.error("an index of Chroma's is damaged", why=str(error))
         return DAMAGED
     return 0
+
+
+def main() -> int:
+    """Mends, and prints a line of JSON for each thing it did; returns ``DAMAGED`` if trying again is of no use."""
+    structlog.configure(processors=[structlog.processors.add_log_level, structlog.processors.JSONRenderer()])
+    return look_through(*map(Path, sys.argv[1:]))

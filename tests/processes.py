@@ -146,23 +146,15 @@ def metric(port: int, name: str, **labels: str) -> float:
 
 
 def start_chroma(path: Path, port: int = 0) -> tuple[subprocess.Popen[bytes], str]:
-    """A Chroma server over a directory, as somebody else would run it, and its URL; returns once it answers."""
+    """A Chroma server over a directory, beside an indexer, and its URL; returns once it answers."""
     port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     path.mkdir(parents=True, exist_ok=True)
+    told = ["--path", str(path), "--names", str(path / "names"), "--port", str(port)]
     with (path.parent / f"{path.name}-{port}.log").open("ab") as log:
         process = subprocess.Popen(
-            [
-                Path(sys.executable).with_name("chroma"),
-                "run",
-                "--path",
-                path,
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(port),
-            ],
-            env={**os.environ, "RUST_LOG": "warn"},
+            [sys.executable, "-m", "indexer.chroma_process", *told],
+            cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -176,6 +168,6 @@ def start_chroma(path: Path, port: int = 0) -> tuple[subprocess.Popen[bytes], st
             except httpx.TransportError:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     code = process.wait(0.05)
-                    raise AssertionError(f"chroma run ended with exit code {code}") from None
+                    raise AssertionError(f"Chroma ended with exit code {code}") from None
     process.kill()
     raise AssertionError(f"no Chroma at {url} within {START_S:g} s")

@@ -6,22 +6,27 @@ import os
 import pickle
 import shutil
 import sqlite3
-from collections.abc import Callable
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import chromadb
 import pytest
 from structlog.testing import capture_logs
 
 from chassis import durable
 from chassis.durable import replace
 from indexer.index_files import HEADER, LENGTHS, NAMES, ROWS, UPPER, Header, Names
-from indexer.mend import DamagedError, mend
+from indexer.mend import DAMAGED, DamagedError, mend
 from tests.integration.indexer.torn import (
     COLLECTIONS,
     DATABASE,
     SOUND,
     Chroma,
+    Held,
     Seen,
     add,
     begun,
@@ -33,6 +38,7 @@ from tests.integration.indexer.torn import (
     vectors,
     whole,
 )
+from tests.processes import run_to_end, start_chroma
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -129,6 +135,15 @@ def test_what_cannot_be_mended_is_left_as_it_is_and_named(
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
 
 
+def cut_off(folder: Path, directory: Path) -> Path:
+    """Chroma's files as a kill leaves them, with one index half written; where that is."""
+    shutil.copytree(folder / "before" / "chroma", directory)
+    with closing(sqlite3.connect(directory / "chroma.sqlite3")) as database:
+        path = directory / index_of(database, "l2-untouched")
+    both(whole(HEADER, ROWS, LENGTHS), begun(UPPER, 0.4))(path, folder / "after" / "chroma" / path.name)
+    return path
+
+
 @pytest.mark.parametrize("files", [0, 1])
 def test_mending_that_was_cut_off_is_done_again(
     seen: dict[str, Seen], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int
@@ -136,10 +151,7 @@ def test_mending_that_was_cut_off_is_done_again(
     assert seen
     places = {name: tmp_path / name / "chroma" for name in ("cut off", "not")}
     for place in places.values():
-        shutil.copytree(folder / "before" / "chroma", place)
-        with closing(sqlite3.connect(place / "chroma.sqlite3")) as database:
-            path = place / index_of(database, "l2-untouched")
-        both(whole(HEADER, ROWS, LENGTHS), begun(UPPER, 0.4))(path, folder / "after" / "chroma" / path.name)
+        path = cut_off(folder, place)
     replaced: list[str] = []
 
     def failing(path: Path, content: bytes) -> None:
@@ -270,3 +282,61 @@ async def test_an_index_that_was_emptied_is_made_anew_by_chroma_and_then_mended_
     (path / NAMES).write_bytes(b"")
     async with Chroma(tmp_path) as chroma:
         assert differing(held(chroma.client.get_collection("emptied")), expected) == []
+
+
+async def mended_by_an_indexer(folder: Path, data: Path) -> Held:
+    cut_off(folder, data / "chroma")
+    async with Chroma(data) as chroma:
+        return held(chroma.client.get_collection("l2-untouched"))
+
+
+def in_chroma_at(url: str) -> Held:
+    place = urlsplit(url)
+    return held(chromadb.HttpClient(host=str(place.hostname), port=int(place.port or 0)).get_collection("l2-untouched"))
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
+    started: list[subprocess.Popen[bytes]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_chroma_that_no_indexer_starts_is_mended_too(
+    seen: dict[str, Seen], folder: Path, tmp_path: Path, processes: list[subprocess.Popen[bytes]]
+) -> None:
+    assert seen
+    expected = asyncio.run(mended_by_an_indexer(folder, tmp_path / "alike"))
+    assert len(expected) > 1000
+    directory = tmp_path / "alone"
+    cut_off(folder, directory)
+    orphan = directory / str(uuid.uuid4())
+    orphan.mkdir()
+    process, url = start_chroma(directory)
+    processes.append(process)
+    assert differing(in_chroma_at(url), expected) == []
+    assert not orphan.exists()
+    assert "has been mended" in next(tmp_path.glob("alone-*.log")).read_text()
+    # Nobody else starts one over the same files, until it is gone.
+    told = ["--path", str(directory), "--names", str(directory / "names"), "--port", "1"]
+    second = run_to_end("indexer.chroma_process", {}, told)
+    assert (second.returncode, "is in use by" in second.stdout) == (1, True)
+    process.kill()
+    process.wait()
+    process, url = start_chroma(directory)
+    processes.append(process)
+    assert differing(in_chroma_at(url), expected) == []
+
+
+def test_a_chroma_whose_index_cannot_be_mended_is_not_started(
+    seen: dict[str, Seen], folder: Path, tmp_path: Path
+) -> None:
+    assert seen
+    shutil.copytree(folder / "after" / "chroma", tmp_path / "chroma")
+    with closing(sqlite3.connect(tmp_path / "chroma" / "chroma.sqlite3")) as database:
+        rows_cut(tmp_path / "chroma" / index_of(database, "l2-untouched"), database)
+    done = run_to_end("indexer.chroma_process", {}, ["--path", str(tmp_path / "chroma"), "--port", "1"])
+    assert done.returncode == DAMAGED
+    assert "l2-untouched" in done.stdout
