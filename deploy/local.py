@@ -180,7 +180,8 @@ def with_http_port(environment: Mapping[str, str]) -> dict[str, str]:
 def running(directory: Path, environment: Mapping[str, str] = os.environ) -> Iterator[Services]:
     """The three services on free ports over ``directory``, for as long as the context lasts."""
     # Whatever the caller's own services are told must not lead these to other people's data.
-    theirs = {"LIKENESS_EMBEDDER_ADDRESS", "LIKENESS_INDEXER_ADDRESS", "LIKENESS_HOST", "LIKENESS_CHROMA_URL"}
+    addresses = {f"LIKENESS_{name}_ADDRESS" for name in ("EMBEDDER", "INDEXER", "INDEXER_READ")}
+    theirs = addresses | {"LIKENESS_HOST", "LIKENESS_CHROMA_URL"}
     kept = {name: value for name, value in environment.items() if name not in theirs}
     data = {"LIKENESS_DATA_DIR": str(directory / "indexer"), "LIKENESS_MEDIA_URL": str(directory / "media")}
     services = Services({**kept, **free_ports(), **data}, directory / "logs")

@@ -16,8 +16,8 @@ from chassis import names
 from chassis.deadline import Deadline
 from chassis.errors import LikenessError, in_request, invalid, to_item_error
 from chassis.vectors import Array, from_proto
-from gateway.backends import Indexer
 from gateway.embedding import Embedding
+from gateway.indexer_reads import IndexerReads
 from gateway.labelling import MAX_LABELS, Chooser, Labelling, LabelVectors
 from gateway.requests import (
     collection_name,
@@ -57,7 +57,7 @@ class Classify:
     """
 
     embedding: Embedding
-    indexer: Indexer
+    indexer: IndexerReads
     vectors: LabelVectors
     stopping: asyncio.Event
     longest_call_s: float

@@ -18,8 +18,8 @@ from likeness.indexer.v1 import indexer_pb2
 from chassis.deadline import Deadline
 from chassis.errors import LikenessError, from_status, in_request, invalid
 from gateway import items
-from gateway.backends import Indexer
 from gateway.clusters import Clusters
+from gateway.indexer_reads import IndexerReads
 from gateway.requests import collection_name, patience, shutting_down
 from gateway.streams import MAX_BYTES, STALLED_S, admitted, patient
 
@@ -52,7 +52,7 @@ class FindDuplicates:
         stalled_s: how long a message waits for its reader, in seconds.
     """
 
-    indexer: Indexer
+    indexer: IndexerReads
     stopping: asyncio.Event
     longest_call_s: float
     streams: asyncio.Semaphore

@@ -10,15 +10,24 @@ from chassis.deadline import Deadline
 from gateway import facets, items
 from gateway.backends import Indexer
 from gateway.deletion import Deletion
+from gateway.indexer_reads import IndexerReads
 from gateway.metadata_changes import to_indexer
 from gateway.requests import collection_name
 
 
 @dataclass(frozen=True)
 class ItemRpcs:
-    """Passes calls on to the indexer. It checks them: the fields have the same names there."""
+    """Passes calls on to the indexer, or to its readers. They check them: the fields have the same names there.
+
+    Attributes:
+        indexer: changes items.
+        reads: reads them.
+        default_deadline_s: of a call without one.
+        deletion: deletes them.
+    """
 
     indexer: Indexer
+    reads: IndexerReads
     default_deadline_s: float
     deletion: Deletion
 
@@ -30,7 +39,7 @@ class ItemRpcs:
         read = indexer_pb2.GetItemsRequest(
             collection=collection_name(request.collection), ids=request.ids, fields=items.to_read(fields)
         )
-        found = await self.indexer.get(read, self._time(context))
+        found = await self.reads.get(read, self._time(context))
         return gateway_pb2.GetItemsResponse(
             items=[items.from_stored(item, fields) for item in found.items], missing_ids=found.missing_ids
         )
@@ -49,7 +58,7 @@ class ItemRpcs:
             page_token=request.page_token,
             fields=items.to_read(fields),
         )
-        page = await self.indexer.list(listing, self._time(context))
+        page = await self.reads.list(listing, self._time(context))
         return gateway_pb2.ListItemsResponse(
             items=[items.from_stored(item, fields) for item in page.items], next_page_token=page.next_page_token
         )
@@ -62,7 +71,7 @@ class ItemRpcs:
             collection=collection_name(request.collection),
             filter=request.filter if request.HasField("filter") else None,
         )
-        return gateway_pb2.CountItemsResponse(count=await self.indexer.count(counting, self._time(context)))
+        return gateway_pb2.CountItemsResponse(count=await self.reads.count(counting, self._time(context)))
 
     async def GetFacets(  # noqa: N802
         self, request: gateway_pb2.GetFacetsRequest, context: CallContext
@@ -73,7 +82,7 @@ class ItemRpcs:
             filter=request.filter if request.HasField("filter") else None,
             facets=facets.wanted(request.facets),
         )
-        counted = await self.indexer.facets(counting, self._time(context))
+        counted = await self.reads.facets(counting, self._time(context))
         return gateway_pb2.GetFacetsResponse(count=counted.count, facets=facets.shown(counted.facets))
 
     async def UpdateMetadata(  # noqa: N802

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from likeness.indexer.v1 import indexer_pb2
 
 from chassis.deadline import Deadline
-from gateway.backends import Indexer
+from gateway.indexer_reads import IndexerReads
 from gateway.joint import JointCalls
 
 # Of a query that shares a call: hits, and bytes, its vectors included, at most.
@@ -30,7 +30,7 @@ class Answered:
 class JointQueries:
     """Sends queries to the indexer. None shares a call with one that has a filter, names an item or is large."""
 
-    def __init__(self, indexer: Indexer) -> None:
+    def __init__(self, indexer: IndexerReads) -> None:
         """Sends nothing yet."""
         self._indexer = indexer
         self._joint = JointCalls(self._send)

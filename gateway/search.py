@@ -20,9 +20,9 @@ from chassis import vectors as vector_messages
 from chassis.deadline import Deadline
 from chassis.errors import LikenessError, from_status, in_request
 from gateway import facets, items, queries
-from gateway.backends import Indexer
 from gateway.embedding import Embedding
 from gateway.explain import cosines
+from gateway.indexer_reads import IndexerReads
 from gateway.joint_queries import JointQueries
 from gateway.requests import collection_name, duration, expected_fingerprint, mismatch
 
@@ -74,7 +74,7 @@ class _Search:
 class Search:
     """Answers searches from an embedder and an indexer."""
 
-    def __init__(self, embedding: Embedding, indexer: Indexer) -> None:
+    def __init__(self, embedding: Embedding, indexer: IndexerReads) -> None:
         self._embedding, self._indexer = embedding, indexer
         self._queries = JointQueries(indexer)
 

@@ -16,7 +16,7 @@ from chassis.guard import Guard
 from chassis.keys import Keys
 from chassis.names import is_loopback
 from chassis.readiness import Readiness
-from gateway.backends import Embedder, Indexer
+from gateway.backends import Embedder, Indexer, Readers
 from gateway.batch import BatchSearch
 from gateway.classify import Classify
 from gateway.collections import Collections
@@ -27,6 +27,7 @@ from gateway.fetch import Fetch
 from gateway.http.app import application
 from gateway.http.messages import Messages
 from gateway.http.server import HttpServer, Limits
+from gateway.indexer_reads import IndexerReads
 from gateway.ingest import Ingest
 from gateway.ingest_batch import IngestBatch
 from gateway.ingest_target import Services
@@ -48,7 +49,7 @@ log = structlog.get_logger()
 
 
 class GatewayService:
-    """The gateway. Ready once it has seen both services ready; later failures of theirs are told call by call.
+    """The gateway. Ready once it has seen the services ready; later failures of theirs are told call by call.
 
     Attributes:
         http_port: where it listens by HTTP, once it does.
@@ -90,6 +91,9 @@ class GatewayService:
         """Adds the servicer to the server."""
         self._embedder, self._indexer = Embedder(self._settings), Indexer(self._settings)
         settings, embedder, indexer, stopping = self._settings, self._embedder, self._indexer, self._stopping
+        self._readers = Readers(settings) if settings.indexer_read_address else None
+        # For what may be a little behind; all else is asked of the one that writes.
+        reads: IndexerReads = self._readers or indexer
         self._media = Media(settings.media_url)
         self._sweep = MediaSweep(indexer, MediaFiles(settings.media_url), stopping, settings.default_deadline_s)
         self._fetch = Fetch(settings, self._metrics)
@@ -100,10 +104,11 @@ class GatewayService:
         embedding = Embedding(
             embedder, self._fetch, cache, settings.max_message_mb * 2**20, throttled=self._metrics.throttled
         )
-        search = Search(embedding, indexer)
+        search = Search(embedding, reads)
         vectors = LabelVectors(embedder, settings.label_cache, self._metrics)
         servicer = SearchServicer(
             indexer=indexer,
+            reads=reads,
             collections=Collections(embedder, indexer, self._media),
             reembed=Reembed(embedder, indexer, self._media, self._fetch, settings, stopping),
             default_deadline_s=settings.default_deadline_s,
@@ -115,16 +120,16 @@ class GatewayService:
             labels=Labels(indexer),
             classify=Classify(
                 embedding,
-                indexer,
+                reads,
                 vectors,
                 stopping,
                 settings.default_deadline_s,
                 asyncio.Semaphore(settings.suggestion_streams),
             ),
             find_duplicates=FindDuplicates(
-                indexer, stopping, settings.default_deadline_s, asyncio.Semaphore(settings.duplicate_streams)
+                reads, stopping, settings.default_deadline_s, asyncio.Semaphore(settings.duplicate_streams)
             ),
-            status=Status(embedder, indexer, _limits(settings)),
+            status=Status(embedder, indexer, self._readers, _limits(settings)),
             metrics=self._metrics,
         )
         gateway_pb2_grpc.add_SearchServiceServicer_to_server(servicer, server)
@@ -134,7 +139,7 @@ class GatewayService:
                 servicer=servicer,
                 calls=self._calls,
                 metrics=self._metrics,
-                indexer=indexer,
+                indexer=reads,
                 media=self._media,
                 messages=self._messages,
             ),
@@ -144,21 +149,25 @@ class GatewayService:
         )
 
     async def start(self, readiness: Readiness) -> None:
-        """Listens by HTTP too, and waits for an embedder and the indexer."""
+        """Listens by HTTP too, and waits for an embedder, the indexer, and a reader of it where reads go to readers."""
         readiness.on_stop(self._stopping.set)
         readiness.on_stop(self._http.begin_stop)
         await self._listen_by_http()
         await self._embedder.wait_until_serving()
         await self._indexer.wait_until_serving()
+        if self._readers is not None:
+            await self._readers.wait_until_serving()
         self._sweeping = asyncio.create_task(self._sweep.run())
 
     async def stop(self) -> None:
-        """Answers what is under way by HTTP, closes the connections to both services, and ends the threads."""
+        """Answers what is under way by HTTP, closes the connections to the services, and ends the threads."""
         await self._http.stop()
         if self._sweeping is not None:
             await self._sweeping
         await self._embedder.close()
         await self._indexer.close()
+        if self._readers is not None:
+            await self._readers.close()
         await self._fetch.close()
         self._media.close()
         self._messages.close()

@@ -105,6 +105,12 @@ class GatewaySettings(ServiceSettings):
         description="Where the embedders are: host:port (all addresses of a DNS name in turn) or a gRPC target.",
     )
     indexer_address: str = Field("localhost:50052", description="Where the indexer is: host:port or a gRPC target.")
+    indexer_read_address: str = Field(
+        "",
+        description="Where searches, lists and counts are asked, instead of the indexer: its readers "
+        "(LIKENESS_ROLE=reader), all addresses in turn but those whose health check says NOT_SERVING. They see a write "
+        "a second or two later. Empty: the indexer.",
+    )
     ride_out_s: float = Field(
         15,
         ge=0,

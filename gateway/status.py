@@ -9,7 +9,7 @@ from likeness.gateway.v1 import gateway_pb2
 
 from chassis import __version__
 from chassis.errors import LikenessError, to_item_error
-from gateway.backends import Embedder, Indexer
+from gateway.backends import Embedder, Indexer, Readers
 
 Answer = TypeVar("Answer")
 
@@ -19,20 +19,32 @@ PATIENCE_S = 5.0
 
 @dataclass(frozen=True)
 class Status:
-    """Asks both services at once."""
+    """Asks the services at once.
+
+    Attributes:
+        embedder: one of them.
+        indexer: the one that writes.
+        readers: where reads go instead; None: they do not.
+        limits: the gateway's own.
+    """
 
     embedder: Embedder
     indexer: Indexer
+    readers: Readers | None
     limits: gateway_pb2.GatewayLimits
 
     async def __call__(self, timeout_s: float) -> gateway_pb2.GetStatusResponse:
         """The state of the whole, within ``timeout_s`` seconds."""
         patience = min(PATIENCE_S, timeout_s * 0.9)
-        model, collections = await asyncio.gather(
-            _outcome(self.embedder.model(patience, ride_out=False)), _outcome(self.indexer.collections(patience))
+        model, collections, read = await asyncio.gather(
+            _outcome(self.embedder.model(patience, ride_out=False)),
+            _outcome(self.indexer.collections(patience)),
+            _outcome(self._read(patience)),
         )
         response = gateway_pb2.GetStatusResponse(version=__version__, limits=self.limits)
-        for service, outcome in ((self.embedder, model), (self.indexer, collections)):
+        for service, outcome in ((self.embedder, model), (self.indexer, collections), (self.readers, read)):
+            if service is None:
+                continue
             status = response.services.add(name=service.name, address=service.address)
             if isinstance(outcome, LikenessError):
                 status.error.CopyFrom(to_item_error(outcome))
@@ -55,6 +67,10 @@ class Status:
                     and found.fingerprint.digest == response.model.fingerprint.digest,
                 )
         return response
+
+    async def _read(self, timeout_s: float) -> None:
+        if self.readers is not None:
+            await self.readers.status(timeout_s)
 
 
 async def _outcome(call: Awaitable[Answer]) -> Answer | LikenessError:

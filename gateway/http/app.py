@@ -21,13 +21,13 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from chassis.calls import DEADLINE_APPLIED, Calls, Outcome
 from chassis.errors import LikenessError
-from gateway.backends import Indexer
 from gateway.http import errors
 from gateway.http.bodies import Bodies
 from gateway.http.connect import ConnectService
 from gateway.http.messages import Messages
 from gateway.http.origins import Origins
 from gateway.http.thumbnails import Thumbnails
+from gateway.indexer_reads import IndexerReads
 from gateway.media import Media
 from gateway.metrics import Metrics
 from gateway.settings import GatewaySettings
@@ -87,7 +87,7 @@ def application(
     servicer: Any,
     calls: Calls,
     metrics: Metrics,
-    indexer: Indexer,
+    indexer: IndexerReads,
     media: Media,
     messages: Messages,
 ) -> Starlette:

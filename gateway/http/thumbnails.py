@@ -17,7 +17,7 @@ from chassis import metadata
 from chassis.calls import Calls
 from chassis.deadline import Deadline
 from chassis.errors import LikenessError, invalid
-from gateway.backends import Indexer
+from gateway.indexer_reads import IndexerReads
 from gateway.media import Media
 from gateway.requests import collection_name
 
@@ -37,7 +37,7 @@ class Thumbnails:
     """
 
     calls: Calls
-    indexer: Indexer
+    indexer: IndexerReads
     media: Media
     elsewhere: bool
 

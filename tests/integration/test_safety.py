@@ -31,7 +31,8 @@ from chassis.errors import from_rpc_error
 from chassis.health import wait_until_serving
 from chassis.server import allow_many_connections
 from chassis.tls import ListenerTls, of_this_host
-from gateway.backends import EMBEDDER, INDEXER
+from gateway.backends import EMBEDDER
+from gateway.indexer_reads import INDEXER
 from likeness_client import Client, LikenessError, Security, Term
 from tests.certificates import Authority
 from tests.integration.indexer.test_rebuild import eventually

@@ -13,8 +13,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
 from chassis.tls import ListenerTls
-from gateway import backends
-from gateway.backends import INDEXER, Indexer
+from gateway import backend
+from gateway.backends import Indexer
+from gateway.indexer_reads import INDEXER
 from gateway.settings import GatewaySettings
 from tests.certificates import Authority
 
@@ -56,7 +57,7 @@ async def test_a_gateway_that_waits_for_an_indexer_it_does_not_believe_says_why(
         said.put_nowait(event)
         raise structlog.DropEvent
 
-    monkeypatch.setattr(backends, "log", structlog.wrap_logger(None, processors=[listen]))
+    monkeypatch.setattr(backend, "log", structlog.wrap_logger(None, processors=[listen]))
     async with serving(Authority(tmp_path).listener()) as address:
         other = Authority(tmp_path, "other")
         indexer = Indexer(GatewaySettings(indexer_address=address, upstream_tls_ca=other.ca))

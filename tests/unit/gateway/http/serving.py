@@ -19,7 +19,8 @@ from prometheus_client import CollectorRegistry
 
 from chassis.interceptor import CallInterceptor
 from chassis.readiness import Readiness
-from gateway.backends import EMBEDDER, INDEXER
+from gateway.backends import EMBEDDER
+from gateway.indexer_reads import INDEXER
 from gateway.media import Media
 from gateway.service import GatewayService
 from gateway.settings import GatewaySettings
