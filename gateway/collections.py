@@ -13,6 +13,7 @@ from chassis.errors import LikenessError, invalid
 from gateway.backends import Embedder, Indexer
 from gateway.media import Media
 from gateway.requests import collection_name, expected_fingerprint, mismatch, of_collection
+from gateway.uids import listing
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class Collections:
         """Deletes one with everything in it. There is no default: nobody deletes "images" by leaving out a name.
 
         Raises:
-            LikenessError: MEDIA_UNAVAILABLE: it is deleted, but not its thumbnails and originals: a sweep does that.
+            LikenessError: MEDIA_UNAVAILABLE, or the indexer answers no more: it is deleted, but not its thumbnails and
+                originals: a sweep does that.
         """
         if not request.name:
             raise invalid("name", "is empty; expected the name of the collection to delete")
@@ -77,7 +79,8 @@ class Collections:
             if error.reason != error_pb2.REASON_SCHEMA_UNSUPPORTED:  # of a newer release: it can be deleted, no more
                 raise
         await self.indexer.delete_collection(name, deadline.left())
-        if uid:
+        # What was restored from it needs its files, and those of what it was restored from itself a sweep sees to.
+        if uid and uid not in (await listing(self.indexer, deadline.left)).needed_beside(uid):
             await self.media.forget_collection(uid)
 
     async def set_alias(self, request: gateway_pb2.SetAliasRequest, deadline: Deadline) -> gateway_pb2.SetAliasResponse:

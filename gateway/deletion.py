@@ -2,8 +2,12 @@
 
 Items go first: what the indexer refuses takes no files away. By ids a call that breaks in between can be repeated, and
 then deletes the files; by filter the items would not be found again, so files have to be within reach before they go.
+
+Of a collection that was restored from a backup, files go from where the one before had them, too: as far as no other
+collection that looks for files there has the items.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from likeness.common.v1.types_pb2 import ItemFields
@@ -14,6 +18,7 @@ from chassis.deadline import Deadline
 from gateway.backends import Indexer
 from gateway.media import Media
 from gateway.requests import collection_name
+from gateway.uids import forgettable, sharing
 
 # The most that the indexer takes in one call are 1,024.
 _PAGE = 1000
@@ -44,12 +49,10 @@ class Deletion:
                 deadline,
             )
         found = await self.indexer.collection(collection, deadline.left())
+        shared = await sharing(self.indexer, found, deadline.left)
         # By the collection's own name from here on: an alias may be moved meanwhile.
         if not by_filter:
-            deleting = indexer_pb2.DeleteItemsRequest(collection=found.name, ids=request.ids)
-            answer = await self._delete(deleting, deadline)
-            await self.media.forget(found.uid, request.ids)
-            return answer
+            return await self._remove(found, request.ids, shared, deadline)
         deleted = 0
         listing = indexer_pb2.ListItemsRequest(
             collection=found.name, filter=request.filter, page_size=_PAGE, fields=ItemFields()
@@ -59,12 +62,19 @@ class Deletion:
             ids = [item.id for item in page.items]
             if ids:
                 await self.media.check(found.uid)
-                gone = await self._delete(indexer_pb2.DeleteItemsRequest(collection=found.name, ids=ids), deadline)
-                deleted += gone.deleted
-                await self.media.forget(found.uid, ids)
+                deleted += (await self._remove(found, ids, shared, deadline)).deleted
             if not page.next_page_token:
                 return gateway_pb2.DeleteItemsResponse(deleted=deleted)
             listing.page_token = page.next_page_token
+
+    async def _remove(
+        self, found: indexer_pb2.Collection, ids: Sequence[str], shared: Mapping[str, Sequence[str]], deadline: Deadline
+    ) -> gateway_pb2.DeleteItemsResponse:
+        elsewhere = await forgettable(self.indexer, ids, shared, deadline.left)
+        answer = await self._delete(indexer_pb2.DeleteItemsRequest(collection=found.name, ids=ids), deadline)
+        for uid, theirs in [(found.uid, ids), *elsewhere]:
+            await self.media.forget(uid, theirs)
+        return answer
 
     async def _delete(
         self, request: indexer_pb2.DeleteItemsRequest, deadline: Deadline

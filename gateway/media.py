@@ -6,6 +6,9 @@ never another picture's, whatever is replaced at the same time, and no id become
     {uid}/{first two digits of H}/{H}/{sha256}.webp      H = SHA-256 of the id
     {uid}/{first two digits of H}/{H}/{sha256}.original
 
+Of a collection that was restored from a backup, what was written before lies under the uids of what it was restored
+from, and is read there (see ``uids``); whatever is written goes under its own.
+
 Items that are deleted at the indexer itself, past the gateway, leave their files behind; so do collections, whose files
 are swept away later (see ``media_sweep``).
 """
@@ -100,22 +103,23 @@ class Media:
         finally:
             self._leave(folders.values())
 
-    async def thumbnail(self, uid: str, item_id: str, sha256: str) -> bytes | None:
+    async def thumbnail(self, uid: str, item_id: str, sha256: str, earlier_uids: Sequence[str] = ()) -> bytes | None:
         """An item's thumbnail, a WebP; None if there is none.
 
         Args:
             uid: the collection's.
             item_id: the item's.
             sha256: of its picture, as its metadata says.
+            earlier_uids: of what the collection was restored from, where it is looked for next.
 
         Raises:
             LikenessError: MEDIA_UNAVAILABLE.
         """
-        return await self._read(uid, item_id, sha256, THUMBNAIL)
+        return await self._read((uid, *earlier_uids), item_id, sha256, THUMBNAIL)
 
-    async def original(self, uid: str, item_id: str, sha256: str) -> bytes | None:
+    async def original(self, uid: str, item_id: str, sha256: str, earlier_uids: Sequence[str] = ()) -> bytes | None:
         """The bytes of an item's picture as it was taken in; None if they were not kept. Otherwise as ``thumbnail``."""
-        return await self._read(uid, item_id, sha256, ORIGINAL)
+        return await self._read((uid, *earlier_uids), item_id, sha256, ORIGINAL)
 
     async def check(self, uid: str) -> None:
         """Sees whether the files of a collection, which may have none, can be reached.
@@ -156,10 +160,14 @@ class Media:
         if originals and picture.image.WhichOneof("source") == "encoded":
             await self._on_files(self._files.write, f"{path}.{ORIGINAL}", picture.image.encoded, to_disk=True)
 
-    async def _read(self, uid: str, item_id: str, sha256: str, kind: str) -> bytes | None:
+    async def _read(self, uids: Sequence[str], item_id: str, sha256: str, kind: str) -> bytes | None:
         if not _SHA256.fullmatch(sha256):
             return None
-        return await self._on_files(self._files.read, f"{_folder(uid, item_id)}/{sha256}.{kind}")
+        for uid in uids:
+            found = await self._on_files(self._files.read, f"{_folder(uid, item_id)}/{sha256}.{kind}")
+            if found is not None:
+                return found
+        return None
 
     async def _on_files(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._io, partial(work, *args, **kwargs))

@@ -1,12 +1,15 @@
 """Gives back the files of collections that are gone: deleted at the indexer itself, or while files were out of reach.
 
-An original may be the only copy of a picture, and an indexer may be empty because it is about to be restored. So:
+An original may be the only copy of a picture, and a collection that is not there may be about to be restored. So only
+what the indexer says was deleted goes:
 
-1. first the folders are listed, then the collections; nothing is done if not all of these are known, or there are none
-2. a folder without a collection is marked with the time; if its collection shows up, the mark goes
+1. first the folders are listed, then the collections; nothing is done if not all of these are known
+2. the folder of a collection that was deleted, and from which no other was restored, is marked with the time; if a
+   collection needs it again, the mark goes
 3. a folder that has been marked for a day goes, piece by piece
 
-Whoever shares the files, with another indexer too, takes the marks off what is theirs every hour.
+Folders of which the indexer knows nothing stay. Whoever shares the files, with another indexer too, takes the marks off
+what is theirs every hour.
 """
 
 import asyncio
@@ -16,11 +19,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
-from likeness.indexer.v1 import indexer_pb2
 
 from chassis.errors import LikenessError
 from gateway.backends import Indexer
 from gateway.media_files import MediaFiles
+from gateway.uids import listing
 
 log = structlog.get_logger()
 
@@ -29,12 +32,11 @@ _UID = re.compile(r"[0-9a-f]{32}")
 _MARK = "orphaned"
 GRACE_S = 24 * 3600
 _EVERY_S = 3600
-_PAGE = 1000
 
 
 @dataclass(frozen=True)
 class MediaSweep:
-    """Looks for files without a collection, at the start and every hour.
+    """Looks for files of deleted collections, at the start and every hour.
 
     Attributes:
         indexer: knows the collections.
@@ -69,39 +71,36 @@ class MediaSweep:
         """
         # In this order: a collection whose folder is there has been made.
         folders = [name for name in await asyncio.to_thread(self.files.names, "") if _UID.fullmatch(name)]
-        known = await self._known() if folders else None
-        if known is None:
+        if not folders:
+            return []
+        there = await listing(self.indexer, lambda: self.timeout_s)
+        if "" in there.needed:  # of an earlier release, which does not tell the uids of all
             return []
         gone: list[str] = []
+        unknown: list[str] = []
         for uid in sorted(folders):
             if self.stopping.is_set():
                 break
             marked = await self._marked(uid)
-            if uid in known:
+            if uid in there.needed:
                 if marked is not None:
                     await asyncio.to_thread(self.files.remove, f"{uid}/{_MARK}")
+            elif uid not in there.deleted:
+                unknown.append(uid)
             elif marked is None:
-                log.info("files of no collection", uid=uid, deleted_in_s=GRACE_S)
+                log.info("files of a deleted collection", uid=uid, deleted_in_s=GRACE_S)
                 await asyncio.to_thread(self.files.write, f"{uid}/{_MARK}", str(int(now)).encode())
             elif now - marked >= GRACE_S and await self._delete(uid):
-                log.info("files of no collection deleted", uid=uid)
+                log.info("files of a deleted collection deleted", uid=uid)
                 gone.append(uid)
+        if unknown:
+            log.info(
+                "files of collections that the indexer does not know stay", folders=len(unknown), some=unknown[:10]
+            )
         return gone
 
-    async def _known(self) -> set[str] | None:
-        """The uids of all collections; None if some may be missing."""
-        listing = indexer_pb2.ListCollectionsRequest(page_size=_PAGE)
-        known: set[str] = set()
-        while True:
-            page = await self.indexer.list_collections(listing, self.timeout_s)
-            known.update(collection.uid for collection in page.collections)
-            if not page.next_page_token:
-                # One that a newer release wrote is listed without its uid.
-                return None if not known or "" in known else known
-            listing.page_token = page.next_page_token
-
     async def _marked(self, uid: str) -> float | None:
-        """Since when it has been without a collection, in seconds since the epoch; None: it has not, or not legibly."""
+        """Since when it has been known to be deleted, in seconds since the epoch; None: it has not, or not legibly."""
         mark = await asyncio.to_thread(self.files.read, f"{uid}/{_MARK}")
         return int(mark) if mark is not None and mark.isdigit() else None
 

@@ -1,6 +1,7 @@
 """The pictures behind stored items: the kept original, else what is behind the item's uri, if it still is the same."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from likeness.common.v1 import error_pb2
@@ -21,12 +22,14 @@ class Originals:
         fetch: gives what is behind a uri; None: uris are not to be used.
         uid: the collection's.
         max_bytes: largest picture read from a uri.
+        earlier_uids: of what the collection was restored from.
     """
 
     media: Media
     fetch: Fetch | None
     uid: str
     max_bytes: int
+    earlier_uids: Sequence[str] = ()
 
     async def read(self, item: indexer_pb2.Item, timeout_s: float) -> bytes:
         """The picture's bytes.
@@ -40,7 +43,7 @@ class Originals:
         """
         sha256, uri = text(item, "sha256"), text(item, URI)
         if sha256:
-            kept = await self.media.original(self.uid, item.id, sha256)
+            kept = await self.media.original(self.uid, item.id, sha256, self.earlier_uids)
             if kept is not None:
                 return kept
         if not sha256 or not uri or self.fetch is None:

@@ -31,6 +31,7 @@ from gateway.reembed_page import PageFiller, Tally
 from gateway.requests import collection_name, expected_fingerprint, mismatch, naming_token, patience, shutting_down
 from gateway.settings import GatewaySettings
 from gateway.streams import STALLED_S, patient
+from gateway.uids import forgettable, sharing
 
 Write = Callable[[gateway_pb2.ReembedCollectionResponse], Awaitable[None]]
 
@@ -203,7 +204,13 @@ class _Run:
             embedder=reembed.embedder,
             indexer=reembed.indexer,
             media=reembed.media,
-            originals=Originals(reembed.media, fetch, plan.source.uid, limits.max_encoded_bytes or 2**40),
+            originals=Originals(
+                reembed.media,
+                fetch,
+                plan.source.uid,
+                limits.max_encoded_bytes or 2**40,
+                plan.source.earlier_uids,
+            ),
             source=plan.source,
             target=plan.target,
             settings=settings,
@@ -256,6 +263,7 @@ class _Run:
         source, target = self._plan.source, self._plan.target
         # Somebody may have put it to use since the last look.
         _check_unused(self._request, await self._indexer.collection(target.name, self._time()))
+        shared = await sharing(self._indexer, target, self._time)
         listing = indexer_pb2.ListItemsRequest(collection=target.name, page_size=_PAGE, fields=ItemFields())
         while True:
             self._check_stopping()
@@ -265,7 +273,9 @@ class _Run:
                 looking = indexer_pb2.GetItemsRequest(collection=source.name, ids=ids, fields=ItemFields())
                 extra = (await self._indexer.get(looking, self._time())).missing_ids
                 if extra:
-                    await self._reembed.media.forget(target.uid, extra)
+                    elsewhere = await forgettable(self._indexer, extra, shared, self._time)
+                    for uid, theirs in [(target.uid, extra), *elsewhere]:
+                        await self._reembed.media.forget(uid, theirs)
                     gone = indexer_pb2.DeleteItemsRequest(collection=target.name, ids=extra)
                     await self._indexer.delete(gone, self._time())
                     self._tally.remove(len(extra))

@@ -1,7 +1,7 @@
 """The collections there are, by the names that callers use."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -10,6 +10,7 @@ import structlog
 from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
+from indexer import deleted
 from indexer.alias_changes import AliasChanges
 from indexer.collections import (
     DEFAULT_HNSW,
@@ -31,6 +32,10 @@ from indexer.namespace import copy_name, exists, new
 log = structlog.get_logger()
 
 _TRY_AGAIN_S = 1.0
+
+# Of what is addressed without being a collection that this release reads.
+_NOTHING = Fingerprint("", "", 0)
+_NEVER = datetime.fromtimestamp(0, UTC)
 
 
 class Collections(AliasChanges, Generations):
@@ -67,7 +72,14 @@ class Collections(AliasChanges, Generations):
                     waiting.set()
 
     async def create(
-        self, name: str, fingerprint: Fingerprint, metric: Metric, hnsw: Hnsw = DEFAULT_HNSW, description: str = ""
+        self,
+        name: str,
+        fingerprint: Fingerprint,
+        metric: Metric,
+        hnsw: Hnsw = DEFAULT_HNSW,
+        description: str = "",
+        *,
+        earlier_uids: Iterable[str] = (),
     ) -> Collection:
         """Makes an empty collection.
 
@@ -76,7 +88,7 @@ class Collections(AliasChanges, Generations):
         """
         async with self._fresh() as listed:
             self._check_free(name)
-            wanted = new(name, fingerprint, metric, hnsw, description)
+            wanted = new(name, fingerprint, metric, hnsw, description, earlier_uids=earlier_uids)
             if name in {left.name for left in listed.left}:  # of one that was deleted, and is not gone yet
                 wanted = replace(wanted, store_name=copy_name(), schema_version=SCHEMA_VERSION)
             stored = await self._store.create(wanted.store_name, metric, to_metadata(wanted), hnsw)
@@ -166,6 +178,7 @@ class Collections(AliasChanges, Generations):
             dropped, doing = {DROPPED: there.uid}, f"deleting {there.name!r}"
             await self._until_known(doing, lambda: self._store.describe(_addressed(there), dropped))
             del self._known[collection.name]
+            await self._remember_deleted(there)
         self._drop_later(there)
 
     async def list(self, after: str, size: int) -> tuple[list[Collection | NewerCollection], bool]:
@@ -187,11 +200,35 @@ class Collections(AliasChanges, Generations):
         behind = [self._known[name] for name in sorted(self._known) if name > after]
         return behind[:size], len(behind) > size
 
+    @property
+    def deleted_uids(self) -> Sequence[str]:
+        """Of collections that were deleted, by what is known, the last first; see ``deleted``."""
+        return self._deleted.uids
+
     async def stop(self) -> None:
         """Ends what goes on behind the callers; the next start of a writer finishes it (``recover``)."""
         for task in self._behind:
             task.cancel()
         await asyncio.gather(*self._behind, return_exceptions=True)
+
+    async def _remember_deleted(self, collection: Collection | NewerCollection) -> None:
+        """Remembers that a collection was deleted, and what it was restored from, where no other collection is of that.
+
+        Where that fails nothing but the disk space of its files elsewhere is lost.
+        """
+        needed = {uid for other in self._known.values() for uid in (other.uid, *other.earlier_uids)}
+        gone = [uid for uid in (collection.uid, *collection.earlier_uids) if uid not in needed]
+        remembered = self._deleted.with_more(gone)
+        try:
+            if remembered.key:
+                document = Collection(deleted.STORE_NAME, remembered.key, _NOTHING, Metric.COSINE, _NEVER)
+                await self._store.describe(document, remembered.metadata)
+            else:
+                await self._store.create(deleted.STORE_NAME, Metric.COSINE, remembered.metadata)
+        except LikenessError as error:
+            log.warning("it is not remembered that a collection was deleted", uids=gone, why=error.message)
+            return
+        self._deleted = remembered
 
     def _drop_later(self, collection: Collection | NewerCollection) -> None:
         """Drops what is no collection any more: of a large one, that takes minutes."""
@@ -236,13 +273,12 @@ def _addressed(collection: Collection | NewerCollection) -> Collection:
     """What the store needs to find a collection."""
     if isinstance(collection, Collection):
         return collection
-    nothing, never = Fingerprint("", "", 0), datetime.fromtimestamp(0, UTC)
     return Collection(
         collection.name,
         collection.key,
-        nothing,
+        _NOTHING,
         Metric.COSINE,
-        never,
+        _NEVER,
         uid=collection.uid,
         store_name=collection.store_name,
         generation=collection.generation,

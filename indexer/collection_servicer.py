@@ -2,6 +2,7 @@
 """Transport: the rpcs of collections and of their aliases."""
 
 import asyncio
+from collections.abc import Sequence
 
 from likeness.common.v1 import error_pb2
 from likeness.indexer.v1 import indexer_pb2
@@ -27,8 +28,12 @@ class CollectionRpcs(Servicing):
         name = names.check_collection(request.name, "name")
         fingerprint = messages.fingerprint(request.fingerprint, "fingerprint")
         metric, hnsw = messages.metric(request.metric), messages.hnsw(request.hnsw)
-        description = messages.description(request.description)
-        created = await self._finish(self._create(name, fingerprint, metric, hnsw, description))
+        description, earlier_uids = (
+            messages.description(request.description),
+            messages.earlier_uids(request.earlier_uids),
+        )
+        creating = self._create(name, fingerprint, metric, hnsw, description, earlier_uids=earlier_uids)
+        created = await self._finish(creating)
         return indexer_pb2.CreateCollectionResponse(collection=messages.collection_message(created, 0))
 
     async def UpdateCollection(
@@ -64,7 +69,8 @@ class CollectionRpcs(Servicing):
         size = messages.page_size(request.page_size)
         page, more = await self._collections.list(tokens.collections_behind(request), size)
         response = indexer_pb2.ListCollectionsResponse(
-            next_page_token=tokens.of_collections(page[-1].name) if more else ""
+            next_page_token=tokens.of_collections(page[-1].name) if more else "",
+            deleted_uids=() if more else self._collections.deleted_uids,
         )
         turns = asyncio.Semaphore(_COUNTS_AT_ONCE)
         for collection, count in zip(page, await asyncio.gather(*(self._count(c, turns) for c in page)), strict=True):
@@ -109,9 +115,18 @@ class CollectionRpcs(Servicing):
         )
 
     async def _create(
-        self, name: str, fingerprint: Fingerprint, metric: Metric, hnsw: Hnsw, description: str
+        self,
+        name: str,
+        fingerprint: Fingerprint,
+        metric: Metric,
+        hnsw: Hnsw,
+        description: str,
+        *,
+        earlier_uids: Sequence[str],
     ) -> Collection:
-        created = await self._collections.create(name, fingerprint, metric, hnsw, description)
+        created = await self._collections.create(
+            name, fingerprint, metric, hnsw, description, earlier_uids=earlier_uids
+        )
         self._readers.created(created)
         return created
 

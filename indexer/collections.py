@@ -10,6 +10,7 @@ Chroma collections with one uid the collection is the one of the highest generat
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -25,6 +26,9 @@ from chassis.errors import LikenessError
 SCHEMA_VERSION = 3
 STAMPED_SCHEMA = 2
 PREFIX = "likeness."
+
+# What uids look like: they become names of folders, also elsewhere.
+UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class Metric(StrEnum):
@@ -79,6 +83,9 @@ class Collection:
         hnsw: how its index should be made and is searched.
         built: how the index of this generation was made.
         description: what it is for.
+        earlier_uids: of the collection that it was restored from, then of what that one was restored from, and so on:
+            whoever keeps files by uid finds them by these too. Older releases read past them, and lose them when they
+            change or rebuild the collection.
     """
 
     name: str
@@ -93,6 +100,7 @@ class Collection:
     hnsw: Hnsw = Hnsw()
     built: Hnsw = Hnsw()
     description: str = ""
+    earlier_uids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _identify(self)
@@ -108,6 +116,7 @@ class NewerCollection:
     uid: str = ""
     store_name: str = ""
     generation: int = 0
+    earlier_uids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _identify(self)
@@ -184,6 +193,8 @@ def to_metadata(collection: Collection) -> dict[str, Any]:
         "built": json.dumps(asdict(collection.built)),
         "description": collection.description,
     }
+    if collection.earlier_uids:
+        marks["earlier_uids"] = json.dumps(collection.earlier_uids)
     return {f"{PREFIX}{name}": value for name, value in marks.items()}
 
 
@@ -197,8 +208,9 @@ def from_stored(stored: StoredCollection) -> Collection | NewerCollection:
     values = {key.removeprefix(PREFIX): value for key, value in stored.metadata.items() if key.startswith(PREFIX)}
     name, uid = str(values.get("name", stored.name)), str(values.get("uid", ""))
     generation = int(values.get("generation", 0))
+    earlier_uids = tuple(json.loads(values.get("earlier_uids", "[]")))
     if values["schema"] > SCHEMA_VERSION:
-        return NewerCollection(name, stored.key, values["schema"], uid, stored.name, generation)
+        return NewerCollection(name, stored.key, values["schema"], uid, stored.name, generation, earlier_uids)
     return Collection(
         name,
         stored.key,
@@ -212,6 +224,7 @@ def from_stored(stored: StoredCollection) -> Collection | NewerCollection:
         Hnsw(**json.loads(values.get("hnsw", "{}"))),
         Hnsw(**json.loads(values.get("built", "{}"))),
         values.get("description", ""),
+        earlier_uids,
     )
 
 

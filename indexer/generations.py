@@ -7,7 +7,7 @@
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import structlog
@@ -33,7 +33,14 @@ class Generations(Namespace):
         return await self._stage(copy, {COPY_OF: copy.uid})
 
     async def stage_new(
-        self, name: str, fingerprint: Fingerprint, metric: Metric, hnsw: Hnsw = DEFAULT_HNSW, description: str = ""
+        self,
+        name: str,
+        fingerprint: Fingerprint,
+        metric: Metric,
+        hnsw: Hnsw = DEFAULT_HNSW,
+        description: str = "",
+        *,
+        earlier_uids: Iterable[str] = (),
     ) -> Collection:
         """Makes an empty collection that nobody sees before ``commit``; until then nobody else gets its name.
 
@@ -42,7 +49,9 @@ class Generations(Namespace):
         """
         async with self._fresh():
             self._check_free(name)
-            staged = await self._stage(new(name, fingerprint, metric, hnsw, description), {RESTORES: name})
+            staged = await self._stage(
+                new(name, fingerprint, metric, hnsw, description, earlier_uids=earlier_uids), {RESTORES: name}
+            )
             self._staged[staged.key] = name
             return staged
 

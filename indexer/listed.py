@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from indexer import deleted
 from indexer.aliases import Aliases, latest
 from indexer.collections import PREFIX, Collection, NewerCollection, StoredCollection, from_stored, is_ours
+from indexer.deleted import Deleted
 
 # Instead of all other marks: of a copy, whose it is; of a collection to be, its name; of what was deleted, its uid.
 COPY_OF, RESTORES, DROPPED = (f"{PREFIX}{mark}" for mark in ("copy_of", "restores", "dropped"))
@@ -21,6 +23,7 @@ class Listed:
         copies: what was staged and not committed.
         dropped: what was deleted and is not gone yet.
         documents: every version of them, the earliest first.
+        deleted: what is remembered of collections that were deleted.
     """
 
     collections: dict[str, Collection | NewerCollection]
@@ -29,6 +32,7 @@ class Listed:
     copies: list[StoredCollection]
     dropped: list[StoredCollection]
     documents: list[StoredCollection]
+    deleted: Deleted
 
     def left_of(self, uid: str) -> list[StoredCollection]:
         """What there is of a collection beside itself."""
@@ -63,4 +67,5 @@ def sort_out(stored: Sequence[StoredCollection]) -> Listed:
         copies=[each for each in unmarked if COPY_OF in each.metadata or RESTORES in each.metadata],
         dropped=[each for each in unmarked if DROPPED in each.metadata],
         documents=documents,
+        deleted=deleted.read(unmarked),
     )

@@ -11,7 +11,7 @@ from chassis import names
 from chassis.errors import LikenessError, invalid
 from chassis.metadata import KEY
 from indexer import filters
-from indexer.collections import Collection, Fingerprint, Hnsw, Metric, NewerCollection
+from indexer.collections import UID, Collection, Fingerprint, Hnsw, Metric, NewerCollection
 from indexer.filters import Node
 from indexer.listing import text_bytes
 from indexer.reads import Facet, Fields
@@ -23,6 +23,7 @@ MAX_IDS = 1024
 MAX_DIMENSION = 4096
 MAX_MODEL_BYTES = 1024
 MAX_DESCRIPTION_BYTES = 1024
+MAX_EARLIER_UIDS = 1000
 # Of HnswParameters; 0 is the default of each.
 HNSW_RANGES = {"max_neighbors": (4, 128), "ef_construction": (16, 2000), "ef_search": (10, 10_000)}
 MAX_PAGE = 1000
@@ -139,6 +140,23 @@ def description(text: str) -> str:
     return text
 
 
+def earlier_uids(values: Sequence[str]) -> list[str]:
+    """The uids of what a collection to make is a copy of, in the order given.
+
+    Raises:
+        LikenessError: BATCH_TOO_LARGE or FIELD_INVALID, naming every bad one.
+    """
+    if values:
+        check_count(len(values), MAX_EARLIER_UIDS, "earlier_uids", "uids")
+    violations = Violations()
+    for i, value in enumerate(values):
+        with violations:
+            if not UID.fullmatch(value):
+                raise invalid(f"earlier_uids[{i}]", f"{value[:200]!r} does not match {UID.pattern}")
+    violations.raise_any()
+    return list(values)
+
+
 def fields(message: types_pb2.ItemFields) -> Fields:
     """What comes back of each item."""
     return Fields(metadata=message.metadata, vector=message.vector)
@@ -215,11 +233,12 @@ def facets(messages: Sequence[indexer_pb2.FacetRequest]) -> dict[str, int]:
 def collection_message(
     collection: Collection | NewerCollection, count: int, aliases: Sequence[str] = ()
 ) -> indexer_pb2.Collection:
-    """A collection; of one that a newer release wrote, only what it is called, the schema version and the count."""
+    """A collection; of one that a newer release wrote, only what it is called, its uids, schema version and count."""
     message = indexer_pb2.Collection(
         name=collection.name,
         uid=collection.uid,
         schema_version=collection.schema_version,
+        earlier_uids=collection.earlier_uids,
         aliases=aliases,
         count=count,
     )

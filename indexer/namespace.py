@@ -12,7 +12,7 @@ import asyncio
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -34,6 +34,7 @@ from indexer.collections import (
     not_found,
     to_metadata,
 )
+from indexer.deleted import Deleted
 from indexer.listed import Listed, sort_out
 
 log = structlog.get_logger()
@@ -98,6 +99,7 @@ class Namespace:
         self._linger_s = linger_s
         self._known: dict[str, Collection | NewerCollection] = {}
         self._aliases = Aliases()
+        self._deleted = Deleted()
         self._lock = asyncio.Lock()
         # Names that the store did not have, and until when that is believed, in seconds of the monotonic clock; and the
         # turn of those that ask it for one.
@@ -156,6 +158,7 @@ class Namespace:
     def _take(self, listed: Listed) -> list[Collection | NewerCollection]:
         self._known = listed.collections
         self._aliases = listed.aliases
+        self._deleted = listed.deleted
         for collection in listed.collections.values():
             if isinstance(collection, Collection) and collection.generation:
                 self._store.moved(collection)
@@ -244,10 +247,22 @@ class Namespace:
                 raise
 
 
-def new(name: str, fingerprint: Fingerprint, metric: Metric, hnsw: Hnsw, description: str) -> Collection:
+def new(
+    name: str, fingerprint: Fingerprint, metric: Metric, hnsw: Hnsw, description: str, *, earlier_uids: Iterable[str]
+) -> Collection:
     """A collection to make; its key is not known yet."""
-    made, uid = datetime.now(UTC), uuid.uuid4().hex
-    return Collection(name, "", fingerprint, metric, made, uid=uid, hnsw=hnsw, built=hnsw, description=description)
+    return Collection(
+        name,
+        "",
+        fingerprint,
+        metric,
+        datetime.now(UTC),
+        uid=uuid.uuid4().hex,
+        hnsw=hnsw,
+        built=hnsw,
+        description=description,
+        earlier_uids=tuple(earlier_uids),
+    )
 
 
 def copy_name() -> str:

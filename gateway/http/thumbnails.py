@@ -77,7 +77,9 @@ class Thumbnails:
             "cross-origin-resource-policy": "cross-origin" if self.elsewhere else "same-origin",
             "etag": f'W/"{sha256}"',
         }
-        thumbnail = await self.media.thumbnail(found.uid, item_id, sha256) if isinstance(sha256, str) else None
+        thumbnail = None
+        if isinstance(sha256, str):
+            thumbnail = await self.media.thumbnail(found.uid, item_id, sha256, found.earlier_uids)
         if thumbnail is None:
             raise LikenessError(error_pb2.REASON_ITEM_NOT_FOUND, "there is no such item, or no thumbnail of it")
         if shown["etag"] in (each.strip() for each in request.headers.get("if-none-match", "").split(",")):

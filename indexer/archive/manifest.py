@@ -14,7 +14,7 @@ from likeness.common.v1 import error_pb2
 
 from chassis import names
 from chassis.errors import LikenessError
-from indexer.collections import Collection, Fingerprint, Hnsw, Metric
+from indexer.collections import UID, Collection, Fingerprint, Hnsw, Metric
 from indexer.messages import MAX_DIMENSION
 
 FORMAT = 1
@@ -73,6 +73,7 @@ class Manifest:
                 "collection": {
                     "name": collection.name,
                     "uid": collection.uid,
+                    "earlier_uids": list(collection.earlier_uids),
                     "schema": collection.schema_version,
                     "created": collection.created.isoformat(),
                     "description": collection.description,
@@ -135,6 +136,9 @@ def _read(manifest: Mapping[str, Any]) -> Manifest:
     fingerprint = Fingerprint(**of["fingerprint"])
     if not 1 <= fingerprint.dimension <= MAX_DIMENSION:
         raise ValueError(f"dimension {fingerprint.dimension}")
+    uid, earlier_uids = of["uid"], tuple(of.get("earlier_uids", ()))  # which older releases do not write
+    if bad := [each for each in (uid, *earlier_uids) if not UID.fullmatch(each)]:
+        raise ValueError(f"uids {bad}")
     collection = Collection(
         name=names.check_collection(of["name"], "collection.name"),
         key="",
@@ -142,9 +146,10 @@ def _read(manifest: Mapping[str, Any]) -> Manifest:
         metric=Metric(of["metric"]),
         created=datetime.fromisoformat(of["created"]),
         schema_version=of["schema"],
-        uid=of["uid"],
+        uid=uid,
         hnsw=Hnsw(**of["hnsw"]),
         description=of["description"],
+        earlier_uids=earlier_uids,
     )
     parts = [Part(**part) for part in manifest["files"]]
     if any("/" in part.name or part.name.startswith(".") for part in parts):

@@ -121,7 +121,10 @@ class Restore:
         """
         await self._check(backup, manifest, job)
         of = manifest.collection
-        staged = await self.collections.stage_new(name, of.fingerprint, of.metric, of.hnsw, of.description)
+        earlier_uids = (of.uid, *of.earlier_uids)
+        staged = await self.collections.stage_new(
+            name, of.fingerprint, of.metric, of.hnsw, of.description, earlier_uids=earlier_uids
+        )
         try:
             serving = self.serves.stage(staged, manifest.rows)
             await self._fill(staged, serving, backup, manifest, job)

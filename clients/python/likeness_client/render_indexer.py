@@ -83,6 +83,7 @@ def show_described(described: Collection | Described) -> None:
     facts = {
         "name": collection.name,
         "uid": collection.uid,
+        **({"earlier uids": ", ".join(collection.earlier_uids)} if collection.earlier_uids else {}),
         "description": collection.description or "–",
         "aliases": ", ".join(collection.aliases) or "–",
         "model": f"{collection.fingerprint.model}, {collection.fingerprint.dimension} numbers",

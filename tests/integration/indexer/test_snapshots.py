@@ -173,6 +173,7 @@ def test_what_was_restored_stays_and_takes_writes(start: Start) -> None:
         assert (restored.name, restored.hnsw, restored.description) == ("photos-2", hnsw, "holidays")
         old = stub.GetCollection(pb.GetCollectionRequest(name=NAME)).collection
         assert restored.uid != old.uid
+        assert list(restored.earlier_uids) == [old.uid]
         assert (count(stub, NAME), count(stub, "photos-2")) == (150, 200)
         stub.DeleteItems(pb.DeleteItemsRequest(collection="photos-2", ids=["i1"]))
         upsert(stub, "photos-2", item(500, width=500))
@@ -184,6 +185,14 @@ def test_what_was_restored_stays_and_takes_writes(start: Start) -> None:
         assert collections(stub) == [NAME, "photos-2"]
         assert ids(stub, "photos-2", "i0", "i1", "i500") == ["i0", "i500"]
         assert query(stub, "photos-2", like(unit(7), 1)).results[0].hits[0].id == "i7"
+        again = stub.GetCollection(pb.GetCollectionRequest(name="photos-2")).collection
+        assert (again.uid, list(again.earlier_uids)) == (restored.uid, [old.uid])
+        stub.DeleteCollection(pb.DeleteCollectionRequest(name=NAME))
+        listed = stub.ListCollections(pb.ListCollectionsRequest())
+        assert [list(each.earlier_uids) for each in listed.collections] == [[old.uid]]
+        assert list(listed.deleted_uids) == [], "its copy is there"
+        stub.DeleteCollection(pb.DeleteCollectionRequest(name="photos-2"))
+        assert list(stub.ListCollections(pb.ListCollectionsRequest()).deleted_uids) == [restored.uid, old.uid]
 
 
 @pytest.mark.parametrize("reads", ["memory", "chroma"])

@@ -58,6 +58,7 @@ class FakeIndexer(indexer_pb2_grpc.IndexerServiceServicer):
         made = pb.Collection(
             name=request.name,
             uid=uid or f"uid of {request.name}",
+            earlier_uids=request.earlier_uids,
             fingerprint=request.fingerprint,
             metric=request.metric or 1,  # type: ignore[arg-type]
             hnsw=request.hnsw,

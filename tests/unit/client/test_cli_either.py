@@ -145,7 +145,7 @@ def test_the_gateway_tells_of_a_collection_what_the_indexer_tells_but_hnsw_and_s
     described = ("collections", "describe", photos)
     through, at = told(*described, "--server", address), told(*described, "--indexer", indexer_address)
     assert set(through) == set(at) - {"status"}
-    assert set(through["collection"]) == set(at["collection"]) - {"hnsw"}
+    assert set(through["collection"]) == set(at["collection"]) - {"hnsw", "earlier_uids"}
 
 
 def test_tables_of_a_gateway_name_what_it_knows(address: str) -> None:

@@ -18,6 +18,7 @@ DIGEST = "a1" * 32
 COLLECTION = {
     "name": "photos",
     "uid": "uid of photos",
+    "earlier_uids": [],
     "model": "starter",
     "digest": DIGEST,
     "dimension": 4,
@@ -221,6 +222,7 @@ def test_export_and_import_carry_a_collection_over(
         "interrupted": False,
     }
     assert len(indexer.items["photos"]) == 100
+    assert client.collection(photos).collection.earlier_uids == ("uid of photos",), "where its pictures are"
     lines = tmp_path / "photos"
     command = ("export", lines, "--as", "jsonl", "--collection", photos, "--where", 'kind = "cat"')
     assert "Exported 50 items" in likeness(*command, indexer=indexer_address).stdout

@@ -25,6 +25,7 @@ class Shelves(Behind):
         found: collections by name.
         shelves: their items by id.
         aliases: what each stands for.
+        deleted: uids of collections that were deleted, as the indexer tells them.
         lose_answers_of: methods whose next call is done, but answered with UNAVAILABLE.
         answers_with: the model that makes vectors, if that is not the one that GetModel names.
     """
@@ -34,6 +35,7 @@ class Shelves(Behind):
         self.found: dict[str, pb.Collection] = {}
         self.shelves: dict[str, dict[str, pb.Item]] = {}
         self.aliases: dict[str, str] = {}
+        self.deleted: list[str] = []
         self.lose_answers_of: set[str] = set()
         self.answers_with: types_pb2.ModelFingerprint | None = None
 
@@ -73,7 +75,9 @@ class Shelves(Behind):
         names = [name for name in sorted(self.found) if name > request.page_token]
         page = names[: request.page_size or 100]
         token = page[-1] if len(page) < len(names) else ""
-        return pb.ListCollectionsResponse(collections=map(self._described, page), next_page_token=token)
+        return pb.ListCollectionsResponse(
+            collections=map(self._described, page), next_page_token=token, deleted_uids=() if token else self.deleted
+        )
 
     async def UpdateCollection(self, request: Any, context: Any) -> pb.UpdateCollectionResponse:  # noqa: N802
         name = await self._resolve("UpdateCollection", request, context, request.name)
@@ -85,6 +89,7 @@ class Shelves(Behind):
         name = await self._resolve("DeleteCollection", request, context, request.name)
         if name in self.aliases.values():
             await self._abort(context, LikenessError(error_pb2.REASON_COLLECTION_ALIASED, "it has aliases"))
+        self.deleted.append(self.found[name].uid)
         del self.found[name], self.shelves[name]
         return pb.DeleteCollectionResponse()
 

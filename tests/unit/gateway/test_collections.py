@@ -109,6 +109,23 @@ async def test_thumbnails_and_originals_go_with_their_collection(media: Media) -
     assert await media.original("uid-others", "a", sha256) == b"x"
 
 
+async def test_files_that_another_collection_was_restored_with_stay(media: Media) -> None:
+    sha256 = hashlib.sha256(b"x").hexdigest()
+    picture = PictureMedia("a", sha256, types_pb2.Image(encoded=b"x"))
+    async with shelves() as (services, embedder, indexer):
+        for name in ("photos", "copy"):
+            services.make(name)
+            async with media.replacing(f"uid-{name}", [picture], thumbnails=False, originals=True):
+                pass
+        services.found["copy"].earlier_uids.append("uid-photos")
+        collections = Collections(embedder, indexer, media)
+        await collections.delete(pb.DeleteCollectionRequest(name="photos"), Deadline(20))
+        assert await media.original("uid-photos", "a", sha256) == b"x"
+        await collections.delete(pb.DeleteCollectionRequest(name="copy"), Deadline(20))
+    assert await media.original("uid-photos", "a", sha256) == b"x", "that is for the sweep"
+    assert await media.original("uid-copy", "a", sha256) is None
+
+
 async def test_an_alias_is_made_moved_only_from_where_it_is_expected_and_deleted(media: Media) -> None:
     async with shelves() as (services, embedder, indexer):
         services.make("one")

@@ -125,6 +125,26 @@ async def test_items_and_collections_go_with_all_their_files(media: Media, where
     assert [path.partition("/")[0] for path in files(where)] == ["kept", "kept"]
 
 
+async def test_what_is_not_under_its_own_uid_is_looked_for_under_earlier_ones(media: Media, where: str) -> None:
+    cat, dog = picture(1, "cat"), picture(2, "dog")
+    await keep(media, cat, uid="older")
+    await keep(media, dog, uid="oldest")
+    before = files(where)
+    earlier = ("older", "oldest")
+
+    assert await media.thumbnail(UID, "cat", cat.sha256) is None
+    thumbnail = await media.thumbnail("older", "cat", cat.sha256)
+    assert thumbnail is not None
+    assert await media.thumbnail(UID, "cat", cat.sha256, earlier) == thumbnail
+    assert await media.original(UID, "dog", dog.sha256, earlier) == dog.image.encoded
+    assert await media.original(UID, "dog", dog.sha256, earlier[:1]) is None
+    assert await media.original(UID, "cat", dog.sha256, earlier) is None, "another item's"
+
+    await keep(media, picture(3, "cat"))
+    assert set(before) < set(files(where)), "only what is its own is written, and what the item was stays"
+    assert {path.partition("/")[0] for path in set(files(where)) - set(before)} == {UID}
+
+
 async def test_no_id_and_no_hash_becomes_a_path(media: Media, where: str, tmp_path: Path) -> None:
     outside = tmp_path / "secret.webp"
     outside.write_bytes(b"secret")

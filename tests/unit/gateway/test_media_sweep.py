@@ -1,4 +1,4 @@
-"""Files of collections that are gone come back, and those of collections that only seem to be gone stay."""
+"""Files of deleted collections come back, and those of collections that are only missing stay."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -26,7 +26,7 @@ NOW = 1_800_000_000.0
 
 @dataclass
 class Place:
-    """Two folders with a picture in each, of which one belongs to the collection "photos"."""
+    """Two folders with a picture in each: one is of the collection "photos", one of a collection that was deleted."""
 
     services: Shelves
     sweep: MediaSweep
@@ -52,10 +52,11 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
         media.close()
         services.make("photos")
         services.found["photos"].uid = THERE
+        services.deleted.append(GONE)
         yield Place(services, MediaSweep(indexer, MediaFiles(str(tmp_path)), asyncio.Event(), 20), tmp_path)
 
 
-async def test_files_without_a_collection_go_a_day_after_that_was_seen(place: Place) -> None:
+async def test_files_of_a_deleted_collection_go_a_day_after_that_was_seen(place: Place) -> None:
     assert await place.sweep.once(NOW) == []
     assert await place.sweep.once(NOW + GRACE_S - 1) == []
     assert place.folders == {THERE, GONE}
@@ -77,24 +78,49 @@ async def test_a_collection_that_shows_up_again_keeps_its_files(place: Place) ->
     assert await place.sweep.once(NOW + 3 * GRACE_S) == [GONE]
 
 
+async def test_what_a_collection_was_restored_from_keeps_its_files(place: Place) -> None:
+    await place.sweep.once(NOW)
+    place.services.make("restored")
+    place.services.found["restored"].earlier_uids[:] = ["c" * 32, GONE]
+    for days in range(1, 4):
+        assert await place.sweep.once(NOW + days * GRACE_S) == []
+    assert place.files(GONE) == {".webp", ".original"}, "the mark has gone"
+
+    del place.services.found["restored"]
+    await place.sweep.once(NOW + 4 * GRACE_S)
+    assert await place.sweep.once(NOW + 5 * GRACE_S) == [GONE]
+
+
+@pytest.mark.parametrize("restored", [set(), {"photos"}])
+async def test_what_nobody_deleted_is_lost_and_about_to_be_restored(place: Place, restored: set[str]) -> None:
+    """Chroma was lost, and of two collections none, or one, is back: what the indexer was told to delete it forgot."""
+    place.services.deleted.clear()
+    place.services.found = {name: place.services.found[name] for name in restored}
+
+    for days in range(4):
+        assert await place.sweep.once(NOW + days * GRACE_S) == []
+
+    assert place.files(THERE) == place.files(GONE) == {".webp", ".original"}
+
+
 async def test_every_page_of_the_collections_counts(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.media_sweep._PAGE", 1)
+    monkeypatch.setattr("gateway.uids._PAGE", 1)
     for name in ("aaa", "zzz"):
         place.services.make(name)
     place.services.found["zzz"].uid = GONE
 
     for days in range(3):
         assert await place.sweep.once(NOW + days * GRACE_S) == []
-
     assert place.files(GONE) == {".webp", ".original"}
+
+    del place.services.found["zzz"]
+    assert [await place.sweep.once(NOW + days * GRACE_S) for days in (3, 4)] == [[], [GONE]]
 
 
 async def test_nothing_goes_while_the_collections_are_not_all_known(place: Place) -> None:
     await place.sweep.once(NOW)
     place.services.make("newer")
     place.services.found["newer"].uid = ""
-    assert await place.sweep.once(NOW + GRACE_S) == []
-    place.services.found.clear()
     assert await place.sweep.once(NOW + GRACE_S) == []
     place.services.fail["ListCollections"] = LikenessError(error_pb2.REASON_SCHEMA_UNSUPPORTED, "cannot be read")
     with pytest.raises(LikenessError):
@@ -152,6 +178,7 @@ async def test_a_gateway_sweeps_once_it_has_seen_the_indexer(tmp_path: Path) -> 
 async def test_files_that_were_out_of_reach_when_their_collection_was_deleted_go_later(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    place.services.deleted.clear()
     place.services.make("lost")
     place.services.found["lost"].uid = GONE
     media = Media(str(place.root))

@@ -11,6 +11,7 @@ from likeness.common.v1 import error_pb2
 from chassis.errors import LikenessError
 from indexer.catalog import Collections
 from indexer.collections import Collection, Fingerprint, Hnsw, Metric, StoredCollection
+from indexer.deleted import STORE_NAME
 from indexer.reads import Item
 from tests.unit.indexer.conftest import Connected
 from tests.unit.indexer.shelf import Shelf
@@ -117,13 +118,15 @@ async def test_deleting_what_was_rebuilt_leaves_no_earlier_generation(shelf: She
     for seen_by in (collections, Collections(shelf)):
         assert (await refusal(use(seen_by))).reason == error_pb2.REASON_COLLECTION_NOT_FOUND
     await Collections(shelf).recover()
-    assert shelf.kept == {}
+    assert shelf.kept.keys() == {STORE_NAME}
 
 
 async def test_a_restored_collection_is_not_seen_before_its_commit_and_its_name_is_kept(
     shelf: Shelf, collections: Collections
 ) -> None:
-    staged = await collections.stage_new("new", FINGERPRINT, Metric.COSINE, WIDE, "restored")
+    staged = await collections.stage_new(
+        "new", FINGERPRINT, Metric.COSINE, WIDE, "restored", earlier_uids=["lost", "before"]
+    )
     assert (await refusal(use(collections, "new"))).reason == error_pb2.REASON_COLLECTION_NOT_FOUND
     for taken in (
         collections.create("new", FINGERPRINT, Metric.COSINE),
@@ -135,6 +138,19 @@ async def test_a_restored_collection_is_not_seen_before_its_commit_and_its_name_
     committed = await collections.commit(staged)
     assert committed == await use(collections, "new") == await use(Collections(shelf), "new")
     assert (committed.key, committed.description, committed.built) == (staged.key, "restored", WIDE)
+    assert committed.earlier_uids == ("lost", "before")
+
+
+async def test_what_a_collection_was_restored_from_is_kept_by_changes_and_rebuilds(
+    shelf: Shelf, collections: Collections
+) -> None:
+    staged = await collections.stage_new("new", FINGERPRINT, Metric.COSINE, earlier_uids=["lost", "before"])
+    await collections.commit(staged)
+    await collections.update("new", WIDE, "changed")
+    await collections.commit(await collections.stage_copy(await use(collections, "new"), WIDE))
+    for seen_by in (collections, Collections(shelf)):
+        found = await use(seen_by, "new")
+        assert (found.generation, found.earlier_uids) == (1, ("lost", "before"))
 
 
 async def test_the_name_of_what_was_not_restored_is_free_again(shelf: Shelf, collections: Collections) -> None:

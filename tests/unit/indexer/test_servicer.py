@@ -1,6 +1,7 @@
 """Making and deleting collections, when the caller goes away in between or the store knows better."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,8 @@ from indexer import catalog
 from indexer.catalog import Collections
 from indexer.chroma_reader import ChromaReader, Turnstile
 from indexer.collection_servicer import CollectionRpcs
+from indexer.collections import Metric
+from indexer.deleted import STORE_NAME
 from indexer.metrics import Metrics
 from indexer.registry import Registry
 from indexer.servicing import Context, Sole
@@ -91,6 +94,44 @@ async def test_what_is_made_and_deleted_is_served_and_no_longer(indexer: Indexer
     assert indexer.writers.waiting == {}
 
 
+async def test_deleted_collections_are_told_behind_the_last_of_those_that_are_there(
+    indexer: Indexer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = (await indexer.servicer.CreateCollection(CREATE, CONTEXT)).collection
+    await indexer.servicer.DeleteCollection(DELETE, CONTEXT)
+    for name in ("newer", "newest"):
+        stored = {"likeness.schema": 99, "likeness.name": name, "likeness.uid": f"uid-{name}"}
+        stored["likeness.earlier_uids"] = json.dumps([f"before-{name}"])
+        await indexer.shelf.create(name, Metric.L2, stored)
+    monkeypatch.setattr(indexer.registry, "count_newer", nobody_counts)
+    first = await indexer.servicer.ListCollections(pb.ListCollectionsRequest(page_size=1), CONTEXT)
+    token = first.next_page_token
+    last = await indexer.servicer.ListCollections(pb.ListCollectionsRequest(page_size=1, page_token=token), CONTEXT)
+    assert (list(first.deleted_uids), list(last.deleted_uids)) == ([], [made.uid])
+    assert [list(each.earlier_uids) for each in (*first.collections, *last.collections)] == [
+        ["before-newer"],
+        ["before-newest"],
+    ]
+
+
+async def nobody_counts(_: object) -> int:
+    return 0
+
+
+async def test_uids_that_a_new_collection_names_are_kept_and_bad_ones_refused(indexer: Indexer) -> None:
+    request = pb.CreateCollectionRequest(name="copy", fingerprint=CREATE.fingerprint, earlier_uids=["a1", "b-2"])
+    made = (await indexer.servicer.CreateCollection(request, CONTEXT)).collection
+    assert list(made.earlier_uids) == ["a1", "b-2"]
+    request.earlier_uids[:] = ["fine", "../no", ""]
+    with pytest.raises(LikenessError) as caught:
+        await indexer.servicer.CreateCollection(request, CONTEXT)
+    assert [violation.field for violation in caught.value.violations] == ["earlier_uids[1]", "earlier_uids[2]"]
+    request.earlier_uids[:] = ["a"] * 1001
+    with pytest.raises(LikenessError) as caught:
+        await indexer.servicer.CreateCollection(request, CONTEXT)
+    assert caught.value.reason == error_pb2.REASON_BATCH_TOO_LARGE
+
+
 async def test_a_collection_whose_maker_went_away_is_served(indexer: Indexer) -> None:
     await indexer.leave(indexer.servicer.CreateCollection(CREATE, CONTEXT))
     assert indexer.shelf.kept.keys() == {"col"}
@@ -100,7 +141,7 @@ async def test_a_collection_whose_maker_went_away_is_served(indexer: Indexer) ->
 async def test_a_collection_whose_deleter_went_away_is_no_longer_served(indexer: Indexer) -> None:
     await indexer.servicer.CreateCollection(CREATE, CONTEXT)
     await indexer.leave(indexer.servicer.DeleteCollection(DELETE, CONTEXT))
-    assert indexer.shelf.kept == {}
+    assert indexer.shelf.kept.keys() == {STORE_NAME}
     assert indexer.served == []
 
 
@@ -118,7 +159,7 @@ async def test_a_deletion_whose_answer_is_lost_is_carried_through(indexer: Index
         await indexer.servicer.DeleteCollection(DELETE, CONTEXT)
         assert indexer.served == []
     await indexer.gone()
-    assert indexer.shelf.kept == {}
+    assert indexer.shelf.kept.keys() == {STORE_NAME}
 
 
 async def test_a_deletion_that_cannot_be_sent_fails_and_the_collection_goes_on(indexer: Indexer) -> None:
@@ -175,10 +216,10 @@ async def test_what_was_deleted_is_dropped_once_the_store_is_back(
     await indexer.servicer.DeleteCollection(DELETE, CONTEXT)
     await refused.wait()
     assert indexer.served == []
-    assert indexer.shelf.kept.keys() == {"col"}
+    assert indexer.shelf.kept.keys() == {"col", STORE_NAME}
     indexer.shelf.drop = drop  # type: ignore[method-assign]
     await indexer.gone()
-    assert indexer.shelf.kept == {}
+    assert indexer.shelf.kept.keys() == {STORE_NAME}
 
 
 async def test_a_collection_is_made_anew_while_the_deleted_one_is_not_gone_yet(indexer: Indexer) -> None:
@@ -196,8 +237,8 @@ async def test_a_collection_is_made_anew_while_the_deleted_one_is_not_gone_yet(i
     assert (made.name, indexer.served) == ("col", ["col"])
     dropping.set()
     await indexer.gone()
-    (left,) = indexer.shelf.kept.values()
-    assert left.name.startswith("Likeness.")
+    (left,) = indexer.shelf.kept.keys() - {STORE_NAME}
+    assert left.startswith("Likeness.")
     async with Collections(indexer.shelf).use("col") as collection:
         assert collection.uid == made.uid
 

@@ -109,14 +109,26 @@ class IndexerClient(Jobs):
         metric: Metric = Metric.COSINE,
         hnsw: Hnsw | None = None,
         description: str = "",
+        earlier_uids: Sequence[str] = (),
     ) -> Collection:
-        """Makes an empty collection for the vectors of a model."""
+        """Makes an empty collection for the vectors of a model.
+
+        Args:
+            name: its name.
+            fingerprint: the model.
+            metric: how likeness is measured.
+            hnsw: how its index is made and searched; None: all defaults.
+            description: what it is for.
+            earlier_uids: if it is to hold what another collection does, that one's uid, then its ``earlier_uids``: the
+                gateway finds thumbnails and originals of the items by these.
+        """
         request = pb.CreateCollectionRequest(
             name=name,
             fingerprint=fingerprint_to_proto(fingerprint),
             metric=wire.metric_to_proto(metric),
             hnsw=wire.hnsw_to_proto(hnsw),
             description=description,
+            earlier_uids=earlier_uids,
         )
         return wire.collection_from_proto(self._call(self._stub.CreateCollection, request).collection)
 

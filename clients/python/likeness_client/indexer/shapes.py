@@ -10,10 +10,11 @@ from likeness_client.items import Fingerprint
 
 
 def collection_as_json(collection: Collection) -> dict[str, Any]:
-    """A collection, flat but for its HNSW parameters, if they are known."""
+    """A collection, flat but for its HNSW parameters; without these and earlier uids where a gateway tells of it."""
     return {
         "name": collection.name,
         "uid": collection.uid,
+        **({} if collection.hnsw is None else {"earlier_uids": list(collection.earlier_uids)}),
         "model": collection.fingerprint.model,
         "digest": collection.fingerprint.digest,
         "dimension": collection.fingerprint.dimension,
@@ -44,6 +45,7 @@ def collection_from_json(told: Mapping[str, Any]) -> Collection:
         aliases=tuple(map(str, told["aliases"])),
         count=int(told["count"]),
         create_time=datetime.fromisoformat(created) if created else None,
+        earlier_uids=tuple(map(str, told.get("earlier_uids", ()))),  # which older releases do not write
     )
 
 

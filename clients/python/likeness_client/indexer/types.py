@@ -50,6 +50,8 @@ class Collection:
         aliases: other names that stand for it.
         count: items in it.
         create_time: when it was made; None if the indexer does not know.
+        earlier_uids: of what it was restored or imported from, the last first; the gateway finds its pictures by these
+            too. Empty where a gateway tells of it.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Collection:
     aliases: tuple[str, ...] = ()
     count: int = 0
     create_time: datetime | None = None
+    earlier_uids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,7 @@ def collection_from_proto(message: indexer_pb2.Collection) -> Collection:
         aliases=tuple(message.aliases),
         count=message.count,
         create_time=_time(message.create_time) if message.HasField("create_time") else None,
+        earlier_uids=tuple(message.earlier_uids),
     )
 
 

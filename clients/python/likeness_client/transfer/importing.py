@@ -155,6 +155,7 @@ class Import:
             metric=metric or (facts.collection.metric if facts else Metric.COSINE),
             hnsw=facts.collection.hnsw if facts else None,
             description=facts.collection.description if facts else "",
+            earlier_uids=(facts.collection.uid, *facts.collection.earlier_uids) if facts else (),
         )
 
     def _save(self) -> None:

@@ -1,6 +1,6 @@
 """An archive without a Chroma: collections in memory, files wherever the test wants them."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -36,12 +36,26 @@ class Catalog:
         self.fails_to_commit = False
 
     async def stage_new(
-        self, name: str, fingerprint: Fingerprint, metric: Metric, hnsw: Hnsw, description: str
+        self,
+        name: str,
+        fingerprint: Fingerprint,
+        metric: Metric,
+        hnsw: Hnsw,
+        description: str,
+        *,
+        earlier_uids: Iterable[str],
     ) -> Collection:
         if name in self.there:
             raise LikenessError(error_pb2.REASON_COLLECTION_EXISTS, name)
         made = Collection(
-            name, f"key of {name}", fingerprint, metric, datetime.now(UTC), hnsw=hnsw, description=description
+            name,
+            f"key-of-{name}",
+            fingerprint,
+            metric,
+            datetime.now(UTC),
+            hnsw=hnsw,
+            description=description,
+            earlier_uids=tuple(earlier_uids),
         )
         self.staged[name] = made
         return made
@@ -91,7 +105,7 @@ class World:
 
     def add(self, name: str, written: Sequence[Written], metric: Metric = Metric.COSINE, **more: Any) -> Collection:
         """A collection in memory with some items."""
-        made = Collection(name, f"key of {name}", Fingerprint("m", "a1" * 32, DIMENSION), metric, datetime.now(UTC))
+        made = Collection(name, f"key-of-{name}", Fingerprint("m", "a1" * 32, DIMENSION), metric, datetime.now(UTC))
         made = self.catalog.there[name] = replace(made, **more)
         self.serving[made.uid] = self._empty(made)
         self.serving[made.uid].apply(written, [], 1)

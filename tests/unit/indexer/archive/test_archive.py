@@ -3,7 +3,8 @@
 import asyncio
 import errno
 import itertools
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from structlog.testing import capture_logs
 
 from chassis.errors import LikenessError
 from indexer.archive import files, parts
+from indexer.archive import manifest as manifests
 from indexer.archive.backup import Made
 from indexer.archive.restore import Restored
 from indexer.archive.snapshots import check_name
@@ -76,6 +78,7 @@ async def test_what_was_backed_up_comes_back_bit_by_bit(
     again = restored.collection
     assert (again.name, again.metric, again.fingerprint) == ("again", metric, there.fingerprint)
     assert (again.description, again.hnsw, restored.count) == ("holidays", Hnsw(8, 16, 32), count)
+    assert again.earlier_uids == (there.uid,)
     old, new = world.view(there), world.view(again)
     assert new.ids == sorted(old.ids)
     rows = np.array([old.ids.index(item_id) for item_id in new.ids], np.int64)
@@ -169,6 +172,31 @@ async def test_a_backup_of_a_newer_release_is_refused_as_such(world: World, wher
     assert "format 2" in listed.fault
 
 
+async def test_what_is_restored_again_and_again_names_all_that_it_comes_from(world: World, where: str) -> None:
+    first = world.add("photos", some(1))
+    second = (await restore(world, (await back_up(world, first)).snapshot.name, "second")).collection
+    made = (await back_up(world, second)).snapshot
+    third = (await restore(world, made.name, "third")).collection
+    assert third.earlier_uids == (second.uid, first.uid)
+    (listed,) = await world.archive.list("second")
+    assert listed.manifest is not None
+    assert listed.manifest.collection.earlier_uids == (first.uid,)
+
+
+async def test_a_manifest_that_an_older_release_wrote_names_none_but_its_collection(world: World, where: str) -> None:
+    photos = world.add("photos", some(2))
+    made = (await back_up(world, photos)).snapshot.name
+    rewrite(where, made, lambda of: of.pop("earlier_uids"))
+    assert (await restore(world, made, "again")).collection.earlier_uids == (photos.uid,)
+
+
+@pytest.mark.parametrize("uids", [["../elsewhere"], [""], [7], "no list", None])
+async def test_what_is_no_uid_in_a_manifest_is_damage(world: World, where: str, uids: Any) -> None:
+    made = (await back_up(world, world.add("photos", some(2)))).snapshot.name
+    rewrite(where, made, lambda of: of.update(earlier_uids=uids))
+    assert await reason(restore(world, made, "again")) == error_pb2.REASON_SNAPSHOT_DAMAGED
+
+
 @pytest.mark.parametrize("harm_", ["full", "lost", "commit"])
 async def test_a_restore_that_fails_leaves_nothing(world: World, harm_: str) -> None:
     made = (await back_up(world, world.add("photos", some(9)))).snapshot.name
@@ -181,7 +209,7 @@ async def test_a_restore_that_fails_leaves_nothing(world: World, harm_: str) -> 
             world.catalog.fails_to_commit, expected = True, error_pb2.REASON_STORE_UNAVAILABLE
     assert await reason(restore(world, made, "again")) == expected
     assert world.names == ["photos"]
-    assert world.serving.keys() == {"key of photos"}
+    assert world.serving.keys() == {"key-of-photos"}
     assert world.calls == [("backup", True), ("restored", False)]
 
 
@@ -256,7 +284,7 @@ async def test_a_restore_that_is_stopped_leaves_nothing(world: World) -> None:
     await world.jobs.stop()
     assert await reason(job.result()) == error_pb2.REASON_SHUTTING_DOWN
     assert world.names == ["photos"]
-    assert world.serving.keys() == {"key of photos"}
+    assert world.serving.keys() == {"key-of-photos"}
 
 
 async def test_one_at_a_time_and_none_is_deleted_while_it_is_restored(world: World) -> None:
@@ -336,3 +364,11 @@ def harm(where: str, path: str, data: bytes) -> None:
     full = f"{root}/{path}"
     fs.makedirs(full.rpartition("/")[0], exist_ok=True)
     fs.pipe_file(full, data)
+
+
+def rewrite(where: str, backup: str, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes what a manifest says of its collection, as a release that says something else would have written it."""
+    manifest = json.loads(files.Storage(where).read(f"{backup}/manifest.json"))
+    del manifest["sha256_of_the_rest"]
+    change(manifest["collection"])
+    harm(where, f"{backup}/manifest.json", manifests._signed(manifest))
