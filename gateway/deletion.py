@@ -1,7 +1,8 @@
 """DeleteItems: items go with their thumbnails and originals.
 
 Items go first: what the indexer refuses takes no files away. By ids a call that breaks in between can be repeated, and
-then deletes the files; by filter the items would not be found again, so files have to be within reach before they go.
+then deletes the files; by filter the items would not be found again, so files have to be within reach before they go,
+and what has been begun is done to its end, though its caller goes or its time is over.
 
 Of a collection that was restored from a backup, files go from where the one before had them, too: as far as no other
 collection that looks for files there has the items.
@@ -15,13 +16,14 @@ from likeness.gateway.v1 import gateway_pb2
 from likeness.indexer.v1 import indexer_pb2
 
 from chassis.deadline import Deadline
+from chassis.unbroken import unbroken
 from gateway.backends import Indexer
 from gateway.media import Media
 from gateway.requests import collection_name
 from gateway.uids import forgettable, sharing
 
-# The most that the indexer takes in one call are 1,024.
-_PAGE = 1000
+# Items of a filter that go together: what is done to its end should not take long.
+_PAGE = 256
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,15 @@ class Deletion:
         self, found: indexer_pb2.Collection, ids: Sequence[str], shared: Mapping[str, Sequence[str]], deadline: Deadline
     ) -> gateway_pb2.DeleteItemsResponse:
         elsewhere = await forgettable(self.indexer, ids, shared, deadline.left)
-        answer = await self._delete(indexer_pb2.DeleteItemsRequest(collection=found.name, ids=ids), deadline)
-        for uid, theirs in [(found.uid, ids), *elsewhere]:
-            await self.media.forget(uid, theirs)
-        return answer
+
+        async def remove() -> gateway_pb2.DeleteItemsResponse:
+            answer = await self._delete(indexer_pb2.DeleteItemsRequest(collection=found.name, ids=ids), deadline)
+            for uid, theirs in [(found.uid, ids), *elsewhere]:
+                await self.media.forget(uid, theirs)
+            return answer
+
+        async with self.media.leaving(found.uid, ids):
+            return await unbroken(remove())
 
     async def _delete(
         self, request: indexer_pb2.DeleteItemsRequest, deadline: Deadline

@@ -74,6 +74,8 @@ class Media:
         self._io = ThreadPoolExecutor(_FILE_THREADS, "media")
         self._writers: Counter[str] = Counter()
         self._contested: set[str] = set()
+        self._leaving: set[str] = set()  # folders of items that are being deleted
+        self._waiting: list[asyncio.Future[None]] = []  # for others to leave folders
 
     @asynccontextmanager
     async def replacing(
@@ -92,6 +94,7 @@ class Media:
                 before could not be dropped.
         """
         folders = {picture.id: _folder(uid, picture.id) for picture in pictures}
+        await self._until(lambda: self._leaving.isdisjoint(folders.values()))
         self._enter(folders.values())
         try:
             await _all(self._write(folders[each.id], each, thumbnails, originals) for each in pictures)
@@ -102,6 +105,26 @@ class Media:
             await _all(self._on_files(self._drop_others, folders[each.id], each.sha256) for each in later)
         finally:
             self._leave(folders.values())
+
+    @asynccontextmanager
+    async def leaving(self, uid: str, ids: Iterable[str]) -> AsyncIterator[None]:
+        """Has nobody write files of items while the block deletes first the items and then the files (``forget``).
+
+        Else an item that is taken in again between the two would lose its new files. Of two gateways that do so at the
+        same moment neither knows.
+
+        Args:
+            uid: the collection's.
+            ids: of the items.
+        """
+        folders = {_folder(uid, item_id) for item_id in ids}
+        await self._until(lambda: self._leaving.isdisjoint(folders) and folders.isdisjoint(self._writers))
+        self._leaving |= folders
+        try:
+            yield
+        finally:
+            self._leaving -= folders
+            self._wake()
 
     async def thumbnail(self, uid: str, item_id: str, sha256: str, earlier_uids: Sequence[str] = ()) -> bytes | None:
         """An item's thumbnail, a WebP; None if there is none.
@@ -189,6 +212,19 @@ class Media:
             if not self._writers[folder]:
                 del self._writers[folder]
                 self._contested.discard(folder)
+        self._wake()
+
+    async def _until(self, free: Callable[[], bool]) -> None:
+        while not free():
+            woken = asyncio.get_running_loop().create_future()
+            self._waiting.append(woken)
+            await woken
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            if not each.done():
+                each.set_result(None)
 
 
 def _folder(uid: str, item_id: str) -> str:

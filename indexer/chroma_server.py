@@ -20,11 +20,11 @@ from likeness.common.v1 import error_pb2
 
 from chassis import tether
 from chassis.errors import LikenessError
+from chassis.unbroken import unbroken
 from indexer.chroma_process import QUIET, command
 from indexer.lock import DirectoryLock
 from indexer.mending import DamagedIndexError, cause, mended
 from indexer.reclaim import COPIES
-from indexer.unbroken import unbroken
 
 log = structlog.get_logger()
 

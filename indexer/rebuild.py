@@ -19,11 +19,11 @@ import structlog
 from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
+from chassis.unbroken import unbroken
 from indexer.changes import Changes, compare
 from indexer.collections import Collection, Hnsw
 from indexer.jobs import Job
 from indexer.reads import Item
-from indexer.unbroken import unbroken
 from indexer.writes import StoredRecord
 
 log = structlog.get_logger()

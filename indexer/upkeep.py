@@ -16,6 +16,7 @@ import structlog
 
 from chassis.durable import to_disk
 from chassis.errors import LikenessError
+from chassis.unbroken import unbroken
 from indexer import reclaim
 from indexer.catalog import Collections
 from indexer.collections import Collection
@@ -25,7 +26,6 @@ from indexer.erase import Erased, Erasure
 from indexer.jobs import Job, Jobs
 from indexer.reads import Reader
 from indexer.rebuild import Rebuild
-from indexer.unbroken import unbroken
 
 log = structlog.get_logger()
 

@@ -1,6 +1,8 @@
 """DeleteItems: files go once their items have gone, and a call that is refused takes nothing away."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from chassis.deadline import Deadline
 from chassis.errors import LikenessError
 from gateway.deletion import Deletion
 from gateway.media import Media, PictureMedia
+from gateway.media_files import MediaFiles
 from gateway.picture_facts import content_hash
 from tests.pictures import noise
 from tests.unit.gateway.behind import Behind, behind, direction_of
@@ -117,6 +120,74 @@ async def test_a_refused_request_takes_no_file_away(desk: Desk) -> None:
             await desk.delete(**request)
 
     assert await desk.thumbnails() == {"a", "b", "c"}
+
+
+class Held:
+    """Folders are removed when it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.go = threading.Event(), threading.Event()
+        remove = MediaFiles.remove_folder
+
+        def held(files: MediaFiles, path: str) -> None:
+            self.reached.set()
+            assert self.go.wait(30)
+            remove(files, path)
+
+        monkeypatch.setattr(MediaFiles, "remove_folder", held)
+
+
+@pytest.mark.parametrize("request_", [{"ids": ["a", "c"]}, {"filter": OLD}])
+async def test_whoever_goes_while_files_are_deleted_leaves_none_behind(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, request_: dict[str, object]
+) -> None:
+    held = Held(monkeypatch)
+    deleting = asyncio.create_task(desk.delete(**request_))
+    assert await asyncio.to_thread(held.reached.wait, 30)
+    deleting.cancel()
+    held.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await deleting
+
+    assert set(desk.services.items) == await desk.thumbnails() == {"b"}
+
+
+async def test_an_item_taken_in_again_while_it_is_deleted_keeps_its_new_files(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(monkeypatch)
+    deleting = asyncio.create_task(desk.delete(ids=["a"]))
+    assert await asyncio.to_thread(held.reached.wait, 30)
+    again = asyncio.create_task(desk.put("a", "new"))
+    other = asyncio.create_task(desk.put("b", "newer"))
+    await other  # others need not wait
+    assert not again.done()
+    held.go.set()
+    await deleting
+    await again
+
+    assert set(desk.services.items) == await desk.thumbnails() == {"a", "b", "c"}
+
+
+async def test_an_item_deleted_while_it_is_taken_in_again_leaves_no_files(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, until = asyncio.Event(), desk.media._until
+
+    async def told(free: Callable[[], bool]) -> None:
+        if not free():
+            waits.set()
+        await until(free)
+
+    monkeypatch.setattr(desk.media, "_until", told)
+    picture = PictureMedia("a", desk.sha256, desk.image)
+    async with desk.media.replacing(UID, [picture], thumbnails=True, originals=False):
+        deleting = asyncio.create_task(desk.delete(ids=["a"]))
+        await waits.wait()
+        desk.services.put("a", direction_of("a"), age="newest")
+    assert await deleting == 1
+
+    assert set(desk.services.items) == await desk.thumbnails() == {"b", "c"}
 
 
 async def _away(_uid: str, _ids: object) -> None:
