@@ -19,7 +19,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from chassis import logs
+from chassis import cores, logs
 from chassis.calls import Calls
 from chassis.errors import LikenessError
 from chassis.interceptor import CallInterceptor
@@ -96,8 +96,16 @@ def run(settings: ServiceSettings, service: Service, role: Role = Role()) -> Non
     if not role.replica:  # the first of several speaks for all
         for variable, meant in settings.misspelled().items():
             log.warning("no such setting", variable=variable, **({"meant": meant} if meant else {}))
+        _tell_cores(cores.found())
     allow_many_connections()
     raise SystemExit(asyncio.run(_serve(settings, service, role)))
+
+
+def _tell_cores(found: cores.Found) -> None:
+    """Where a container, or whoever started the process, leaves it less than the machine has, threads are fewer."""
+    if found.usable < found.machine:
+        quota = None if found.quota is None else round(found.quota, 2)
+        log.info("cores", usable=found.usable, machine=found.machine, affinity=found.affinity, quota=quota)
 
 
 def allow_many_connections() -> None:

@@ -22,7 +22,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import PreprocessCfg
 from open_clip.utils import to_2tuple
 
-from embedder.cores import cores
+from chassis.cores import cores
 from embedder.decode import DECODE_RULES
 
 # What cleaning, splitting and special tokens do to these shows in their ids. Libraries rename and extend the

@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from chassis.cores import cores
 from chassis.pictures import PILLOW_PIXEL_LIMIT, PictureLimits
 from chassis.settings import ServiceSettings
-from embedder.cores import cores
 from embedder.inputs import Limits
 
 
@@ -157,10 +157,18 @@ class EmbedderSettings(ServiceSettings):
         "thousand letters takes a tokenizer seconds.",
     )
     decode_threads: int = Field(
-        0, ge=0, le=256, description="Threads that decode, resize and tokenize, 1 to 256; 0: one a core, at most 16."
+        0,
+        ge=0,
+        le=256,
+        description="Threads that decode, resize and tokenize, 1 to 256; 0: one for each core that the process may "
+        "use, at most 16. With LIKENESS_WORKERS each process takes its share of the cores.",
     )
     model_threads: int = Field(
-        0, ge=0, le=1024, description="Threads of the model's arithmetic on the cpu, 1 to 1024; 0: one a core."
+        0,
+        ge=0,
+        le=1024,
+        description="Threads of the model's arithmetic on the cpu, 1 to 1024; 0: one for each core that the process "
+        "may use. With LIKENESS_WORKERS each process takes its share of the cores.",
     )
 
     @property

@@ -15,7 +15,6 @@ are swept away later (see ``media_sweep``).
 
 import asyncio
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -27,6 +26,7 @@ from typing import ParamSpec, TypeVar
 
 from likeness.common.v1 import types_pb2
 
+from chassis.cores import cores
 from gateway.media_files import PARTIAL, MediaFiles
 from gateway.thumbnails import render
 
@@ -41,7 +41,7 @@ _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # Decoding and encoding; and files, which mostly wait where they are far away.
-_CPU_THREADS = min(4, os.cpu_count() or 1)
+_MOST_CPU_THREADS = 4
 _FILE_THREADS = 8
 
 
@@ -70,7 +70,7 @@ class Media:
             where: a directory, or a URL that fsspec knows.
         """
         self._files = MediaFiles(where)
-        self._cpu = ThreadPoolExecutor(_CPU_THREADS, "thumbnail")
+        self._cpu = ThreadPoolExecutor(min(_MOST_CPU_THREADS, cores()), "thumbnail")
         self._io = ThreadPoolExecutor(_FILE_THREADS, "media")
         self._writers: Counter[str] = Counter()
         self._contested: set[str] = set()

@@ -124,7 +124,7 @@ class IndexerSettings(ServiceSettings):
         ge=0,
         le=256,
         description="Threads that search in memory, 1 to 256; beside one or two of them, as many more for what takes a "
-        "few milliseconds. 0: one for each CPU.",
+        "few milliseconds. 0: one for each core that the process may use.",
     )
     ef_search: int = Field(
         96,

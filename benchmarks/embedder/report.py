@@ -19,6 +19,7 @@ from benchmarks.embedder.input_kinds import rows_of
 from benchmarks.embedder.scope import ROOT, SECTIONS, Scope
 from benchmarks.embedder.summary import summary
 from benchmarks.embedder.turns import Row
+from chassis.cores import cores
 
 RESULTS = ROOT / "benchmarks" / "results" / "embedder.json"
 _MEASURED = ("embedder", "chassis")
@@ -31,11 +32,10 @@ def machine() -> dict[str, Any]:
     cpuinfo = _text(Path("/proc/cpuinfo"))
     named = next((text.split(":", 1)[1].strip() for text in cpuinfo.splitlines() if text.startswith("model name")), "")
     flags = set(cpuinfo.split())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "cpu": named or platform.processor() or platform.machine(),
-        "cores": cores,
+        "cores": cores(),
         "flags": [flag for flag in _FLAGS if flag in flags],
         "memory_gib": round(memory, 1),
         "gpu": _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"),

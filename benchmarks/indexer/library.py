@@ -4,7 +4,6 @@ Runs in the environment of the library. What it has built it keeps under FOLDER,
 """
 
 import importlib
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from benchmarks.desk import Answer, Desk, Request
 from benchmarks.indexer import data
 from benchmarks.indexer.scope import EF_CONSTRUCTION, EF_SEARCH, NEIGHBOURS, K
 from benchmarks.indexer.threads import measured
+from chassis.cores import cores
 
 _POOL = 4_096
 _CHUNK = 5_000
@@ -41,7 +41,7 @@ class Faiss:
     def __init__(self, size: int, folder: Path) -> None:
         self._faiss = importlib.import_module("faiss")
         self.version = self._faiss.__version__
-        self._cores = len(os.sched_getaffinity(0))
+        self._cores = cores()
         path = folder / "index.faiss"
         if path.is_file():
             self._index = self._faiss.read_index(str(path))

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import structlog
 
+from chassis.cores import cores
 from chassis.errors import invalid
 from embedder.backends.probes import (
     CLOSE_ENOUGH,
@@ -30,7 +31,6 @@ from embedder.backends.probes import (
     speedup,
     vectors,
 )
-from embedder.cores import cores
 from embedder.decode import DECODE_RULES
 from embedder.inputs import Array, Pixels, Tokens
 from embedder.spec import ModelSpec

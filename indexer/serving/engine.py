@@ -1,6 +1,5 @@
 """What all collections in memory share: threads, and how graphs are made, searched and looked after."""
 
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from chassis.cores import cores
 from indexer.collections import Collection, Metric
 from indexer.metrics import Metrics, SearchPath
 from indexer.reads import Fields, Row, Search
@@ -40,7 +40,7 @@ class Engine:
 
     def __init__(self, settings: IndexerSettings, metrics: Metrics) -> None:
         """Starts no thread before it is needed."""
-        count = settings.search_threads or os.cpu_count() or 1
+        count = settings.search_threads or cores()
         self._settings = settings
         self._jobs = count
         self.threads = ThreadPoolExecutor(count, "search")

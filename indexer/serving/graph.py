@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from chassis.cores import cores
 from chassis.vectors import Array
 from indexer.collections import Metric
 from indexer.serving import relink
@@ -169,7 +170,7 @@ class Graph:
             RuntimeError: as ``add``.
         """
         with self._lock.writing():
-            _use_threads(_cores())
+            _use_threads(cores())
             self._append(np.ascontiguousarray(vectors, np.float32))
             self._reserve()
         if self.metric is not Metric.COSINE:
@@ -199,7 +200,7 @@ class Graph:
         at_once = max(1, _STEPS_AT_ONCE // ef)
         for i in range(0, len(vectors), at_once):
             some, found, near = vectors[i : i + at_once], rows[i : i + at_once], closeness[i : i + at_once]
-            _use_threads(_cores() if len(some) > 1 and len(some) * ef >= _STEPS_FOR_THREADS else 1)
+            _use_threads(cores() if len(some) > 1 and len(some) * ef >= _STEPS_FOR_THREADS else 1)
             with self._lock.reading():
                 self._index.search_c(
                     len(some), faiss.swig_ptr(some), ef, faiss.swig_ptr(near), faiss.swig_ptr(found), wide
@@ -291,7 +292,7 @@ class Graph:
         found = np.empty((count, len(rows)), np.float32)
         block = min(len(rows), max(64, _BLOCK_BYTES // (4 * self.dimension)))
         at_once = block * max(1, _SCORES_AT_ONCE // max(1, block * count))
-        _use_threads(_cores() if found.size >= _SCORES_FOR_THREADS else 1)
+        _use_threads(cores() if found.size >= _SCORES_FOR_THREADS else 1)
         for begin in range(0, len(rows), max(1, at_once)):
             some = rows[begin : begin + at_once]
             blocks = -(-len(some) // block)
@@ -332,7 +333,3 @@ def _wide(ef: int) -> Any:
     the same rows in 3 to 12 % more time (20,000 × 512, ``ef`` 32 to 512, one by one and 16 at once).
     """
     return faiss.SearchParametersHNSW(efSearch=ef, bounded_queue=False)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

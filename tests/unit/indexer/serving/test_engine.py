@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client import CollectorRegistry
 
+from chassis.cores import Found
 from indexer.collections import Hnsw, Metric
 from indexer.metrics import Metrics
 from indexer.serving.collection import ServingCollection
@@ -50,3 +51,13 @@ def test_by_l2_a_search_is_wider_unless_the_collection_says_how_wide(engine: Eng
     assert engine.planner(made).width(rows=10**6, members=10**6, wanted=10) == 96, "85, by steps of 32"
     said = replace(made, hnsw=Hnsw(ef_search=64))
     assert engine.planner(said).width(rows=10**6, members=10**6, wanted=10) == 64
+
+
+@pytest.mark.parametrize(("asked", "threads"), [(0, 3), (5, 5)])
+def test_there_are_as_many_threads_as_cores_that_may_be_used(
+    asked: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chassis.cores.found", lambda: Found(machine=64, affinity=64, quota=2.5))
+    made = Engine(IndexerSettings(search_threads=asked), Metrics(CollectorRegistry()))
+    assert made.threads._max_workers == threads
+    made.close()

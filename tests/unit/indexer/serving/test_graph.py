@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from chassis.cores import Found
 from chassis.vectors import Array
 from indexer.collections import Metric
 from indexer.serving import graph as graphs
@@ -397,3 +398,13 @@ def test_a_limited_thread_searches_with_no_more_openmp_threads_than_it_may() -> 
     for most, expected in ((1, 1), (None, 3)):
         with ThreadPoolExecutor(1) as threads:
             assert threads.submit(used, most).result() == expected
+
+
+def test_a_graph_is_built_with_as_many_openmp_threads_as_cores_that_may_be_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("chassis.cores.found", lambda: Found(machine=64, affinity=64, quota=2.5))
+    graph = Graph(16, Metric.COSINE, SETTINGS)
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(graph.build, vectors(100)).result()
+        assert threads.submit(graphs.faiss.omp_get_max_threads).result() == 3
