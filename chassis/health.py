@@ -1,7 +1,8 @@
 """``python -m chassis.health ADDRESS…``: exits with 0 when every service there says SERVING.
 
 For container health checks and for waiting until a start is complete. With LIKENESS_TLS_CERT and LIKENESS_TLS_KEY, as
-the service itself has them, it speaks TLS, believes that very certificate, and shows it.
+the service itself has them, it speaks TLS, believes that very certificate, and shows it. ``--service live`` asks
+whether the process can answer at all, ready or not.
 """
 
 import argparse
@@ -24,13 +25,14 @@ def _channel(address: str, tls: ChannelTls | None) -> grpc.Channel:
     return grpc.secure_channel(address, tls.grpc(), options=options)
 
 
-def serving(address: str, timeout_s: float, tls: ChannelTls | None = None) -> str | None:
+def serving(address: str, timeout_s: float, tls: ChannelTls | None = None, service: str = "") -> str | None:
     """Asks a service for its health.
 
     Args:
         address: ``host:port``.
         timeout_s: how long to wait for a connection and an answer, in seconds.
         tls: whom to believe, by its certificate and not by its name; None: without TLS.
+        service: a name that the health check knows; empty: the process as a whole.
 
     Returns:
         None if it says SERVING, otherwise why not.
@@ -38,7 +40,7 @@ def serving(address: str, timeout_s: float, tls: ChannelTls | None = None) -> st
     with _channel(address, tls) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]
-                health_pb2.HealthCheckRequest(), timeout=timeout_s, wait_for_ready=True
+                health_pb2.HealthCheckRequest(service=service), timeout=timeout_s, wait_for_ready=True
             )
         except grpc.RpcError as error:
             return f"{error.code().name}: {error.details()}"
@@ -47,15 +49,15 @@ def serving(address: str, timeout_s: float, tls: ChannelTls | None = None) -> st
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 
-def wait_until_serving(address: str, timeout_s: float, tls: ChannelTls | None = None) -> str | None:
-    """Waits for SERVING through the health service's own Watch stream; returns None, or why it never came."""
+def wait_until_serving(address: str, timeout_s: float, tls: ChannelTls | None = None, service: str = "") -> str | None:
+    """As ``serving``, but waits for it, through the health service's own Watch stream."""
     last = "no answer"
     deadline = time.monotonic() + timeout_s
     while (left := deadline - time.monotonic()) > 0:
         with _channel(address, tls) as channel:
             try:
                 watch = health_pb2_grpc.HealthStub(channel).Watch(  # type: ignore[attr-defined]
-                    health_pb2.HealthCheckRequest(), timeout=left, wait_for_ready=True
+                    health_pb2.HealthCheckRequest(service=service), timeout=left, wait_for_ready=True
                 )
                 for answer in watch:
                     last = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
@@ -73,11 +75,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m chassis.health", description=__doc__)
     parser.add_argument("addresses", nargs="+", metavar="ADDRESS", help="host:port")
     parser.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait this long for SERVING")
+    parser.add_argument("--service", default="", metavar="NAME", help="ask for this name; live: the process itself")
     options = parser.parse_args()
     tls = of_this_host()
     failed = False
     for address in options.addresses:
-        why = wait_until_serving(address, options.wait, tls) if options.wait else serving(address, 5.0, tls)
+        ask, within_s = (wait_until_serving, options.wait) if options.wait else (serving, 5.0)
+        why = ask(address, within_s, tls, options.service)
         if why is not None:
             failed = True
             print(f"{address}: {why}", file=sys.stderr)

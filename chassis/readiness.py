@@ -13,6 +13,10 @@ from chassis.errors import LikenessError
 
 log = structlog.get_logger()
 
+# A name that the health check knows beside the service's: SERVING for as long as the process can answer at all. For
+# those who would restart it otherwise.
+LIVE = "live"
+
 
 class _Health(health_aio.HealthServicer):
     """Ends the streams of its watchers when the process stops: the server would wait for them as for calls."""
@@ -42,7 +46,7 @@ class Readiness:
     """Says SERVING or NOT_SERVING for a service by name and for the process as a whole ("").
 
     A call that comes before the service is first ready is refused with NOT_READY. Later, while it is not ready, calls
-    still reach it: what can be answered is, and what can't gets an error that says why.
+    still reach it: what can be answered is, and what can't gets an error that says why. ``LIVE`` is SERVING all along.
 
     Attributes:
         serving: whether the service can answer.
@@ -54,30 +58,36 @@ class Readiness:
         self.serving = False
         self.why = "starting"
         self._started = False
-        self._stopping = False
+        self._leaving = False
         self._on_stop: list[Callable[[], None]] = []
         self._given_up = asyncio.Event()
         self.health = _Health()
 
     async def set(self, serving: bool, why: str) -> None:
-        """Changes the answer of the health check; after ``stop`` it stays NOT_SERVING.
+        """Changes the answer of the health check; after ``leave`` it stays NOT_SERVING.
 
         Args:
             serving: whether the service can answer.
             why: for the log, and for who asks.
         """
-        serving = serving and not self._stopping
-        self.serving, self.why = serving, why
+        serving = serving and not self._leaving
+        self.serving, self.why = serving, "stopping" if self._leaving else why
         self._started = self._started or serving
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", self._service):
             await self.health.set(name, status)
+        await self.health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         log.info("readiness", serving=serving, why=why)
+
+    async def leave(self) -> None:
+        """Says NOT_SERVING for good; calls are answered as before, new ones too."""
+        if not self._leaving:
+            self._leaving = True
+            await self.set(False, "stopping")
 
     async def stop(self) -> None:
         """Says NOT_SERVING for good and tells streams to come to their end."""
-        self._stopping = True
-        await self.set(False, "stopping")
+        await self.leave()
         for call in self._on_stop:
             call()
         self.health.end_watches()

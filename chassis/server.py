@@ -3,13 +3,13 @@
 1. listen, with health saying NOT_SERVING; show metrics
 2. warm up (load a model, start a store, find the neighbours); beside others on its port, listen only now
 3. say SERVING, until SIGTERM or SIGINT
-4. say NOT_SERVING, take no new call, let those under way finish, stop
+4. say NOT_SERVING, and answer as before for LIKENESS_STOP_DELAY_S, or until a second signal
+5. take no new call, let those under way finish, stop
 """
 
 import asyncio
 import gc
 import resource
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -25,6 +25,7 @@ from chassis.errors import LikenessError
 from chassis.interceptor import CallInterceptor
 from chassis.readiness import Readiness
 from chassis.settings import ServiceSettings
+from chassis.stopping import Stopping
 
 if TYPE_CHECKING:
     from chassis.metrics import Endpoint
@@ -117,11 +118,7 @@ def allow_many_connections() -> None:
 
 
 async def _serve(settings: ServiceSettings, service: Service, role: Role) -> int:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-
+    stop = Stopping(has_parent=role.replica is not None)
     readiness = Readiness(service.name)
     await readiness.set(False, "starting")
     calls = service.calls(readiness)
@@ -138,7 +135,7 @@ async def _serve(settings: ServiceSettings, service: Service, role: Role) -> int
     failed = False
     watching = asyncio.create_task(calls.watch_keys())
     starting = asyncio.create_task(service.start(readiness))
-    stopping = asyncio.create_task(stop.wait())
+    stopping = asyncio.create_task(stop.asked.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
         starting.cancel()
@@ -150,6 +147,10 @@ async def _serve(settings: ServiceSettings, service: Service, role: Role) -> int
             role.ready()
             giving_up = asyncio.create_task(readiness.given_up())
             await asyncio.wait({stopping, giving_up}, return_when=asyncio.FIRST_COMPLETED)
+            if settings.stop_delay_s and not giving_up.done():
+                await readiness.leave()
+                log.info("taking calls for a while before the stop", seconds=settings.stop_delay_s)
+                await stop.delay(settings.stop_delay_s, giving_up)
             failed = giving_up.done()
             giving_up.cancel()
     except asyncio.CancelledError:

@@ -59,6 +59,13 @@ class ServiceSettings(BaseSettings):
         description="Most calls and streams under way at once, 1 to 1,000,000; more are refused with OVERLOADED.",
     )
     drain_s: float = Field(30, ge=0, le=3600, description="Longest wait for calls under way when stopping, in seconds.")
+    stop_delay_s: float = Field(
+        0,
+        ge=0,
+        le=3600,
+        description="Time, in seconds, for which a service that is told to stop (SIGTERM) says NOT_SERVING and still "
+        "takes calls: as long as those who send them may take to notice. A second signal ends it.",
+    )
     max_connection_age_s: int = Field(
         300,
         ge=1,

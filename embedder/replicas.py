@@ -3,7 +3,7 @@
 1. hold the port, so that nobody else has it and 0 means the same free one for all
 2. start the first replica; when it serves, the others: what it downloads and converts they find
 3. start anew what dies, after a pause that grows while it keeps dying
-4. on SIGTERM or SIGINT have all finish their calls and end
+4. on SIGTERM or SIGINT have all finish their calls and end; on a second one, without LIKENESS_STOP_DELAY_S
 
 The kernel gives each connection to one of the processes that listen. Metrics go from the replicas through files to
 the parent, which shows them. A replica that cannot start at all ends everything with its exit code.
@@ -17,13 +17,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import structlog
 
 from chassis import logs
+from chassis.stopping import HURRY
 from chassis.tether import die_with
 from embedder.settings import EmbedderSettings
 
@@ -40,7 +41,7 @@ LATE_VARIABLE = "LIKENESS_WORKER_LATE"
 # As in chassis.metrics, whose import has to wait until it is set.
 METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
-# What a replica may take to stop beyond the wait for its calls, in seconds: giving its model back.
+# What a replica may take to stop beyond the delay and the wait for its calls, in seconds: giving its model back.
 STOP_S = 10.0
 
 # Exit codes of a service that cannot start with these settings, on this machine.
@@ -129,13 +130,13 @@ class Replicas:
         self._command = command
         self._pauses = pauses
         self._died = died
-        self._stop = asyncio.Event()
+        self._stop, self._hurry = asyncio.Event(), asyncio.Event()
         self._first_serves = asyncio.Event()
         self._exit_code = 0
 
     def stop(self) -> None:
-        """Has every replica stop, and ``run`` return when all have."""
-        self._stop.set()
+        """Has every replica stop, and ``run`` return when all have; if called again, has them hurry."""
+        (self._hurry if self._stop.is_set() else self._stop).set()
 
     async def run(self) -> int:
         """Returns the exit code once all have ended: 0; 1 if one had to be killed; that of one that cannot start."""
@@ -161,7 +162,7 @@ class Replicas:
             if not has_served and code in _HOPELESS:
                 log.error("a replica cannot start", replica=index, pid=pid, exit_code=code)
                 self._exit_code = code
-                self.stop()
+                self._stop.set()
                 return
             if served_s >= self._pauses.healthy:
                 pause = self._pauses.first
@@ -213,7 +214,13 @@ class Replicas:
 
     async def _end(self, process: asyncio.subprocess.Process, ended: "asyncio.Task[int]") -> None:
         process.terminate()
-        await asyncio.wait({ended}, timeout=self._stop_s)
+        hurried = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait({ended, hurried}, timeout=self._stop_s, return_when=asyncio.FIRST_COMPLETED)
+        if hurried.done() and not ended.done():
+            with suppress(ProcessLookupError):  # it has just ended
+                process.send_signal(HURRY)
+            await asyncio.wait({ended}, timeout=self._stop_s)
+        hurried.cancel()
         if not ended.done():
             log.error("a replica did not stop and is killed", pid=process.pid, seconds=self._stop_s)
             self._exit_code = self._exit_code or 1
@@ -244,7 +251,8 @@ def run(settings: EmbedderSettings) -> int:
                 return 1
             environment[METRICS_VARIABLE] = folder
         log.info("holds the port", host=settings.host, port=port, replicas=settings.workers)
-        replicas = Replicas(settings.workers, settings.drain_s + STOP_S, environment, died=died)
+        stop_s = settings.stop_delay_s + settings.drain_s + STOP_S
+        replicas = Replicas(settings.workers, stop_s, environment, died=died)
         code = asyncio.run(_until_told(replicas))
         log.info("stopped", exit_code=code)
         return code

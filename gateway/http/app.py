@@ -33,6 +33,9 @@ from gateway.metrics import Metrics
 from gateway.settings import GatewaySettings
 
 SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["SearchService"]
+# Asked for by the address of a container (Kubernetes), which nobody can list beforehand. They tell a page that got here
+# by a name of its own no more than that a gateway is here, and whether it is ready.
+_PROBED = ("/healthz", "/readyz")
 # What a page of another origin may send and see.
 _SENT = ["authorization", "connect-protocol-version", "connect-timeout-ms", "content-type", "x-api-key"]
 _SEEN = [DEADLINE_APPLIED, "etag", "retry-after"]
@@ -111,7 +114,12 @@ def application(
     hosts: Collection[str] | None = settings.http_hosts or None
     if hosts is None and not (settings.keyed or settings.anonymous):
         hosts = {"localhost", "127.0.0.1", "::1", settings.listen_host}
-    middleware = [Middleware(Origins, allowed=allowed, hosts=hosts, keyed=settings.keyed)]
+    # Figures say what the gateway is used for. Where there are keys they need one, which no page of another site has;
+    # where there are none, only the name keeps such a page away.
+    by_any_name = (*_PROBED, "/metrics") if settings.keyed else _PROBED
+    middleware = [
+        Middleware(Origins, allowed=allowed, hosts=hosts, by_any_name=by_any_name, keyed=settings.keyed),
+    ]
     if allowed:
         cross_origin: Mapping[str, Any] = {
             "allow_origins": allowed,

@@ -18,25 +18,35 @@ from gateway.http.errors import refusal
 class Origins:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, allowed: Collection[str], hosts: Collection[str] | None, keyed: bool) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        allowed: Collection[str],
+        hosts: Collection[str] | None,
+        by_any_name: Collection[str],
+        keyed: bool,
+    ) -> None:
         """Takes what it lets pass.
 
         Args:
             app: what answers.
             allowed: other origins whose pages may ask.
             hosts: what Host may name, without the port; None: anything.
+            by_any_name: paths that are answered whatever Host names.
             keyed: calls need a key, which no page of another site has: any origin may try.
         """
         self._app = app
         self._allowed = frozenset(allowed)
         self._hosts = hosts
+        self._by_any_name = frozenset(by_any_name)
         self._keyed = keyed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuses a request, or passes it on."""
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self._hosts is not None and _name(host) not in self._hosts:
+        named = self._hosts is None or _name(host) in self._hosts
+        if not named and scope["path"] not in self._by_any_name:
             message = "the gateway does not answer to this name (Host); LIKENESS_HTTP_HOSTS lists its names"
             await refusal(HTTPStatus.FORBIDDEN, Code.PERMISSION_DENIED, message)(scope, receive, send)
             return

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 
+from chassis import health
 from embedder.replicas import reserve
 from tests.processes import Service, launch, start_service
 from tests.unit.embedder import tiny
@@ -143,6 +144,23 @@ def test_sigterm_ends_all_processes(own: Service) -> None:
     assert alive == []
     host, port = own.address.rsplit(":", 1)
     reserve(host, int(port)).close()  # nobody has it
+
+
+def test_all_take_calls_after_sigterm_until_a_second_signal_to_their_parent(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    with running({**environment, "LIKENESS_STOP_DELAY_S": "3600"}, tmp_path) as service:
+        pids = serving(service, 2)
+        service.process.send_signal(signal.SIGTERM)
+        while service.log.count("taking calls for a while") < 2:
+            watch(service)
+        for pid in pids:  # as from whoever ends a whole group
+            os.kill(pid, signal.SIGTERM)
+        for _ in range(20):
+            embed(service)
+        assert health.serving(service.address, 30) == "NOT_SERVING"
+        assert health.serving(service.address, 30, service="live") is None
+        assert service.stop() == 0
 
 
 def test_a_killed_parent_takes_all_with_it(own: Service) -> None:

@@ -45,6 +45,7 @@ def test_a_stop_while_starting_ends_with_0(tmp_path: Path) -> None:
     env = {"LIKENESS_CHROMA_URL": "http://127.0.0.1:9", "LIKENESS_CHROMA_START_S": "120"}
     service = launch("indexer", env, PORT, tmp_path)
     assert serving(service.address, 30) == "NOT_SERVING"
+    assert serving(service.address, 30, service="live") is None
     assert service.stop() == 0
 
 

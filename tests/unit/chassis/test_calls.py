@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from chassis.calls import Calls, Outcome
 from chassis.errors import LikenessError, from_rpc_error, invalid
 from chassis.interceptor import CallInterceptor
-from chassis.readiness import Readiness
+from chassis.readiness import LIVE, Readiness
 
 SERVICE = "likeness.embedder.v1.EmbedderService"
 Answer = Callable[[], Awaitable[embedder_pb2.GetModelResponse]]
@@ -248,12 +248,41 @@ async def test_health_follows_readiness_by_name_and_stays_down_after_stopping() 
         up = [await state(channel, name) for name in ("", SERVICE)]
         await readiness.set(False, "test")
         down = [await state(channel, name) for name in ("", SERVICE)]
+        await readiness.set(True, "test")
+        await readiness.leave()
+        await readiness.set(True, "too late")
+        leaving = [await state(channel, name) for name in ("", SERVICE)]
+        told = (readiness.serving, readiness.why)
         await readiness.stop()
         await readiness.set(True, "too late")
         stopped = [await state(channel, name) for name in ("", SERVICE)]
 
     serving_, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-    assert (up, down, stopped) == ([serving_] * 2, [not_serving] * 2, [not_serving] * 2)
+    assert (up, down, leaving, stopped) == ([serving_] * 2, *[[not_serving] * 2] * 3)
+    assert told == (False, "stopping")
+
+
+async def test_the_process_is_live_whatever_the_service_is_and_watchers_see_their_own_name_alone() -> None:
+    serves, serves_not = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    asked = {name: health_pb2.HealthCheckRequest(service=name) for name in (LIVE, SERVICE, "alive")}
+    async with serving(raising(AssertionError()), ready=False) as (channel, readiness):
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        live, service = stub.Watch(asked[LIVE]), stub.Watch(asked[SERVICE])
+        assert (await live.read()).status == serves
+        assert (await service.read()).status == serves_not
+        for ready in (True, False, True):
+            await readiness.set(ready, "test")
+            assert (await service.read()).status == (serves if ready else serves_not)
+            assert (await stub.Check(asked[LIVE])).status == serves
+        await readiness.leave()
+        assert (await service.read()).status == serves_not
+        assert (await stub.Check(asked[LIVE])).status == serves
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Check(asked["alive"])
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        await readiness.stop()
+        assert await live.read() is grpc.aio.EOF
+        assert await service.read() is grpc.aio.EOF
 
 
 @pytest.mark.parametrize(("sent_s", "told"), [(None, "30000"), (5, None), (10_000, "3600000")])

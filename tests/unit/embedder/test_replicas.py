@@ -18,9 +18,9 @@ from tests.processes import ROOT
 # Says that it serves, to its parent and to the test, then waits to be told to stop; or does what its file says.
 PROGRAM = """
 import os, signal, socket, sys
-# SIGTERM waits until it is waited for: no gap between the two. Before the imports, which start threads (OpenBLAS):
-# they have to block it as well, or the kernel gives it to one of them and the process dies.
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+# Signals wait until they are waited for: no gap between the two. Before the imports, which start threads (OpenBLAS):
+# they have to block them as well, or the kernel gives one to one of them and the process dies.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
 from pathlib import Path
 from embedder.replicas import Replica
 replica = Replica.of_this_process()
@@ -37,9 +37,14 @@ replica.ready()
 if what == "serve and exit 1":
     todo.unlink()
     sys.exit(1)
-with socket.create_connection(("127.0.0.1", port)) as test:
-    test.sendall(f"{replica.index} {os.getpid()} {int(replica.late)}".encode())
-signal.sigwait({signal.SIGUSR1 if what == "deaf" else signal.SIGTERM})
+def tell():
+    with socket.create_connection(("127.0.0.1", port)) as test:
+        test.sendall(f"{replica.index} {os.getpid()} {int(replica.late)}".encode())
+tell()
+signal.sigwait({signal.SIGUSR2 if what == "deaf" else signal.SIGTERM})
+if what == "take calls":
+    tell()
+    signal.sigwait({signal.SIGUSR1})
 """
 
 QUICK = Pauses(first=0.01, longest=0.05, healthy=60)
@@ -184,6 +189,33 @@ async def test_one_that_does_not_stop_is_killed_and_told_of_by_the_exit_code(sta
     running = asyncio.create_task(replicas.run())
     await stage.serving(2)
 
+    replicas.stop()
+
+    assert await running == 1
+
+
+async def test_all_are_hurried_by_a_second_stop_alone(stage: Stage) -> None:
+    stage.tell(0, "take calls")
+    stage.tell(1, "take calls")
+    replicas = stage.replicas(2)
+    running = asyncio.create_task(replicas.run())
+    found = await stage.serving(2)
+
+    replicas.stop()
+    assert sorted(await stage.serving(2)) == sorted(found)  # they have been told, and go on
+    assert not running.done()
+    replicas.stop()
+
+    assert await running == 0
+
+
+async def test_one_that_is_hurried_and_does_not_stop_is_killed(stage: Stage) -> None:
+    stage.tell(0, "deaf")
+    replicas = stage.replicas(1, stop_s=0.2)
+    running = asyncio.create_task(replicas.run())
+    await stage.serving(1)
+
+    replicas.stop()
     replicas.stop()
 
     assert await running == 1

@@ -99,7 +99,7 @@ async def test_a_key_above_its_rate_gets_429_and_when_to_come_again(tmp_path: An
 
 async def _statuses(gateway: Gateway, **headers: str) -> list[int]:
     return [
-        (await gateway.http.get("/healthz", headers=headers)).status_code,
+        (await gateway.http.get("/openapi.json", headers=headers)).status_code,
         (await gateway.call("CountItems", {}, **headers)).status_code,
     ]
 
@@ -122,17 +122,47 @@ async def test_without_keys_only_this_machines_names_are_answered() -> None:
 async def test_with_keys_or_where_anybody_may_come_any_name_is_answered() -> None:
     for told in ({"api_keys": KEYS}, {"anonymous": True}):
         async with serving(library(), **told) as gateway:
-            assert (await gateway.http.get("/healthz", headers={"host": "likeness.example.org"})).status_code == 200
+            assert (await gateway.http.get("/openapi.json", headers={"host": "example.org"})).status_code == 200
 
 
 async def test_listed_names_are_the_only_ones_that_are_answered() -> None:
     for told in ({"api_keys": KEYS}, {"anonymous": True}, {}):
         async with serving(library(), http_hosts="search.example.org,localhost", **told) as gateway:
             found = [
-                (await gateway.http.get("/healthz", headers={"host": host})).status_code
+                (await gateway.http.get("/openapi.json", headers={"host": host})).status_code
                 for host in ("Search.Example.org:443", "localhost", "127.0.0.1", "example.org")
             ]
         assert found == [200, 200, 403, 403]
+
+
+async def _by_address(gateway: Gateway, **headers: str) -> dict[str, int]:
+    """As Kubernetes and Prometheus ask: by the address of a container."""
+    paths = ("/healthz", "/readyz", "/metrics", "/openapi.json", "/healthz/", "/thumbnails/images/a")
+    asked = {"host": "10.0.0.7:8080", **headers}
+    return {path: (await gateway.http.get(path, headers=asked)).status_code for path in paths}
+
+
+async def test_probes_are_answered_by_any_name_and_nothing_else_is() -> None:
+    settings: list[dict[str, Any]] = [{"anonymous": True, "http_hosts": "search.example.org"}, {}]
+    for told in settings:
+        async with serving(library(), **told) as gateway:
+            found = await _by_address(gateway)
+            posted = await gateway.http.post("/healthz", headers={"host": "10.0.0.7:8080"})
+        assert {path for path, status in found.items() if status != 403} == {"/healthz", "/readyz"}
+        assert (found["/healthz"], found["/readyz"], posted.status_code) == (200, 200, 405)
+
+
+async def test_figures_are_shown_by_any_name_where_a_key_is_asked_for() -> None:
+    async with serving(library(), http_hosts="search.example.org", api_keys=KEYS) as gateway:
+        without, with_key = await _by_address(gateway), await _by_address(gateway, authorization="Bearer reader-key")
+    assert {path for path, status in without.items() if status != 403} == {"/healthz", "/readyz", "/metrics"}
+    assert (without["/metrics"], with_key["/metrics"], with_key["/openapi.json"]) == (401, 200, 403)
+
+
+async def test_probes_of_pages_of_other_origins_are_refused_all_the_same() -> None:
+    async with serving(library()) as gateway:
+        found = await _by_address(gateway, origin="http://10.0.0.8")
+    assert set(found.values()) == {403}
 
 
 async def test_without_keys_pages_of_other_origins_are_refused_unless_listed() -> None:
