@@ -22,7 +22,7 @@ from httpcore import AnyIOBackend, AsyncNetworkBackend, AsyncNetworkStream
 from likeness.common.v1 import error_pb2
 
 from chassis import __version__
-from chassis.errors import LikenessError, in_request, invalid
+from chassis.errors import LikenessError, in_request, incident, invalid
 from gateway.fetch_policy import DEFAULT_PORTS, FetchPolicy, Target
 from gateway.metrics import FetchOutcome, Metrics
 from gateway.settings import GatewaySettings
@@ -86,7 +86,7 @@ class Fetch:
 
         Raises:
             LikenessError: FETCH_DISABLED, FETCH_REFUSED, FETCH_FAILED, FETCH_UNAVAILABLE; DEADLINE_EXCEEDED: the
-                caller's time was up first.
+                caller's time was up first; INTERNAL: whatever else went wrong.
         """
         if not self.enabled:
             raise disabled(field)
@@ -99,6 +99,9 @@ class Fetch:
             if error.reason in _OUTCOMES:
                 self._metrics.fetched(_OUTCOMES[error.reason])
             raise
+        except Exception as error:  # a host of somebody else's had a hand in it: it must not cost other pictures too
+            self._metrics.fetched("failed")
+            raise incident("unexpected error in a fetch", error) from error
         self._metrics.fetched("ok")
         return body
 
@@ -137,7 +140,10 @@ class Fetch:
                 raise _unavailable(field, "its host cannot be reached") from error
             if isinstance(answer, bytes):
                 return answer
-            uri = urljoin(uri, answer)
+            try:
+                uri = urljoin(uri, answer)
+            except ValueError:
+                raise _failed(field, "its host redirects to what cannot be read as a uri") from None
         raise _failed(field, f"more than {self._settings.fetch_redirects} redirects")
 
     async def _ask(self, target: Target, field: str, most: int) -> bytes | str:

@@ -9,7 +9,7 @@ from likeness.common.v1.metadata_pb2 import Metadata
 from likeness.gateway.v1 import gateway_pb2
 
 from chassis import metadata, names
-from chassis.errors import LikenessError, invalid
+from chassis.errors import LikenessError, incident, invalid
 from chassis.metadata import MAX_KEYS, MAX_LIST_LENGTH, MAX_STRING_BYTES, Plain
 from chassis.pictures import PictureLimits
 from gateway import items, picture_facts
@@ -53,15 +53,15 @@ async def arrive(message: gateway_pb2.IndexItem, place: int, fetch: Fetch) -> It
     Args:
         message: as it came.
         place: how many items were sent before it.
-        fetch: gives the bytes behind a uri; raises LikenessError.
+        fetch: gives the bytes behind a uri; what it raises is why the item is refused.
     """
     image = message.image
     if image.WhichOneof("source") == "uri":
         message.uri = message.uri or image.uri
         try:
             image.encoded = await fetch(image.uri)
-        except LikenessError as error:
-            return Item(place, message, message.id, "", message.ByteSize(), error)
+        except Exception as error:
+            return Item(place, message, message.id, "", message.ByteSize(), failed_alone(error))
     size = message.ByteSize()
     if size > _HASH_IN_THREAD_BYTES:
         sha256 = await asyncio.to_thread(picture_facts.content_hash, image)
@@ -89,6 +89,11 @@ def describe(item: Item, limits: PictureLimits) -> Metadata:
         raise invalid("item.metadata", description, error_pb2.REASON_METADATA_INVALID)
     metadata.from_proto(stored, "item.metadata")  # all of it together must keep the rules too
     return stored
+
+
+def failed_alone(error: Exception) -> LikenessError:
+    """Why one item is not taken; a fault of ours, which is logged, costs no other item either."""
+    return error if isinstance(error, LikenessError) else incident("unexpected error at one item of an ingest", error)
 
 
 def _their_metadata(message: gateway_pb2.IndexItem) -> dict[str, Plain]:

@@ -27,7 +27,7 @@ from chassis.quota import Allowance
 from gateway.backoff import Backoff
 from gateway.duplicate_policy import DuplicatePolicy, Skip
 from gateway.ingest_fetch import PatientFetch
-from gateway.ingest_item import Item, arrive, describe
+from gateway.ingest_item import Item, arrive, describe, failed_alone
 from gateway.ingest_target import Answers, Services, Target
 from gateway.media import PictureMedia
 from gateway.metrics import BackoffCause
@@ -286,8 +286,8 @@ class Stream:
     def _describe(self, item: Item) -> LikenessError | None:
         try:
             item.stored_metadata = describe(item, self._limits)
-        except LikenessError as error:
-            return error
+        except Exception as error:  # Pillow has read what somebody sent
+            return failed_alone(error)
         return None
 
     async def _embedded(self, batch: Sequence[Item]) -> embedder_pb2.EmbedResponse:

@@ -191,6 +191,32 @@ async def test_redirects_to_other_paths_and_hosts_are_followed(status: str) -> N
     assert dict.fromkeys(here.names.asked) == dict.fromkeys(["pictures.example", "other.example"])
 
 
+@pytest.mark.parametrize("to", ["http://[", "http://[x]/", "//]"])
+async def test_a_redirect_that_no_one_can_read_is_the_hosts_failure(to: str) -> None:
+    async with place() as here:
+        here.web.answers["/a"] = redirect(to)
+        error = await here.failure("/a")
+
+    assert (error.reason_name, error.retry_after_s) == ("FETCH_FAILED", None)
+    assert error.violations[0].field == "image.uri"
+    assert here.counted("failed") == 1
+
+
+async def test_a_fault_of_ours_in_a_fetch_has_an_incident_and_its_caller_can_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def ask(*_: object) -> bytes:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Fetch, "_ask", ask)
+    async with place() as here:
+        error = await here.failure("/a")
+
+    assert error.reason_name == "INTERNAL"
+    assert "incident" in error.message
+    assert here.counted("failed") == 1
+
+
 async def test_a_circle_of_redirects_ends() -> None:
     async with place(fetch_redirects=2) as here:
         here.web.answers |= {"/a": redirect("/b"), "/b": redirect("/a")}

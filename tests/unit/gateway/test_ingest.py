@@ -6,16 +6,18 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from likeness.common.v1 import error_pb2
+from likeness.common.v1 import error_pb2, types_pb2
 from likeness.gateway.v1 import gateway_pb2
 
 from chassis import calls
 from chassis.errors import LikenessError
 from chassis.keys import Limits
 from chassis.quota import Allowance
-from gateway import checkpoints, ingest_stream
+from gateway import checkpoints, ingest_stream, picture_facts
 from gateway.checkpoints import Checkpoint
+from gateway.fetch import Fetch
 from gateway.ingest import Patience
+from gateway.ingest_fetch import PatientFetch
 from tests.pictures import noise
 from tests.unit.gateway.behind import direction_of
 from tests.unit.gateway.ingesting import UID, Desk, ingesting, item, sha256
@@ -311,3 +313,50 @@ async def test_what_a_known_failure_hides_is_logged(desk: Desk, monkeypatch: pyt
     (hidden,) = seen
     assert isinstance(hidden, ExceptionGroup)
     assert hidden.subgroup(lambda each: each is fault) is not None
+
+
+async def test_a_picture_whose_host_redirects_to_nonsense_is_refused_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def redirected(*_: object) -> str:
+        return "http://["
+
+    monkeypatch.setattr(Fetch, "_ask", redirected)
+    items = [item(0, "away", uri="http://pictures.example/a.jpg"), item(1, "good")]
+    async with ingesting(tmp_path, fetch=True) as desk:
+        told = await desk.index(items)
+        batch = await desk.batch(items)
+
+    assert told.error is None
+    assert told.results[0].error.reason == error_pb2.REASON_FETCH_FAILED
+    assert told.results[1].HasField("stored")
+    assert batch.results[0].error.reason == error_pb2.REASON_FETCH_FAILED
+    assert batch.results[1].HasField("stored")
+
+
+@pytest.mark.parametrize("where", ["fetching", "reading"])
+async def test_a_fault_of_ours_at_one_item_is_that_items_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    async def fetch(_: object, uri: str) -> bytes:
+        if where == "fetching":
+            raise ZeroDivisionError
+        return b"odd"
+
+    read = picture_facts.read
+
+    def reading(image: types_pb2.Image, *more: object) -> object:
+        if image.encoded == b"odd":
+            raise ZeroDivisionError
+        return read(image, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PatientFetch, "__call__", fetch)
+    monkeypatch.setattr(picture_facts, "read", reading)
+    async with ingesting(tmp_path) as desk:
+        told = await desk.index([item(0, "odd", uri="http://pictures.example/a.jpg"), item(1, "good")])
+
+    assert told.error is None
+    assert told.results[0].error.reason == error_pb2.REASON_INTERNAL
+    assert "incident" in told.results[0].error.status.message
+    assert told.results[1].HasField("stored")
+    assert told.checkpoints[-1].items_done == 2

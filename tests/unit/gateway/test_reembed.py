@@ -25,7 +25,7 @@ from gateway.reembed import Reembed
 from gateway.settings import GatewaySettings
 from tests.pictures import noise
 from tests.unit.gateway.behind import MODEL, OTHER, direction_of, vector
-from tests.unit.gateway.hostile import Hostile, hostile, response
+from tests.unit.gateway.hostile import Hostile, hostile, redirect, response
 from tests.unit.gateway.shelves import Shelves, shelves
 
 OLD = MODEL
@@ -188,16 +188,19 @@ async def test_pictures_come_from_their_uris_if_they_are_still_the_same(tmp_path
         for item_id, there in (("same", b"same"), ("changed", b"other!!"), ("longer", b"longer than it was")):
             place.web.answers[f"/{item_id}"] = response(there)
             await place.take_in(item_id, item_id.encode(), kept=False, uri=place.web.url(f"/{item_id}"))
+        place.web.answers["/nonsense"] = redirect("http://[")
+        await place.take_in("nonsense", b"nonsense", kept=False, uri=place.web.url("/nonsense"))
         await place.take_in("missing", b"missing", kept=False, uri=place.web.url("/none"))
         await place.take_in("private", b"private", kept=False, uri="http://10.0.0.1/a")
         without = await place.run()
         last = await place.run(fetch_uris=True)
 
-    assert without.failed == 5
+    assert without.failed == 6
     assert {i: error.reason_name for i, error in place.failures.items()} == {
         "changed": "ORIGINAL_CHANGED",
         "longer": "FETCH_FAILED",
         "missing": "FETCH_FAILED",
+        "nonsense": "FETCH_FAILED",
         "private": "FETCH_REFUSED",
     }
     assert (last.embedded, place.embedded) == (1, ["same"])
