@@ -63,6 +63,7 @@ class Metrics:
         self._connections = self._gauge("http_connections", "HTTP connections open at present.")
         self._turned_away = self._counter("http_connections_refused", "HTTP connections above the most allowed.")
         self._body_bytes = self._gauge("http_request_bytes", "Bytes of HTTP requests held at present.")
+        self._answer_bytes = self._gauge("http_answer_bytes", "Bytes of HTTP answers above 64 KiB, not yet taken.")
 
     def searched(self, timings: SearchTimings) -> None:
         """A search, or a batch of them, has taken so long. A stage that it did without does not count."""
@@ -107,6 +108,10 @@ class Metrics:
     def http_request_bytes(self, size: int) -> None:
         """So many bytes of requests are held."""
         self._body_bytes.set(size)
+
+    def http_answer_bytes(self, size: int) -> None:
+        """So many bytes of answers are held."""
+        self._answer_bytes.set(size)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"{_NAMESPACE}_{name}", text, labels, registry=self.registry)

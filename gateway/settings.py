@@ -63,8 +63,8 @@ class GatewaySettings(ServiceSettings):
         256,
         ge=1,
         le=65536,
-        description="Most bytes of HTTP requests held at once, in MiB (at least one message's); more are refused and "
-        "told to come again.",
+        description="Most bytes of HTTP requests held at once, in MiB (at least one message's), and as many of large "
+        "answers not yet taken; more are refused and told to come again.",
     )
     http_hosts: Hosts = Field(
         (),

@@ -9,7 +9,7 @@ from typing import Any
 
 from connectrpc.code import Code
 from likeness.gateway.v1 import gateway_pb2
-from prometheus_client import disable_created_metrics, generate_latest
+from prometheus_client import disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,6 +24,7 @@ from chassis.errors import LikenessError
 from gateway.http import errors
 from gateway.http.bodies import Bodies
 from gateway.http.connect import ConnectService
+from gateway.http.figures import Figures
 from gateway.http.messages import Messages
 from gateway.http.origins import Origins
 from gateway.http.thumbnails import Thumbnails
@@ -46,14 +47,14 @@ class _Pages:
     """The paths that are no rpc."""
 
     calls: Calls
-    metrics: Metrics
+    figures: Figures
     openapi: bytes
 
     def routes(self) -> list[BaseRoute]:
         return [
             Route("/healthz", self.healthz),
             Route("/readyz", self.readyz),
-            Route("/metrics", self.figures),
+            Route("/metrics", self.metrics),
             Route("/openapi.json", self.document),
         ]
 
@@ -67,7 +68,7 @@ class _Pages:
         status = HTTPStatus.OK if readiness.serving else HTTPStatus.SERVICE_UNAVAILABLE
         return PlainTextResponse(f"{'ready' if readiness.serving else 'not ready'}: {readiness.why}\n", status)
 
-    async def figures(self, request: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
         """For Prometheus; where there are keys, it needs one, of any scope."""
         if self.calls.guard is not None:
             started = time.perf_counter()
@@ -77,7 +78,7 @@ class _Pages:
                 seconds = time.perf_counter() - started
                 self.calls.tell(Outcome("/metrics", "http", False, error.code, error.reason_name, seconds, None))
                 raise
-        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(await self.figures(), media_type=CONTENT_TYPE_LATEST)
 
     async def document(self, _request: Request) -> Response:
         """The contract."""
@@ -108,7 +109,7 @@ def application(
     disable_created_metrics()  # type: ignore[no-untyped-call]  # as many series again, of no use in this format
     most_bytes = settings.max_message_mb * 2**20
     in_flight = max(settings.http_in_flight_mb * 2**20, most_bytes)
-    bodies = Bodies(most_bytes, in_flight, settings.http_body_s, metrics.http_request_bytes)
+    bodies = Bodies(most_bytes, in_flight, settings.http_body_s, metrics.http_request_bytes, metrics.http_answer_bytes)
     openapi = resources.files("likeness.gateway.v1").joinpath("openapi.json").read_bytes()
     allowed = settings.cors_origins
     hosts: Collection[str] | None = settings.http_hosts or None
@@ -132,7 +133,7 @@ def application(
         routes=[
             Mount(f"/{SERVICE.full_name}", ConnectService(SERVICE, servicer, calls, bodies, messages)),
             *Thumbnails(calls, indexer, media, elsewhere=bool(allowed)).routes(),
-            *_Pages(calls, metrics, openapi).routes(),
+            *_Pages(calls, Figures(metrics.registry), openapi).routes(),
         ],
         middleware=middleware,
         exception_handlers={HTTPException: _http_failure, LikenessError: _failure},

@@ -1,4 +1,7 @@
-"""Bodies of requests while they come: how large one may be, how long it may take, and how much all hold together."""
+"""Bodies of requests while they come, and large answers until they are taken: how much all hold together.
+
+Of a request also how large it may be, and how long it may take.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,6 +10,7 @@ from typing import Any
 from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
+from gateway.http.answers import PART_BYTES
 from gateway.http.errors import CallError
 
 Message = dict[str, Any]
@@ -21,21 +25,29 @@ class Bodies:
     """All that are held at present."""
 
     def __init__(
-        self, most_bytes: int, most_in_flight: int, seconds: float, observe: Callable[[int], None] = _unobserved
+        self,
+        most_bytes: int,
+        most_in_flight: int,
+        seconds: float,
+        observe: Callable[[int], None] = _unobserved,
+        observe_answers: Callable[[int], None] = _unobserved,
     ) -> None:
         """Nothing is held yet.
 
         Args:
             most_bytes: of one body.
-            most_in_flight: bytes of all together; more are refused with OVERLOADED.
+            most_in_flight: bytes of all together, and of all answers together; more are refused with OVERLOADED.
             seconds: within which a body must be whole.
             observe: told how many bytes are held whenever that changes.
+            observe_answers: likewise, of answers.
         """
         self.most_bytes = most_bytes
         self.seconds = seconds
         self._most = most_in_flight
         self._observe = observe
         self._held = 0
+        self._observe_answers = observe_answers
+        self._answers = 0
 
     def take(self, size: int) -> None:
         """Holds so many bytes more; raises OVERLOADED where that would be too many."""
@@ -49,6 +61,22 @@ class Bodies:
         """Holds so many bytes less."""
         self._held -= size
         self._observe(self._held)
+
+    def take_answer(self, size: int) -> None:
+        """Holds an answer; raises OVERLOADED where that would be too many bytes, unless it is the only one."""
+        if self._answers and self._answers + size > self._most:
+            message = (
+                "clients have as many bytes of answers still to take as LIKENESS_HTTP_IN_FLIGHT_MB allows; try again, "
+                "or ask for less"
+            )
+            raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=1.0)
+        self._answers += size
+        self._observe_answers(self._answers)
+
+    def give_answer(self, size: int) -> None:
+        """Holds an answer of this size no more."""
+        self._answers -= size
+        self._observe_answers(self._answers)
 
 
 class Body:
@@ -70,6 +98,7 @@ class Body:
         self._until = asyncio.get_running_loop().time() + self._seconds
         self._size = 0
         self._held = 0
+        self._answer = 0
         self._whole = False
 
     async def receive(self) -> Message:
@@ -102,10 +131,20 @@ class Body:
         self._bodies.take(size)
         self._held += size
 
+    def answered(self, size: int) -> None:
+        """It is done with, and what is to be sent instead has this size; raises OVERLOADED where that is too many."""
+        self.release()
+        if size > PART_BYTES:
+            self._bodies.take_answer(size)
+            self._answer = size
+
     def release(self) -> None:
-        """Nothing of it is left."""
+        """Nothing is left of it, or of its answer."""
         self._bodies.give(self._held)
         self._held = 0
+        if self._answer:
+            self._bodies.give_answer(self._answer)
+            self._answer = 0
 
     async def _next(self) -> Message:
         message: Message = await self._receive()

@@ -2,7 +2,8 @@
 
 1. ``__call__``: what HTTP alone says: path, method, type; limits on the body
 2. ``_Admission``, by Connect's library, before the body is read: ``Calls.admit``
-3. ``_unary`` or ``_stream``, by Connect's library, with the body: read, answer, write
+3. ``unary`` or ``streamed``, by Connect's library, with the body: read, answer, write
+4. ``_call`` again, once the answer is sent: ``Call.end``
 """
 
 import asyncio
@@ -92,7 +93,7 @@ class _Application(ConnectASGIApplication[object]):
 
 
 class _Admission:
-    """Lets a call in before its body is read, and ends it."""
+    """Lets a call in before its body is read, and tells what it failed with; it ends once its answer is sent."""
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
@@ -108,7 +109,7 @@ class _Admission:
         return exchange
 
     async def on_end(self, token: _Exchange, ctx: Context, error: Exception | None) -> None:
-        """Gives its place back. What Connect's library refuses by itself gets the details that all errors have."""
+        """What Connect's library refuses by itself gets the details that all errors have."""
         call = token.call
         assert call is not None
         told: CallError | None = None
@@ -120,7 +121,6 @@ class _Admission:
                 told = CallError(call.failed(invalid("request", error.message)))
             case Exception() if not isinstance(error, ConnectError):
                 told = CallError(call.failed(error))
-        call.end()
         if told is not None and told is not error:
             raise told from error
 
@@ -193,13 +193,16 @@ class ConnectService:
         timeout_ms = read.get("connect-timeout-ms")
         left = None if timeout_ms is None else int(timeout_ms) / 1000
         body = Body(self._bodies, receive, left, int(dict(sent).get("content-length", 0)))
-        token = _exchange.set(_Exchange(sent, body, None if left is None else time.monotonic() + left))
+        exchange = _Exchange(sent, body, None if left is None else time.monotonic() + left)
+        token = _exchange.set(exchange)
         passed_on = [(name.encode(), read[name].encode()) for name in ("content-type", *_PASSED_ON) if name in read]
         try:
             await self._app({**scope, "root_path": "", "headers": passed_on}, body.receive, send)
         finally:
             _exchange.reset(token)
             body.release()
+            if exchange.call is not None:
+                exchange.call.end()
 
     def _endpoint(self, method: MethodDescriptor, answer: Callable[[Any, Any], Awaitable[Any]]) -> Any:
         kind = GetMessageClass(method.input_type)
@@ -219,7 +222,9 @@ class ConnectService:
                 async with _under_way(exchange, ctx, stream=False):
                     request = await self._read(received, kind, exchange)
                     answered = await answer(request, self._context(exchange, received, asyncio.Queue(1)))
-                    return await self._messages.written(answered, received.as_json)
+                    written = await self._messages.written(answered, received.as_json)
+                    exchange.body.answered(len(written))
+                    return written
             except LikenessError as error:
                 raise CallError(error) from None
 

@@ -2,7 +2,8 @@
 
 uvicorn limits neither how long a request's headers may take, nor how long an answer may lie unread. Here a connection
 is closed whose headers are not whole in time, that goes on sending after it was answered, or whose answer nobody reads;
-and one above the most allowed is closed at once. How long a body may take is for ``gateway.http.bodies``.
+and one above the most allowed is closed at once. How long a body may take is for ``gateway.http.bodies``, how long a
+large answer for ``gateway.http.answers``.
 """
 
 import asyncio
@@ -18,12 +19,11 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from gateway.http import answers
 from gateway.http.handshake import Handshake
 
 log = structlog.get_logger()
 
-# An answer of which nothing was taken for so long is given up, in seconds.
-UNREAD_S = 60.0
 # What a client still sends after it was refused is read and thrown away for so long, in seconds: closing at once would
 # lose it the answer.
 LINGER_S = 5.0
@@ -72,7 +72,7 @@ class _Protocol(H11Protocol):
     def __init__(
         self, config: uvicorn.Config, state: ServerState, limits: Limits, connections: Callable[[int, bool], None]
     ) -> None:
-        super().__init__(config, state, {})
+        super().__init__(config, state, {answers.ABORT: self._abort})
         self._limits = limits
         self._count = connections
         self._reading, self._writing = _Timer(), _Timer()
@@ -80,10 +80,11 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Counts it, and closes it if there are too many."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=1)  # to be told of anything that the client has not taken
         full = len(self.connections) > self._limits.connections
         self._count(len(self.connections), full)
         if full:
-            transport.abort()
+            self._abort()
         else:
             self._watch()
 
@@ -99,7 +100,7 @@ class _Protocol(H11Protocol):
         try:
             super().data_received(data)
         except h11.LocalProtocolError:
-            self.transport.abort()
+            self._abort()
         self._watch()
 
     def on_response_complete(self) -> None:
@@ -110,10 +111,10 @@ class _Protocol(H11Protocol):
     def pause_writing(self) -> None:
         """The client reads more slowly than it is answered."""
         super().pause_writing()
-        self._expect_reader()
+        self._writing.start(answers.UNREAD_S, self._abort)
 
     def resume_writing(self) -> None:
-        """It has read."""
+        """It has taken what there was."""
         super().resume_writing()
         self._writing.end()
 
@@ -129,19 +130,10 @@ class _Protocol(H11Protocol):
         else:
             self._reading.end()
             return
-        self._reading.start(limit, self.transport.abort)
+        self._reading.start(limit, self._abort)
 
-    def _expect_reader(self) -> None:
-        self._writing.end()
-        unread = self.transport.get_write_buffer_size()
-
-        def look() -> None:
-            if self.transport.get_write_buffer_size() < unread:
-                self._expect_reader()
-            else:
-                self.transport.abort()
-
-        self._writing.start(UNREAD_S, look)
+    def _abort(self) -> None:
+        self.transport.abort()
 
 
 class _Uvicorn(uvicorn.Server):
@@ -217,7 +209,7 @@ class HttpServer:
             connections: told how many are open whenever that changes, and whether one was refused.
         """
         config = uvicorn.Config(
-            app,
+            answers.InParts(app),
             http="h11",
             ws="none",
             lifespan="off",

@@ -4,6 +4,8 @@ import asyncio
 import json
 import socket
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from chassis.tls import ListenerTls
-from gateway.http import server
+from gateway.http import answers, server
 from tests.certificates import Authority
 from tests.unit.gateway.behind import Behind, vector
 from tests.unit.gateway.http.serving import SERVICE, Gateway, serving
@@ -28,9 +30,9 @@ def library() -> Behind:
     return services
 
 
-async def answers(gateway: Gateway) -> None:
+async def answered(gateway: Gateway, count: int = 1) -> None:
     """A usual call is answered."""
-    assert (await gateway.call("CountItems", {})).json() == {"count": "1"}
+    assert (await gateway.call("CountItems", {})).json() == {"count": str(count)}
 
 
 def with_headers(head: str, more: bytes) -> bytes:
@@ -63,7 +65,7 @@ async def test_headers_that_do_not_come_to_their_end_close_the_connection() -> N
         silent, cut, after_a_whole_one = await asyncio.gather(
             gateway.raw(b""), gateway.raw(begun), gateway.raw(whole + begun)
         )
-        await answers(gateway)
+        await answered(gateway)
 
     assert silent == cut == b""
     assert after_a_whole_one.startswith(b"HTTP/1.1 200")
@@ -84,7 +86,7 @@ async def test_headers_that_drip_close_the_connection_too() -> None:
         assert await asyncio.wait_for(_to_the_end(reader), 60) == b""
         dripping.cancel()
         await asyncio.wait({dripping})
-        await answers(gateway)
+        await answered(gateway)
 
 
 async def test_a_body_that_does_not_come_to_its_end_is_answered_with_deadline_exceeded(
@@ -93,7 +95,7 @@ async def test_a_body_that_does_not_come_to_its_end_is_answered_with_deadline_ex
     monkeypatch.setattr(server, "LINGER_S", 0.1)
     async with serving(library(), http_body_s=1) as gateway:
         answer = await gateway.raw(f"{COUNT}Content-Length: 100\r\n\r\n{{".encode())
-        await answers(gateway)
+        await answered(gateway)
         ended = {"method": "CountItems", "transport": "http", "code": "DEADLINE_EXCEEDED"}
         counted = gateway.registry.get_sample_value("likeness_gateway_calls_total", ended)
 
@@ -114,7 +116,7 @@ async def test_a_body_above_the_limit_is_refused_before_it_is_read_or_as_soon_as
         chunked = await gateway.raw(f"{COUNT}Transfer-Encoding: chunked\r\n\r\n".encode() + chunk)
         nearly = await gateway.call("CountItems", b"{}" + b" " * (most - 2))
         await until(gateway.registry, "http_request_bytes", 0)
-        await answers(gateway)
+        await answered(gateway)
 
     for answer in (announced, chunked):
         assert answer.startswith(b"HTTP/1.1 400")
@@ -144,7 +146,7 @@ async def test_bytes_in_flight_are_bounded_and_free_again_when_their_sender_goes
         held.write(begun)
         await until(gateway.registry, "http_request_bytes", 900_000)
         refused = await gateway.call("CountItems", b"{}" + b" " * 200_000)
-        await answers(gateway)
+        await answered(gateway)
         held.close()
         await until(gateway.registry, "http_request_bytes", 0)
         taken = await gateway.call("CountItems", b"{}" + b" " * 200_000)
@@ -166,30 +168,79 @@ async def test_connections_above_the_most_are_closed_and_leave_the_others_alone(
         for _, writer in opened:
             writer.close()
         await until(gateway.registry, "http_connections", 0)
-        await answers(gateway)
+        await answered(gateway)
 
     assert fourth == b""
     assert refused == 1
     assert first.startswith(b"HTTP/1.1 200")
 
 
-async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "UNREAD_S", 0.2)
+LARGE = b'{"pageSize": 1000, "fields": {"metadata": true}}'
+
+
+def large_library() -> Behind:
+    """Items whose list is some 6 MB: more than the system takes for a client that has little room."""
     services = library()
-    for number in range(400):  # some 6 MB: more than the system takes for a client that has little room
+    for number in range(400):
         services.put(f"{number:04}", vector(1), **{f"key{i}": "x" * 4000 for i in range(4)})
-    async with serving(services) as gateway, asyncio.timeout(60):
-        client = socket.socket()
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", gateway.port))
-        _, writer = await asyncio.open_connection(sock=client, limit=1024)
-        asked = b'{"pageSize": 1000, "fields": {"metadata": true}}'
-        head = COUNT.replace("CountItems", "ListItems")
-        writer.write(f"{head}Content-Length: {len(asked)}\r\n\r\n".encode() + asked)
+    return services
+
+
+@asynccontextmanager
+async def asking(gateway: Gateway, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
+    """A client with little room that has asked for a large list, and does not read it."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", gateway.port))
+    name = None if tls is None else "localhost"
+    _, writer = await asyncio.open_connection(sock=client, limit=1024, ssl=tls, server_hostname=name)
+    try:
+        writer.write(f"{COUNT.replace('CountItems', 'ListItems')}Content-Length: {len(LARGE)}\r\n\r\n".encode() + LARGE)
+        yield
+    finally:
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_an_answer_that_nobody_reads_is_given_up(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "UNREAD_S", 0.2)
+    authority = Authority(tmp_path)
+    told = with_tls(authority.listener()) if scheme == "https" else {}
+    tls = authority.channel().context() if scheme == "https" else None
+    async with serving(large_library(), **told) as gateway, asyncio.timeout(60), asking(gateway, tls):
         await until(gateway.registry, "calls_total", 1, method="ListItems", transport="http", code="OK")
         await until(gateway.registry, "http_connections", 0)
-        writer.close()
+        await until(gateway.registry, "http_answer_bytes", 0)
+
+
+async def test_answers_that_are_not_taken_are_bounded_and_each_holds_its_calls_place() -> None:
+    services = large_library()
+    async with serving(services, max_message_mb=8, http_in_flight_mb=8) as gateway, asyncio.timeout(60):
+        async with asking(gateway):
+            await until_held(gateway)
+            refused = await gateway.call("ListItems", LARGE)
+            await answered(gateway, 401)
+            ended = gateway.registry.get_sample_value(
+                "likeness_gateway_calls_total", {"method": "ListItems", "transport": "http", "code": "OK"}
+            )
+        await until(gateway.registry, "http_answer_bytes", 0)
+        taken = await gateway.call("ListItems", LARGE)
+
+    assert refused.status_code == 429
+    assert refused.headers["retry-after"] == "1"
+    assert refused.json()["details"][0]["debug"]["reason"] == "OVERLOADED"
+    assert not ended
+    assert (taken.status_code, len(taken.json()["items"])) == (200, 401)
+
+
+async def until_held(gateway: Gateway) -> None:
+    """Waits until an answer is held."""
+    async with asyncio.timeout(60):
+        while not gateway.registry.get_sample_value("likeness_gateway_http_answer_bytes"):  # noqa: ASYNC110  (as above)
+            await asyncio.sleep(0.01)
 
 
 NO_HTTP = [
@@ -210,7 +261,7 @@ NO_HTTP = [
 async def test_what_is_no_http_is_refused_and_the_connection_closed() -> None:
     async with serving(library(), http_headers_s=1) as gateway:
         found = await asyncio.gather(*(gateway.raw(sent) for sent in NO_HTTP))
-        await answers(gateway)
+        await answered(gateway)
         await until(gateway.registry, "http_connections", 1)  # our own
 
     for sent, answer in zip(NO_HTTP, found, strict=True):
@@ -248,7 +299,7 @@ async def test_a_header_that_two_readers_could_read_in_two_ways_is_refused() -> 
             (COUNT, b"Connect-Protocol-Version: 1\r\nConnect-Protocol-Version: 7"),
         ):
             refused_as_invalid(await gateway.raw(with_headers(head, more)))
-        await answers(gateway)
+        await answered(gateway)
 
 
 async def test_another_version_of_the_protocol_is_refused_like_any_wrong_field() -> None:
