@@ -68,8 +68,8 @@ class Classify:
         """Every input gets labels or an error of its own.
 
         Raises:
-            LikenessError: the labels are bad, too much is asked for, the collection is unknown or of another model, or
-                a service cannot be reached.
+            LikenessError: the labels are bad, too much is asked for, also of the key's rate, the collection is unknown
+                or of another model, or a service cannot be reached.
         """
         labelling = Labelling.of(request.labelling)
         top_k = _top_k(request.top_k, 5)
@@ -78,8 +78,9 @@ class Classify:
         model = await self.embedding.embedder.model(deadline.left())
         if expected is not None and expected.digest != model.fingerprint.digest:
             raise mismatch(model.fingerprint, expected, "the model that the request expects")
+        # The labels first: if there are too many new ones for the key's rate, no picture is embedded in vain.
+        chooser = await self._chooser(labelling, model, deadline, taken=len(request.inputs))
         outcomes = await self._read(request, model, deadline)
-        chooser = await self._chooser(labelling, model, deadline)
         response = gateway_pb2.ClassifyResponse(fingerprint=model.fingerprint, scale=chooser.scale)
         rows = [outcome for outcome in outcomes if not isinstance(outcome, LikenessError)]
         chosen = iter(await asyncio.to_thread(chooser, np.stack(rows), top_k) if rows else [])
@@ -113,7 +114,7 @@ class Classify:
         name = await self._of_model(collection_name(request.collection), model.fingerprint, deadline)
         counting = indexer_pb2.CountItemsRequest(collection=name, filter=where)
         total = await self.indexer.count(counting, patience(deadline, self.longest_call_s))
-        chooser = await self._chooser(labelling, model, Deadline(patience(deadline, _LABELS_S)))
+        chooser = await self._chooser(labelling, model, Deadline(patience(deadline, _LABELS_S)), taken=1)
         done, token, page_size = 0, request.page_token, min(_PAGE, max(1, MAX_CHOSEN // top_k))
         while True:
             if self.stopping.is_set():
@@ -130,8 +131,10 @@ class Classify:
             if not token:
                 return
 
-    async def _chooser(self, labelling: Labelling, model: embedder_pb2.GetModelResponse, deadline: Deadline) -> Chooser:
-        vectors = await self.vectors.of(labelling, model, deadline)
+    async def _chooser(
+        self, labelling: Labelling, model: embedder_pb2.GetModelResponse, deadline: Deadline, *, taken: int
+    ) -> Chooser:
+        vectors = await self.vectors.of(labelling, model, deadline, taken=taken)
         return Chooser(labelling.labels, vectors, labelling.scale_for(model.fingerprint.model))
 
     async def _read(

@@ -1,5 +1,6 @@
 """Labels to choose from: their vectors, and how a picture's probabilities come from them."""
 
+import hashlib
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from likeness.common.v1.types_pb2 import EmbedLimits
 from likeness.embedder.v1 import embedder_pb2
 from likeness.gateway.v1 import gateway_pb2
 
+from chassis import calls
 from chassis.deadline import Deadline
 from chassis.errors import LikenessError, in_request, invalid
 from chassis.vectors import Array, from_proto
@@ -30,6 +32,9 @@ _SCALES, _SCALE_OF_CLIP = {"starter": 50.0}, 100.0
 
 # More texts than a search has wait behind interactive calls.
 _INTERACTIVE_TEXTS = 64
+
+# So many texts that are to be embedded count as one item of a key's rate: ViT-B/32 takes about as long for a picture.
+TEXTS_AN_ITEM = 16
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,19 @@ class Labelling:
         """The texts that stand for a label."""
         return [template.replace("{}", label) for template in self.templates]
 
+    def identities(self, digest: str) -> list[bytes]:
+        """A hash for each label, of it, the templates and the model of this digest: the same for the same vector."""
+        common = hashlib.blake2b(digest_size=16)
+        for text in (digest, *self.templates):
+            encoded = text.encode()
+            common.update(len(encoded).to_bytes(4) + encoded)
+        found = []
+        for label in self.labels:
+            its_own = common.copy()
+            its_own.update(label.encode())
+            found.append(its_own.digest())
+        return found
+
 
 class LabelVectors:
     """The vectors of labels; those used lately are remembered, as many as ``size``."""
@@ -88,23 +106,36 @@ class LabelVectors:
         self._embedder = embedder
         self._size = size
         self._metrics = metrics
-        self._known: OrderedDict[tuple[str, str, tuple[str, ...]], Array] = OrderedDict()
+        # By a hash: the templates alone may be 100 KiB.
+        self._known: OrderedDict[bytes, Array] = OrderedDict()
 
-    async def of(self, labelling: Labelling, model: embedder_pb2.GetModelResponse, deadline: Deadline) -> Array:
+    async def of(
+        self, labelling: Labelling, model: embedder_pb2.GetModelResponse, deadline: Deadline, *, taken: int
+    ) -> Array:
         """The labels' vectors, float32 [labels, dimension], L2-normalised.
 
         What is found is remembered as it comes: a call that ran out of time is done sooner when it is repeated.
 
+        Args:
+            labelling: the labels.
+            model: the embedder's.
+            deadline: by when.
+            taken: items of its key's rate that the call has taken already; the texts to be embedded are some more.
+
         Raises:
-            LikenessError: a text is refused, the embedder cannot be reached, or (MODEL_MISMATCH) has another model now.
+            LikenessError: a text is refused, the embedder cannot be reached, (MODEL_MISMATCH) has another model now, or
+                (RATE_LIMITED) the key's rate is used up.
         """
         digest = model.fingerprint.digest
-        keys = [(digest, label, labelling.templates) for label in labelling.labels]
+        keys = labelling.identities(digest)
         found = [self._recall(key) for key in keys]
         missing = [i for i, vector in enumerate(found) if vector is None]
         self._metrics.cache_hit("label", len(found) - len(missing))
         self._metrics.cache_missed("label", len(missing))
-        background = len(missing) * len(labelling.templates) > _INTERACTIVE_TEXTS
+        texts = len(missing) * len(labelling.templates)
+        if texts:
+            calls.allowance().charge(taken + math.ceil(texts / TEXTS_AN_ITEM), taken=taken)
+        background = texts > _INTERACTIVE_TEXTS
         step = max(1, model.limits.max_inputs // len(labelling.templates))
         for start in range(0, len(missing), step):
             run = missing[start : start + step]
@@ -137,13 +168,13 @@ class LabelVectors:
             vectors.append(from_proto(outcome, "vector"))
         return [_mean(np.stack(vectors[i : i + each])) for i in range(0, len(vectors), each)]
 
-    def _recall(self, key: tuple[str, str, tuple[str, ...]]) -> Array | None:
+    def _recall(self, key: bytes) -> Array | None:
         vector = self._known.get(key)
         if vector is not None:
             self._known.move_to_end(key)
         return vector
 
-    def _remember(self, key: tuple[str, str, tuple[str, ...]], vector: Array) -> None:
+    def _remember(self, key: bytes, vector: Array) -> None:
         self._known[key] = vector
         self._known.move_to_end(key)
         while len(self._known) > self._size:

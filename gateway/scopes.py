@@ -28,7 +28,8 @@ def _updates(request: Any) -> int:
     return len(request.updates)
 
 
-# IndexImages counts each item as it comes: see gateway.ingest.
+# IndexImages counts each item as it comes: see gateway.ingest. Classify and SuggestLabels count texts that have to be
+# embedded, besides: see gateway.labelling.
 _RPCS = {
     "Search": Rpc(Scope.READ),
     "BatchSearch": Rpc(Scope.READ, _searches),

@@ -152,7 +152,8 @@ class GatewaySettings(ServiceSettings):
         10_000,
         ge=0,
         le=1_000_000,
-        description="Most labels whose vectors Classify and SuggestLabels remember; 512 numbers take 2 KiB each.",
+        description="Most labels whose vectors Classify and SuggestLabels remember; 512 numbers take "
+        "about 2.5 KiB each.",
     )
     vector_cache: int = Field(
         10_000,

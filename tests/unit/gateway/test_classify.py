@@ -1,11 +1,15 @@
 """Pictures and stored items are given the label that is nearest; labels' vectors are means, remembered, bounded."""
 
 import asyncio
+import tracemalloc
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 from likeness.common.v1 import error_pb2
-from likeness.common.v1.types_pb2 import Image
+from likeness.common.v1.types_pb2 import EmbedLimits, Image
+from likeness.embedder.v1 import embedder_pb2
 from likeness.gateway.v1.gateway_pb2 import (
     Classification,
     ClassifyInput,
@@ -17,15 +21,19 @@ from likeness.gateway.v1.gateway_pb2 import (
 )
 from prometheus_client import CollectorRegistry
 
+from chassis import calls
 from chassis.deadline import Deadline
 from chassis.errors import LikenessError, from_status, invalid
-from chassis.vectors import Array
+from chassis.keys import Limits
+from chassis.quota import Allowance
+from chassis.vectors import Array, to_proto
+from gateway import labelling
 from gateway.backends import Embedder, Indexer
 from gateway.classify import Classify
 from gateway.fetch import Fetch
 from gateway.labelling import LabelVectors, softmax
 from gateway.metrics import Metrics
-from tests.unit.gateway.behind import OTHER, Behind, behind, direction_of, embedding, ids, vector
+from tests.unit.gateway.behind import MODEL, OTHER, Behind, behind, direction_of, embedding, ids, vector
 
 
 def classifier(embedder: Embedder, indexer: Indexer, size: int = 100, stalled_s: float = 300) -> Classify:
@@ -128,6 +136,95 @@ async def test_labels_are_embedded_once_and_forgotten_when_there_are_too_many() 
     assert asked == ["cat", "car", "dog", "car"]
 
 
+def test_labels_are_told_apart_by_label_templates_and_model() -> None:
+    def of(*labels: str, templates: tuple[str, ...] = ("{}",), digest: str = "aa") -> list[bytes]:
+        return labelling.Labelling(labels, templates, None).identities(digest)
+
+    different = [
+        *of("a", "b", "ab"),
+        *of("a", templates=("{}", "a {}")),
+        *of("a", templates=("a {}", "{}")),
+        *of("a", templates=("{}a {}",)),
+        *of("}a", templates=("{",)),
+        *of("a", digest="bb"),
+    ]
+    assert len(set(different)) == len(different)
+    assert of("b", "a") == [*of("b"), *of("a")]
+
+
+async def test_what_is_remembered_of_a_label_is_as_little_with_many_long_templates() -> None:
+    class Texts:
+        async def embed(self, inputs: Sequence[object], *_: object, **__: object) -> embedder_pb2.EmbedResponse:
+            results = [embedder_pb2.EmbedResult(vector=to_proto(vector(1)))] * len(inputs)
+            return embedder_pb2.EmbedResponse(fingerprint=MODEL, results=results)
+
+    model = embedder_pb2.GetModelResponse(fingerprint=MODEL, limits=EmbedLimits(max_inputs=256))
+    vectors = LabelVectors(Texts(), 1000, Metrics(CollectorRegistry()))  # type: ignore[arg-type]
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(50):
+            templates = tuple(f"{i} {'x' * 1000} {{}}" for i in range(100))
+            asked = labelling.Labelling((str(number),), templates, None)
+            await vectors.of(asked, model, Deadline(20), taken=1)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert after - before < 50 * 4096
+
+
+@dataclass
+class Taken:
+    """Stands for the caller's allowance, and remembers what was charged: items, and how many of them were before."""
+
+    charged: list[tuple[int, int]] = field(default_factory=list)
+
+    def charge(self, items: int, *, taken: int = 0) -> None:
+        self.charged.append((items, taken))
+
+
+async def test_sixteen_texts_that_are_to_be_embedded_count_as_an_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = Taken()
+    monkeypatch.setattr(calls, "allowance", lambda: taken)
+    labels = tuple(str(i) for i in range(17))
+    async with behind() as (services, embedder, indexer):
+        services.put("stored", vector(1))
+        classify = classifier(embedder, indexer)
+        stored = ClassifyInput(id="stored")
+        for more in ((), ("one more",)):
+            asked = request(stored, stored, labels=(*labels, *more), templates=[f"{{}} {i}" for i in range(16)])
+            await ask(classify, asked)
+            await ask(classify, asked)  # of these nothing is left to embed
+        await suggested(classify)
+
+    assert taken.charged == [(2 + 17, 2), (2 + 1, 2), (1 + 1, 1)]
+
+
+async def test_texts_beyond_the_keys_rate_are_refused_before_anything_is_embedded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    allowance = Allowance(Limits(rate_per_s=1, burst=10), lambda: 0.0)
+    monkeypatch.setattr(calls, "allowance", lambda: allowance)
+    labels = tuple(str(i) for i in range(900))
+    async with behind() as (services, embedder, indexer):
+        classify = classifier(embedder, indexer, size=1000)
+        allowance.charge(2)  # as the transport does with two inputs
+        await ask(classify, request(image(b"x"), image(b"y"), labels=labels))  # more than ever: nothing was owed
+        embedded = len(services.asked("Embed"))
+        allowance.limits = Limits(rate_per_s=1, burst=100)
+        allowance.charge(1)
+        with pytest.raises(LikenessError) as caught:
+            await ask(classify, request(image(b"z"), labels=tuple(f"b{i}" for i in range(900))))
+        allowance.limits = Limits(rate_per_s=1, burst=10)
+        with pytest.raises(LikenessError):
+            await suggested(classify)
+        assert len(services.asked("Embed")) == embedded
+
+    assert caught.value.reason_name == "RATE_LIMITED"
+    assert caught.value.retry_after_s is not None
+
+
 async def test_another_model_has_its_own_labels() -> None:
     async with behind() as (services, embedder, indexer):
         meanings(services)
@@ -148,9 +245,9 @@ async def test_many_labels_are_embedded_behind_searches_and_within_the_embedders
             classifier(embedder, indexer), request(image(b"x"), labels=labels, templates=["a {}", "b {}", "c {}"])
         )
 
-    calls = services.asked("Embed")[1:]
-    assert max(len(call.inputs) for call in calls) == 9  # whole labels
-    assert {call.priority for call in calls} == {2}
+    asked = services.asked("Embed")[:-1]
+    assert max(len(call.inputs) for call in asked) == 9  # whole labels
+    assert {call.priority for call in asked} == {2}
     assert len(answer.results[0].labels) == 5
 
 
