@@ -1,5 +1,7 @@
 """BatchSearch: many searches in one call."""
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from likeness.common.v1 import error_pb2
@@ -8,7 +10,7 @@ from likeness.gateway.v1 import gateway_pb2
 from chassis.deadline import Deadline
 from chassis.errors import LikenessError, invalid, to_item_error
 from gateway import queries
-from gateway.search import Search
+from gateway.search import INLINE_ROWS, Search, rows
 from gateway.streams import MAX_BYTES
 
 MAX_SEARCHES = 128
@@ -32,19 +34,9 @@ class BatchSearch:
         """
         check(request)
         outcomes, timings = await self.search.many(request.searches, deadline, split=True)
-        response = gateway_pb2.BatchSearchResponse(timings=timings)
-        size = 0
-        for outcome in outcomes:
-            if isinstance(outcome, LikenessError):
-                response.results.add(error=to_item_error(outcome))
-                continue
-            its_size = outcome.ByteSize()
-            if size + its_size > MAX_BYTES:
-                response.results.add(error=to_item_error(_no_room()))
-            else:
-                size += its_size
-                response.results.add(response=outcome)
-        return response
+        if sum(map(rows, outcomes)) > INLINE_ROWS:
+            return await asyncio.to_thread(_together, outcomes, timings)
+        return _together(outcomes, timings)
 
 
 def check(request: gateway_pb2.BatchSearchRequest) -> None:
@@ -66,6 +58,25 @@ def check(request: gateway_pb2.BatchSearchRequest) -> None:
     ):
         if asked > most:
             raise _too_large(f"ask for {asked:,} {what} together; at most {most:,} are given: send several calls")
+
+
+def _together(
+    outcomes: Sequence[gateway_pb2.SearchResponse | LikenessError], timings: gateway_pb2.SearchTimings
+) -> gateway_pb2.BatchSearchResponse:
+    """The answer: as much of what was found as there is room for."""
+    response = gateway_pb2.BatchSearchResponse(timings=timings)
+    size = 0
+    for outcome in outcomes:
+        if isinstance(outcome, LikenessError):
+            response.results.add(error=to_item_error(outcome))
+            continue
+        its_size = outcome.ByteSize()
+        if size + its_size > MAX_BYTES:
+            response.results.add(error=to_item_error(_no_room()))
+        else:
+            size += its_size
+            response.results.add(response=outcome)
+    return response
 
 
 def _no_room() -> LikenessError:

@@ -28,6 +28,9 @@ from gateway.requests import collection_name, duration, expected_fingerprint, mi
 
 # Calls for facets and for stored vectors that a batch has under way at once.
 _AT_ONCE = 8
+# More hits and values of facets than these are put into messages in a thread: they would hold up the event loop. With
+# seven keys of metadata 100 hits take 2 ms, 1,000 take 40 and 10,000 take 440 (on two busy cores).
+INLINE_ROWS = 100
 
 
 @dataclass
@@ -114,11 +117,13 @@ class Search:
         await self._look_up(_good(searches), deadline, timings)
         await self._look_up_anew(searches, deadline, timings, split=split)
         explaining = time.perf_counter()
-        if any(request.explain for request in requests):  # up to 10,000 vectors, which the event loop must not wait for
+        explains = any(request.explain for request in requests)
+        if explains or sum(map(_rows, searches)) > INLINE_ROWS:
             outcomes = await asyncio.to_thread(lambda: [_outcome(search) for search in searches])
-            timings.explain.CopyFrom(duration(time.perf_counter() - explaining))
         else:
             outcomes = [_outcome(search) for search in searches]
+        if explains:
+            timings.explain.CopyFrom(duration(time.perf_counter() - explaining))
         finished = time.perf_counter()
         timings.total.CopyFrom(duration(finished - started))
         return outcomes, timings
@@ -268,6 +273,18 @@ def _is_mismatch(error: LikenessError | None) -> bool:
 
 def _good(searches: Sequence[_Search]) -> list[_Search]:
     return [search for search in searches if search.error is None]
+
+
+def _rows(search: _Search) -> int:
+    found = 0 if search.answer is None else len(search.answer[0].hits)
+    return found + (0 if search.counts is None else sum(len(each.values) for each in search.counts.facets))
+
+
+def rows(outcome: gateway_pb2.SearchResponse | LikenessError) -> int:
+    """How many hits and values of facets it has."""
+    if isinstance(outcome, LikenessError):
+        return 0
+    return len(outcome.hits) + sum(len(each.values) for each in outcome.facets)
 
 
 def _outcome(search: _Search) -> gateway_pb2.SearchResponse | LikenessError:

@@ -1,20 +1,27 @@
 """Searches one by one and in batches: what is asked behind, what fails alone, what is counted and explained."""
 
 import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from likeness.common.v1 import error_pb2, types_pb2
 from likeness.common.v1.metadata_pb2 import OPERATOR_CONTAINS, Comparison, Filter, Value
 from likeness.gateway.v1 import gateway_pb2
 from likeness.gateway.v1.gateway_pb2 import BatchSearchRequest, FacetRequest, Rescore, SearchRequest, Term
+from prometheus_client import CollectorRegistry
 
 from chassis.deadline import Deadline
 from chassis.errors import LikenessError, from_status
 from chassis.vectors import to_proto
 from gateway import batch as batches
+from gateway import search as searching
 from gateway.batch import BatchSearch
 from gateway.fetch import Fetch
+from gateway.metrics import Metrics
 from gateway.search import Search
+from gateway.settings import GatewaySettings
 from tests.unit.gateway.behind import MODEL, OTHER, Behind, behind, embedding, vector
 
 CATS = Filter(comparison=Comparison(key="labels", op=OPERATOR_CONTAINS, values=[Value(string_value="cat")]))
@@ -285,3 +292,52 @@ async def test_a_batch_that_asks_for_too_much_is_refused_whole(searches: list[Se
     assert caught.value.reason_name == "BATCH_TOO_LARGE"
     assert says in caught.value.message
     assert services.calls == []
+
+
+async def test_a_picture_whose_host_redirects_to_nonsense_fails_its_search_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def redirected(*_: object) -> str:
+        return "http://["
+
+    monkeypatch.setattr(Fetch, "_ask", redirected)
+    away = Term(image=types_pb2.Image(uri="http://pictures.example/a.jpg"))
+    metrics = Metrics(CollectorRegistry())
+    fetch = Fetch(GatewaySettings(fetch=True), metrics)
+    async with behind() as (services, embedder, indexer):
+        stock(services)
+        search = Search(embedding(embedder, fetch=fetch), indexer)
+        answer = await batch((services, search), SearchRequest(terms=[away]), SearchRequest(terms=[Term(text="cat")]))
+    await fetch.close()
+
+    assert failure(answer.results[0]).reason_name == "FETCH_FAILED"
+    assert found(answer.results[1])[0] == "cat"
+
+
+async def test_many_hits_are_put_together_off_the_event_loop_and_few_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    shaped: list[threading.Thread] = []
+    assembled: list[threading.Thread] = []
+
+    def watched(work: Callable[..., Any], where: list[threading.Thread]) -> Callable[..., Any]:
+        def watching(*arguments: Any) -> Any:
+            where.append(threading.current_thread())
+            return work(*arguments)
+
+        return watching
+
+    monkeypatch.setattr(searching, "_outcome", watched(searching._outcome, shaped))
+    monkeypatch.setattr(batches, "_together", watched(batches._together, assembled))
+    async with behind() as (services, embedder, indexer):
+        stock(services)
+        for number in range(searching.INLINE_ROWS + 1):
+            services.put(f"{number:03}", vector(1, number), n=str(number))
+        search = Search(embedding(embedder), indexer)
+        few = SearchRequest(terms=[Term(id="cat")])
+        many = SearchRequest(terms=[Term(id="cat")], top_k=1000)
+        counted = SearchRequest(terms=[Term(id="cat")], facets=[FacetRequest(key="n", limit=1000)])
+        for asked in (few, many, counted):
+            await search(asked, Deadline(20))
+            await batch((services, search), asked)
+
+    loop = [thread is threading.current_thread() for thread in (*shaped, *assembled)]
+    assert loop == [True, True, False, False, False, False, True, False, False]
