@@ -10,6 +10,7 @@ from likeness_client.connection import Connection, OnProgress
 from likeness_client.errors import LikenessError
 from likeness_client.indexer.types import Alias, Collection, Metric
 from likeness_client.items import Fingerprint
+from likeness_client.reembed_counts import Counts
 from likeness_client.reembedding import Reembedded, ReembedFailure
 
 PAGE = 1000
@@ -128,44 +129,33 @@ class CollectionCalls(Connection):
             fetch_uris=fetch_uris,
             expected_fingerprint=wire.fingerprint_to_proto(expected_fingerprint),
         )
-        before, last = gateway_pb2.ReembedCollectionResponse(), gateway_pb2.ReembedCollectionResponse()
-        failures: dict[str, ReembedFailure] = {}
-        broken, ever_broken = 0, False
+        counts, failures, broken = Counts(), dict[str, ReembedFailure](), 0
+        switched, ever_broken = False, False
         while True:
             try:
-                for last in self._follow(self._stub.ReembedCollection, request):
+                for told in self._follow(self._stub.ReembedCollection, request):
                     broken = 0
-                    request.page_token = last.next_page_token
-                    failures |= {each.id: wire_collections.failure_from_proto(each) for each in last.failures}
+                    counts.tell(told)
+                    request.page_token = told.next_page_token
+                    failures |= {each.id: wire_collections.failure_from_proto(each) for each in told.failures}
                     if on_progress is not None:
-                        on_progress(before.done + last.done, max(before.total, before.done + last.done, last.total))
+                        on_progress(counts.done, max(counts.total, counts.done))
+                break
             except LikenessError as error:
+                if counts.last.finished:
+                    break  # nothing is missing but the stream's end
                 if ever_broken and error.reason == "ALIAS_MOVED" and Alias(alias, target) in self.aliases():
-                    last.switched = True  # by the stream that broke before it could say so
-                else:
-                    broken, ever_broken = broken + 1, True
-                    wait_s = backoff_s(error, broken)
-                    _add(before, last)
-                    last = gateway_pb2.ReembedCollectionResponse()
-                    time.sleep(wait_s)
-                    continue
-            failed = last.failed
-            _add(before, last)
-            return Reembedded(
-                total=before.total,
-                embedded=before.embedded,
-                unchanged=before.unchanged,
-                failed=failed,
-                removed=before.removed,
-                switched=last.switched,
-                failures=tuple(failures.values()),
-            )
-
-
-def _add(total: gateway_pb2.ReembedCollectionResponse, more: gateway_pb2.ReembedCollectionResponse) -> None:
-    """Counts what another stream did."""
-    total.total = max(total.total, more.total)
-    total.done += more.done
-    total.embedded += more.embedded
-    total.unchanged += more.unchanged
-    total.removed += more.removed
+                    switched = True  # by the stream that broke before it could say so
+                    break
+                broken, ever_broken = broken + 1, True
+                counts.broke()
+                time.sleep(backoff_s(error, broken))
+        return Reembedded(
+            total=counts.total,
+            embedded=counts.embedded,
+            unchanged=counts.unchanged,
+            failed=counts.last.failed,
+            removed=counts.removed,
+            switched=switched or counts.last.switched,
+            failures=tuple(failures.values()),
+        )

@@ -174,18 +174,18 @@ class LabelCalls(Connection):
     def _suggestions(
         self, request: gateway_pb2.SuggestLabelsRequest, on_progress: OnProgress | None
     ) -> Iterator[LabelSuggestion]:
-        failures, done_before = 0, 0
-        while True:
+        failures, done_before, whole = 0, 0, False
+        while not whole:
             done = done_before
             try:
                 for page in self._follow(self._stub.SuggestLabels, request):
                     failures, done = 0, done_before + page.done
                     request.page_token = page.next_page_token
+                    whole = not page.next_page_token
                     if on_progress is not None:
                         on_progress(done, page.total)
                     yield from map(wire_labels.suggestion_from_proto, page.suggestions)
             except LikenessError as error:
-                failures, done_before = failures + 1, done
-                time.sleep(backoff_s(error, failures))
-                continue
-            return
+                if not whole:  # else nothing is missing but the stream's end
+                    failures, done_before = failures + 1, done
+                    time.sleep(backoff_s(error, failures))

@@ -20,6 +20,7 @@ class FakeCollections(gateway_pb2_grpc.SearchServiceServicer):
         aliases: what each stands for.
         on_create: answers instead, when a collection is to be made.
         reembedding: what a re-embedding answers with.
+        reembeddings: what the next ones answer with instead; all but the last of them break behind that.
         reembedding_breaks: what the next re-embeddings end with, after their first message.
     """
 
@@ -31,6 +32,7 @@ class FakeCollections(gateway_pb2_grpc.SearchServiceServicer):
             Callable[[pb.CreateCollectionRequest, grpc.ServicerContext], pb.CreateCollectionResponse] | None
         ) = None
         self.reembedding: list[pb.ReembedCollectionResponse] = []
+        self.reembeddings: list[list[pb.ReembedCollectionResponse]] = []
         self.reembedding_breaks: list[status_pb2.Status] = []
 
     def CreateCollection(  # noqa: N802
@@ -99,10 +101,12 @@ class FakeCollections(gateway_pb2_grpc.SearchServiceServicer):
         self, request: pb.ReembedCollectionRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.ReembedCollectionResponse]:
         self.requests.append(pb.ReembedCollectionRequest.FromString(request.SerializeToString()))
-        for message in self.reembedding:
+        for message in self.reembeddings.pop(0) if self.reembeddings else self.reembedding:
             yield message
             if self.reembedding_breaks:
                 context.abort_with_status(rpc_status.to_status(self.reembedding_breaks.pop(0)))
+        if self.reembeddings:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the connection broke")
 
 
 def failure(item_id: str, reason: error_pb2.Reason.ValueType, message: str) -> pb.ReembedFailure:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -111,6 +112,68 @@ def test_a_broken_stream_goes_on_behind_the_last_page(client: Client, gateway: F
     assert isinstance(second, pb.ReembedCollectionRequest)
     assert (first.page_token, second.page_token) == ("", "b")
     assert (done.embedded, done.failed, len(done.failures)) == (3, 1, 1)
+
+
+def progress(done: int, embedded: int, unchanged: int, token: str, **more: Any) -> pb.ReembedCollectionResponse:
+    return pb.ReembedCollectionResponse(
+        done=done, total=6, embedded=embedded, unchanged=unchanged, next_page_token=token, **more
+    )
+
+
+def finished(done: int, embedded: int, unchanged: int) -> pb.ReembedCollectionResponse:
+    return progress(done, embedded, unchanged, "", finished=True)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize(
+    "streams",
+    [
+        # Broken within the second page: what was embedded of it is unchanged to the next stream.
+        [
+            [progress(2, 2, 0, "b"), progress(3, 3, 0, "b")],
+            [progress(1, 0, 1, "b"), progress(2, 1, 1, "d"), progress(4, 2, 2, ""), finished(4, 2, 2)],
+        ],
+        # Broken twice there.
+        [
+            [progress(2, 2, 0, "b"), progress(3, 3, 0, "b")],
+            [progress(1, 0, 1, "b")],
+            [progress(2, 1, 1, "d"), progress(4, 2, 2, ""), finished(4, 2, 2)],
+        ],
+        # Broken in the second round: the next stream begins at the beginning, and finds everything unchanged.
+        [
+            [progress(2, 2, 0, "b"), progress(6, 5, 1, "")],
+            [progress(2, 0, 2, "b"), progress(6, 0, 6, ""), finished(6, 0, 6)],
+        ],
+        # Broken within the second page, and then in the second round.
+        [
+            [progress(2, 1, 1, "b"), progress(3, 2, 1, "b")],
+            [progress(1, 0, 1, "b"), progress(4, 3, 1, "")],
+            [progress(6, 0, 6, ""), finished(6, 0, 6)],
+        ],
+        # Broken within the first page.
+        [[progress(1, 1, 0, "")], [progress(2, 1, 1, "b"), progress(6, 4, 2, ""), finished(6, 4, 2)]],
+    ],
+)
+def test_what_streams_that_broke_did_is_counted_once(
+    client: Client, gateway: FakeGateway, streams: list[list[pb.ReembedCollectionResponse]]
+) -> None:
+    gateway.reembeddings = list(streams)
+    seen: list[tuple[int, int]] = []
+    done = client.reembed("photos", "new", on_progress=lambda some, total: seen.append((some, total)))
+
+    assert (done.total, done.embedded, done.unchanged, done.failed) == (6, 5, 1, 0)
+    assert seen[-1] == (6, 6)
+    assert gateway.reembeddings == []
+
+
+def test_a_stream_that_breaks_behind_its_end_is_not_opened_again(client: Client, gateway: FakeGateway) -> None:
+    gateway.reembedding = [finished(6, 5, 1)]
+    gateway.reembedding_breaks = [shutting_down()]
+
+    done = client.reembed("photos", "new")
+
+    assert (done.embedded, done.unchanged) == (5, 1)
+    assert len(gateway.requests) == 1
 
 
 @pytest.mark.usefixtures("hasty")

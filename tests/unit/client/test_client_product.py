@@ -219,6 +219,21 @@ def test_labels_are_suggested_and_a_broken_stream_goes_on_where_it_was(client: C
 
 
 @pytest.mark.usefixtures("pets")
+def test_a_stream_of_suggestions_that_breaks_behind_its_last_page_is_whole(
+    client: Client, gateway: FakeGateway
+) -> None:
+    for item_id in "cde":
+        del gateway.stored[item_id]
+    gateway.stream_breaks = [shutting_down()]
+    told: list[tuple[int, int]] = []
+    suggested = client.suggest_labels(["cat", "dog"], on_progress=lambda done, total: told.append((done, total)))
+
+    assert [each.id for each in suggested] == ["a", "b"]
+    assert told == [(2, 2)]
+    assert len(gateway.requests) == 1
+
+
+@pytest.mark.usefixtures("pets")
 def test_a_stream_of_suggestions_that_is_refused_is_not_opened_again(client: Client, gateway: FakeGateway) -> None:
     gateway.stream_breaks = [status(grpc.StatusCode.FAILED_PRECONDITION, "MODEL_MISMATCH", "another model")]
     suggested = client.suggest_labels(["cat", "dog"])
