@@ -59,7 +59,9 @@ def err() -> Console:
 
 def show_json(value: Mapping[str, Any]) -> None:
     """One line of JSON on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    # An error may name a file whose name is no UTF-8.
+    sys.stdout.write(line.encode("utf-8", "replace").decode() + "\n")
 
 
 def items_as_json(result: GetResult) -> dict[str, Any]:
@@ -183,7 +185,12 @@ def short_path(path: Path) -> str:
     """The path relative to the working directory if it is below that, with ``~`` if it is below home."""
     for base, prefix in ((Path.cwd(), ""), (Path.home(), "~/")):
         if path.is_relative_to(base):
-            return prefix + str(path.relative_to(base))
+            return prefix + path_text(path.relative_to(base))
+    return path_text(path)
+
+
+def path_text(path: Path) -> str:
+    """The path as text; what of a file's name is no UTF-8 is replaced."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 

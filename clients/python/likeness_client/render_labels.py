@@ -10,6 +10,7 @@ from likeness_client.render import (
     Ids,
     counted,
     out,
+    path_text,
     seven_digits,
     short_id,
     short_path,
@@ -29,7 +30,7 @@ def classes_as_json(pictures: Sequence[Path | str], classified: ClassifyResult) 
         "scale": seven_digits(classified.scale),
         "results": [
             {
-                "picture": str(picture) if isinstance(picture, Path) else None,
+                "picture": path_text(picture) if isinstance(picture, Path) else None,
                 "id": None if isinstance(picture, Path) else picture,
                 "labels": [
                     {

@@ -1,6 +1,7 @@
 """The commands that speak to the indexer."""
 
 import json
+import os
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,49 @@ def test_export_and_import_carry_a_collection_over(
     assert len(lines.read_text().splitlines()) == 51
 
 
+def test_a_file_whose_name_is_no_utf_8_is_written_and_read(
+    indexer_address: str, client: IndexerClient, photos: str, tmp_path: Path
+) -> None:
+    fill(client, 10)
+    path, shown = tmp_path / os.fsdecode(b"\xff.jsonl"), f"{tmp_path}/\N{REPLACEMENT CHARACTER}.jsonl"
+    command = ("export", path, "--collection", photos)
+
+    assert told(*command, indexer=indexer_address)["file"] == shown
+    assert "Exported 10 items" in likeness(*command, "--overwrite", indexer=indexer_address).stdout
+    assert path.exists()
+    back = told("import", path, indexer=indexer_address)
+    assert (back["file"], back["stored"]) == (shown, 10)
+
+
+def test_a_bad_row_of_a_file_whose_name_is_no_utf_8_is_named(indexer_address: str, photos: str, tmp_path: Path) -> None:
+    path, shown = tmp_path / os.fsdecode(b"\xff.jsonl"), f"{tmp_path}/\N{REPLACEMENT CHARACTER}.jsonl"
+    path.write_text('{"id": "a"}\n')
+    command = ("import", path, "--collection", photos)
+
+    assert told(*command, indexer=indexer_address, code=1)["refusals"][0]["file"] == shown
+    assert f"{shown}, line 1 (a): " in likeness(*command, indexer=indexer_address).stdout
+
+
+def test_a_parquet_file_whose_name_is_no_utf_8_is_wrong_usage(nobody: str, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.parquet")
+    path.touch()
+    for command in (["export", path, "--overwrite"], ["import", path]):
+        result = likeness(*command, indexer=nobody)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "no UTF-8" in result.stderr
+
+
+def test_an_error_that_names_a_file_whose_name_is_no_utf_8_is_told_as_json(
+    indexer_address: str, tmp_path: Path
+) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.jsonl")
+    path.write_text('{"id": "a", "vector": [1, 2, 3, 4]}\n')
+
+    failed = told("import", path, indexer=indexer_address, code=1)
+
+    assert f"{tmp_path}/?.jsonl does not tell where it came from" in failed["error"]
+
+
 def test_an_array_with_its_table_is_imported_into_a_new_collection(
     indexer_address: str, indexer: FakeIndexer, tmp_path: Path
 ) -> None:
@@ -277,6 +321,7 @@ def test_an_interrupted_export_says_how_to_go_on(
     ("arguments", "words"),
     [
         (["export", "a.txt"], "--as parquet or --as jsonl"),
+        (["erase", "\udcff"], "is no text"),
         (["export", "a.parquet", "--where", "width >="], "width >=\n        ^\n"),
         (["import", "/nowhere.parquet"], "does not exist"),
         (["count", "--where", "width >="], "width >=\n        ^\n"),

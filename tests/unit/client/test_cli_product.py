@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,17 @@ def test_pictures_are_classified_as_a_table_and_as_json(address: str, tmp_path: 
             {"picture": None, "id": "a", "labels": cat, "error": None},
         ],
     }
+
+
+@pytest.mark.usefixtures("pets")
+def test_a_file_whose_name_is_no_utf_8_is_classified(address: str, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"dog-\xff.jpg")
+    odd.write_bytes(b"a dog")
+    arguments = ["classify", odd, "--label", "cat", "--label", "dog"]
+
+    assert "dog-\N{REPLACEMENT CHARACTER}.jpg" in likeness(*arguments, server=address).stdout
+    told = json.loads(likeness(*arguments, "--format", "json", server=address).stdout)
+    assert told["results"][0]["picture"] == f"{tmp_path}/dog-\N{REPLACEMENT CHARACTER}.jpg"
 
 
 @pytest.mark.usefixtures("pets")
@@ -238,6 +250,24 @@ def test_deleting_by_a_condition_asks_first(address: str, pets: dict[str, pb.Ind
         (["metadata", "set", "a=\udcff", "--all"], "is no text"),
         (["metadata", "remove", "\udcff", "--all"], "is no text"),
         (["label", "add", "cat", "--id", "\udcff"], "is no text"),
+        (["label", "add", "\udcff", "--all"], "is no text"),
+        (["label", "remove", "\udcff", "--all"], "is no text"),
+        (["label", "rename", "\udcff", "cat", "--all"], "is no text"),
+        (["label", "rename", "cat", "\udcff", "--all"], "is no text"),
+        (["label", "set", "\udcff", "--all"], "is no text"),
+        (["get", "a", "\udcff"], "is no text"),
+        (["get", "a", "--collection", "\udcff"], "is no text"),
+        (["delete", "\udcff"], "is no text"),
+        (["delete", "--where", 'label = "\udcff"'], "is no text"),
+        (["search", "--text", "\udcff"], "is no text"),
+        (["search", "--id", "\udcff"], "is no text"),
+        (["search", "--text", "a", "--not-text", "\udcff"], "is no text"),
+        (["search", "--text", "a", "--not-id", "\udcff"], "is no text"),
+        (["search", "--text", "a", "--facet", "\udcff"], "is no text"),
+        (["facets", "\udcff"], "is no text"),
+        (["classify", "--id", "\udcff", "--label", "cat"], "is no text"),
+        (["classify", "--id", "a", "--label", "\udcff"], "is no text"),
+        (["classify", "--id", "a", "--label", "cat", "--template", "{}\udcff"], "is no text"),
         (["label", "set", "--all"], "--none"),
         (["label", "set", "cat", "--none", "--all"], "--none"),
         (["delete"], "ID... or --where CONDITION"),

@@ -16,6 +16,7 @@ from likeness_client.commands.options import (
     Where,
     condition,
     connected_to_either,
+    require_text,
 )
 from likeness_client.render import Format, Ids
 
@@ -88,6 +89,7 @@ def facets(
     timeout: Timeout = None,
 ) -> None:
     """Count items by the values of their metadata, the most frequent first."""
+    require_text(keys)
     only = condition(where)
     with connected_to_either(context, server, indexer, timeout) as client:
         counted = client.facets(keys=keys, collection=collection, where=only, limit=limit)

@@ -16,6 +16,7 @@ from likeness_client.commands.options import (
     Where,
     condition,
     connected,
+    require_text,
     wrong_usage,
 )
 from likeness_client.items import Term
@@ -56,6 +57,7 @@ def classify(
     named: list[Path | str] = [*(pictures or []), *(item_id or [])]
     if not named:
         wrong_usage("Say what to classify: PICTURE or --id ID. `likeness classify --help` tells more.")
+    require_text(item_id, label, template)
     inputs = [Term.image(each) if isinstance(each, Path) else Term.id(each) for each in named]
     with connected(context, server, timeout) as client:
         told = client.classify(inputs, label, templates=template or (), scale=scale, top_k=top_k, collection=collection)

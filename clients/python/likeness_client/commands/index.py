@@ -1,6 +1,5 @@
 """``likeness index``: walks, sends, shows progress, and says what became of it all."""
 
-import os
 import sys
 import time
 from collections import Counter
@@ -27,7 +26,7 @@ from likeness_client.commands.options import (
 from likeness_client.errors import FILE_UNREADABLE, IndexInterruptedError, LikenessError
 from likeness_client.items import IndexOutcome, IngestOptions, Picture, Skipped
 from likeness_client.progress import IngestProgress, readable_bytes
-from likeness_client.render import Format, out, plain, short_path, show_json
+from likeness_client.render import Format, out, path_text, plain, short_path, show_json
 from likeness_client.walk import Walk
 
 if TYPE_CHECKING:
@@ -343,11 +342,11 @@ def _as_json(summary: Summary) -> dict[str, Any]:
         "collection": summary.collection,
         "stored": summary.stored,
         "refused": [
-            {"path": _text(refusal.path), "reason": refusal.reason, "message": refusal.message}
+            {"path": path_text(refusal.path), "reason": refusal.reason, "message": refusal.message}
             for refusal in summary.refused
         ],
-        "already_there": [{"path": _text(present.path), **asdict(present.skipped)} for present in summary.present],
-        "unanswered": [_text(path) for path in summary.unanswered],
+        "already_there": [{"path": path_text(present.path), **asdict(present.skipped)} for present in summary.present],
+        "unanswered": [path_text(path) for path in summary.unanswered],
         "not_sent": summary.not_sent,
         "skipped": summary.skipped,
         "seconds": round(summary.seconds, 3),
@@ -358,7 +357,3 @@ def _as_json(summary: Summary) -> dict[str, Any]:
 
 def _pictures(count: int) -> str:
     return "picture" if count == 1 else "pictures"
-
-
-def _text(path: Path) -> str:
-    return os.fsencode(path).decode("utf-8", "replace")

@@ -12,6 +12,7 @@ from likeness_client.commands.options import (
     Timeout,
     condition,
     connected,
+    require_text,
     wrong_usage,
 )
 from likeness_client.render import Format
@@ -29,6 +30,7 @@ def get(
     timeout: Timeout = None,
 ) -> None:
     """Show what is known of stored pictures."""
+    require_text(ids)
     with connected(context, server, timeout) as client:
         result = client.get(ids, collection=collection)
     if output_format is Format.JSON:
@@ -60,6 +62,7 @@ def delete(
     """Delete stored pictures, by id or (asking first) by a condition. Unknown ids are no error."""
     if bool(ids) == (where is not None):
         wrong_usage("Say what to delete, in one way: ID... or --where CONDITION.")
+    require_text(ids)
     wanted, only = list(dict.fromkeys(ids or [])), condition(where)
     with connected(context, server, timeout) as client:
         if only is not None:

@@ -14,6 +14,7 @@ from likeness_client.commands.options import (
     Timeout,
     Where,
     connected,
+    require_text,
     wrong_usage,
 )
 from likeness_client.commands.which import All, Ids, Which, tell_missing, which_items
@@ -43,6 +44,7 @@ def add(
     timeout: Timeout = None,
 ) -> None:
     """Give pictures labels, beside those that they have."""
+    require_text(labels)
     which = which_items(item_id, where, all_items, collection)
     with connected(context, server, timeout) as client:
         done = _update(client, which, add=labels)
@@ -63,6 +65,7 @@ def remove(
     timeout: Timeout = None,
 ) -> None:
     """Take labels from pictures; one that a picture lacks is no error."""
+    require_text(labels)
     which = which_items(item_id, where, all_items, collection)
     with connected(context, server, timeout) as client:
         done = _update(client, which, remove=labels)
@@ -84,6 +87,7 @@ def rename(
     timeout: Timeout = None,
 ) -> None:
     """Call a label something else."""
+    require_text([old, new])
     which = which_items(item_id, where, all_items, collection)
     with connected(context, server, timeout) as client:
         done = _update(client, which, rename={old: new})
@@ -107,6 +111,7 @@ def set_labels(
     """Give pictures these labels instead of those that they have."""
     if bool(labels) == none:
         wrong_usage("Say which labels: LABEL..., or --none for no labels at all.")
+    require_text(labels)
     which = which_items(item_id, where, all_items, collection)
     with connected(context, server, timeout) as client:
         done = _update(client, which, only=labels or ())

@@ -16,9 +16,11 @@ from likeness_client.commands.options import (
     Timeout,
     Where,
     connected,
+    is_text,
+    require_text,
     wrong_usage,
 )
-from likeness_client.commands.which import All, Ids, Which, is_text, require_text, tell_missing, which_items
+from likeness_client.commands.which import All, Ids, Which, tell_missing, which_items
 from likeness_client.items import MetadataUpdated, MetadataValue
 from likeness_client.lists import MAX_IDS, batches
 from likeness_client.progress import WorkProgress
@@ -78,8 +80,7 @@ def remove(
     timeout: Timeout = None,
 ) -> None:
     """Remove metadata of pictures; a key that a picture lacks is no error."""
-    for key in keys:
-        require_text(key)
+    require_text(keys)
     which = which_items(item_id, where, all_items, collection)
     with connected(context, server, timeout) as client:
         done = _update(client, which, dict.fromkeys(keys))
@@ -90,7 +91,7 @@ def _pair(told: str) -> tuple[str, MetadataValue]:
     key, equals, text = told.partition("=")
     if not (key and equals):
         wrong_usage(f"{told!r} is no KEY=VALUE.")
-    require_text(told)
+    require_text([told])
     value = _value(text)
     return key, text if key == _URI and not isinstance(value, str) else value
 

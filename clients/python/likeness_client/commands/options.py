@@ -1,6 +1,6 @@
 """What every command shares: options, the connection to a gateway or an indexer, and how failures are told."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,16 @@ Timeout = Annotated[
         help="Longest wait for one call's answer; what goes on for long may take any time.",
     ),
 ]
-Collection = Annotated[str, typer.Option("--collection", metavar="NAME", help="The collection.")]
+
+
+def _named_in_text(told: str) -> str:
+    require_text([told])
+    return told
+
+
+Collection = Annotated[
+    str, typer.Option("--collection", metavar="NAME", help="The collection.", callback=_named_in_text)
+]
 Where = Annotated[
     str | None,
     typer.Option("--where", metavar="CONDITION", help="Only items for which it is true; see `likeness search --help`."),
@@ -190,6 +199,7 @@ def condition(where: str | None) -> "Filter | None":
     """The filter of a ``--where``; what is no condition is told with its place, and is wrong usage."""
     if where is None:
         return None
+    require_text([where])
     from likeness_client.where import WhereError, parse_where  # noqa: PLC0415  # lark takes 0.2 s to import
 
     try:
@@ -215,6 +225,22 @@ def tell(error: LikenessError) -> None:
             console.print(f"  {line}")
     if error.retry_after_s is not None:
         console.print(f"Trying again after {error.retry_after_s:g} s may help.")
+
+
+def is_text(told: str) -> bool:
+    """Whether it can be written as UTF-8: half a surrogate pair cannot, as which a command line's odd bytes come."""
+    try:
+        told.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def require_text(*told: Iterable[str] | None) -> None:
+    """A text that cannot be written as UTF-8 is wrong usage."""
+    for each in (text for texts in told for text in texts or ()):
+        if not is_text(each):
+            wrong_usage(f"{each!r} is no text: it cannot be written as UTF-8.")
 
 
 def wrong_usage(message: str) -> NoReturn:

@@ -6,7 +6,16 @@ from typing import Annotated
 import typer
 
 from likeness_client import defaults, render, render_search
-from likeness_client.commands.options import Collection, Server, ShownIds, Timeout, condition, connected, wrong_usage
+from likeness_client.commands.options import (
+    Collection,
+    Server,
+    ShownIds,
+    Timeout,
+    condition,
+    connected,
+    require_text,
+    wrong_usage,
+)
 from likeness_client.items import Term
 from likeness_client.render import Ids, SearchFormat
 from likeness_client.searches import Rescore, RescoreMetric
@@ -78,6 +87,7 @@ def search(
         wrong_usage("--candidates is for --rescore METRIC: say by which metric they are scored.")
     if facet and output_format is SearchFormat.CSV:
         wrong_usage("--facet has no place in CSV: use --format json, or `likeness facets`.")
+    require_text(text, item_id, not_text, not_id, facet)
     terms = [
         *(("like " + render.short_path(path), Term.image(path)) for path in image or []),
         *((f"like “{words}”", Term.text(words)) for words in text or []),

@@ -17,13 +17,14 @@ from likeness_client.commands.options import (
     Where,
     condition,
     connected_indexer,
+    is_text,
     tell,
     wrong_usage,
 )
 from likeness_client.errors import LikenessError
 from likeness_client.indexer.types import Metric
 from likeness_client.progress import WorkProgress, readable_bytes
-from likeness_client.render import Format, plain
+from likeness_client.render import Format, path_text, plain
 from likeness_client.transfer.formats import FileFormat, format_of
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def export(
     chosen = file_format or format_of(path)
     if chosen is None:
         wrong_usage(f"{path}: expected a name that ends in .parquet or .jsonl, or --as parquet or --as jsonl.")
+    _check_name(path, chosen)
     began = time.monotonic()
     with connected_indexer(context, indexer, timeout) as client, WorkProgress("exporting") as bar:
         from likeness_client.transfer.download import download  # noqa: PLC0415  # pyarrow takes 0.2 s to import
@@ -89,7 +91,7 @@ def export(
     if output_format is Format.JSON:
         render.show_json(
             {
-                "file": str(path),
+                "file": path_text(path),
                 "format": chosen.value,
                 "collection": done.collection.name,
                 "uid": done.collection.uid,
@@ -102,7 +104,7 @@ def export(
         return
     rate = (done.rows - done.resumed) / max(seconds, 1e-9)
     render.out().print(
-        f"Exported {done.rows:,} items of collection {plain(done.collection.name)} into {plain(str(path))}: "
+        f"Exported {done.rows:,} items of collection {plain(done.collection.name)} into {plain(path_text(path))}: "
         f"{readable_bytes(done.size)} in {seconds:.1f} s, {rate:,.0f} a second.",
         soft_wrap=True,
     )
@@ -156,6 +158,7 @@ def import_items(
     """
     if bool(model) != bool(digest):
         wrong_usage("--model and --digest belong together.")
+    _check_name(path, format_of(path))
     outcome = _Outcome(path, collection=collection)
     began = time.monotonic()
     with connected_indexer(context, indexer, timeout) as client, WorkProgress("importing") as bar:
@@ -182,17 +185,23 @@ def import_items(
     _show(outcome, work.progress, output_format, resumable=work.state_path.exists())
 
 
+def _check_name(path: Path, file_format: FileFormat | None) -> None:
+    """A path that is no UTF-8 is wrong usage where pyarrow has to open it."""
+    if file_format is FileFormat.PARQUET and not is_text(str(path)):
+        wrong_usage(f"{path_text(path)}: a path that is no UTF-8 cannot be read or written as Parquet; rename it.")
+
+
 def _show(outcome: _Outcome, progress: "Progress", output_format: Format, *, resumable: bool) -> None:
     if output_format is Format.JSON:
         render.show_json(
             {
-                "file": str(outcome.path),
+                "file": path_text(outcome.path),
                 "collection": outcome.collection,
                 "stored": progress.stored,
                 "refused": progress.refused,
                 "refusals": [
                     {
-                        "file": str(outcome.path),
+                        "file": path_text(outcome.path),
                         outcome.unit: r.row,
                         "id": r.id,
                         "reason": r.reason,
@@ -220,9 +229,9 @@ def _show(outcome: _Outcome, progress: "Progress", output_format: Format, *, res
         if progress.refused:
             console.print(f"Refused {progress.refused:,}:")
             for r in progress.refusals[:SHOWN_REFUSALS]:
+                place = f"{plain(path_text(outcome.path))}, {outcome.unit} {r.row}"
                 called = f" ({plain(r.id)})" if r.id else ""
-                line = f"  {outcome.path}, {outcome.unit} {r.row}{called}: {plain(r.reason)}: {plain(r.message)}"
-                console.print(line, soft_wrap=True)
+                console.print(f"  {place}{called}: {plain(r.reason)}: {plain(r.message)}", soft_wrap=True)
             if progress.refused > SHOWN_REFUSALS:
                 console.print(f"  … and {progress.refused - SHOWN_REFUSALS:,} more; --format json lists 1,000")
         if resumable and (outcome.error or outcome.interrupted):

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from likeness_client import defaults, render, render_indexer
-from likeness_client.commands.options import INTERRUPTED, Collection, Indexer, OutputFormat, Timeout, connected_indexer
+from likeness_client.commands.options import (
+    INTERRUPTED,
+    Collection,
+    Indexer,
+    OutputFormat,
+    Timeout,
+    connected_indexer,
+    require_text,
+)
 from likeness_client.indexer.shapes import collection_as_json
 from likeness_client.indexer.types import Progress
 from likeness_client.progress import WorkProgress, readable_bytes
@@ -177,6 +185,7 @@ def erase(
     Exit code 1 if something is left: in a file, or in a backup. Thumbnails and originals are the gateway's: delete the
     same ids there afterwards, with likeness delete.
     """
+    require_text(ids)
     with _working(context, indexer, timeout, "erasing") as (client, show):
         report = client.erase(collection, ids, delete_snapshots=delete_snapshots, on_progress=show)
     if output_format is Format.JSON:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from likeness_client import render
-from likeness_client.commands.options import condition, wrong_usage
+from likeness_client.commands.options import condition, require_text, wrong_usage
 from likeness_client.render import plain
 
 if TYPE_CHECKING:
@@ -31,24 +31,8 @@ def which_items(ids: Sequence[str] | None, where: str | None, all_items: bool, c
     """What the options say; anything but one of them is wrong usage."""
     if (ids is not None) + (where is not None) + all_items != 1:
         wrong_usage("Say of which pictures, in one way: --id ID, --where CONDITION or --all.")
-    for item_id in ids or ():
-        require_text(item_id)
+    require_text(ids)
     return Which(None if ids is None else list(dict.fromkeys(ids)), condition(where), all_items, collection)
-
-
-def is_text(told: str) -> bool:
-    """Whether it can be written as UTF-8: half a surrogate pair cannot, as which a command line's odd bytes come."""
-    try:
-        told.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def require_text(told: str) -> None:
-    """What cannot be written as UTF-8 is wrong usage."""
-    if not is_text(told):
-        wrong_usage(f"{told!r} is no text: it cannot be written as UTF-8.")
 
 
 def tell_missing(ids: Sequence[str], which: Which) -> None:
