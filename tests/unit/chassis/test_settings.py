@@ -140,7 +140,8 @@ SERVICES: tuple[type[ServiceSettings], ...] = (EmbedderSettings, IndexerSettings
 # Another name of every port, those of the client, of compose.yaml, tests and benchmarks, and what an embedder tells
 # the processes that it starts.
 OTHERS = {"PORT", "API_KEY", "API_KEY_FILE", "CLIENT_TLS_CA", "CLIENT_TLS_CERT", "CLIENT_TLS_KEY", "GATEWAY", "INDEXER"}
-OTHERS |= {"GATEWAY_HOST", "VERSION", "SHARED", "COPIES", "WORKER_INDEX", "WORKER_LATE", "WORKER_PARENT", "WORKER_READY"}
+OTHERS |= {"GATEWAY_HOST", "VERSION", "SHARED", "COPIES"}
+OTHERS |= {"WORKER_INDEX", "WORKER_LATE", "WORKER_PARENT", "WORKER_READY"}
 COMMON = {PREFIX + name.upper() for name in ServiceSettings.model_fields}
 
 
