@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from likeness.common.v1 import error_pb2
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
+from chassis.beyond_pixels import MOST_SCANS, has_too_many_scans, tile_size
 from chassis.errors import LikenessError, invalid
 
 # An explicit list: Pillow opens EPS by running Ghostscript, and dozens of formats that nobody sends. With each, as a
@@ -45,11 +47,11 @@ class PictureLimits:
     max_encoded_bytes: int
     max_pixels: int
 
-    def check_pixels(self, width: int, height: int, field: str) -> None:
-        """Raises IMAGE_TOO_MANY_PIXELS if width × height is over the limit."""
+    def check_pixels(self, width: int, height: int, field: str, what: str = "") -> None:
+        """Raises IMAGE_TOO_MANY_PIXELS if width × height is over the limit; the message says so of ``what``."""
         if width * height > self.max_pixels:
             description = (
-                f"{width} × {height} is {width * height:,} pixels; "
+                f"{what}{width} × {height} is {width * height:,} pixels; "
                 f"at most {self.max_pixels:,} are taken: scale the picture down"
             )
             raise invalid(field, description, error_pb2.REASON_IMAGE_TOO_MANY_PIXELS)
@@ -67,7 +69,8 @@ def open_header(encoded: bytes, limits: PictureLimits, field: str) -> Image.Imag
         The opened image; ``size`` is as stored, before EXIF orientation.
 
     Raises:
-        LikenessError: IMAGE_TOO_LARGE, IMAGE_FORMAT_UNSUPPORTED, IMAGE_DAMAGED or IMAGE_TOO_MANY_PIXELS.
+        LikenessError: IMAGE_TOO_LARGE, IMAGE_FORMAT_UNSUPPORTED, IMAGE_DAMAGED, IMAGE_TOO_MANY_PIXELS, or OVERLOADED
+            if there is no memory for it just now.
     """
     if not encoded:
         raise invalid(field, "no bytes; expected a picture file's content", error_pb2.REASON_IMAGE_FORMAT_UNSUPPORTED)
@@ -89,10 +92,24 @@ def open_header(encoded: bytes, limits: PictureLimits, field: str) -> Image.Imag
         accepted = ", ".join(FORMATS)
         description = f"not recognised as a picture by its first bytes ({encoded[:8].hex(' ')}); expected {accepted}"
         raise invalid(field, description, error_pb2.REASON_IMAGE_FORMAT_UNSUPPORTED) from None
+    except MemoryError as error:  # ours: the same picture is read another time
+        message = "there is no memory to read a picture just now; try again, or at another replica"
+        raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=1.0) from error
     except Exception as error:  # Pillow's readers raise whatever a hostile header leads them to
         raise damaged(field, error) from error
     limits.check_pixels(*image.size, field)
+    _check_beyond_pixels(image, encoded, limits, field)
     return image
+
+
+def _check_beyond_pixels(image: Image.Image, encoded: bytes, limits: PictureLimits, field: str) -> None:
+    """Refuses what would cost its decoder far more than the pixels that it has."""
+    if has_too_many_scans(image, encoded):
+        description = f"a JPEG of more than {MOST_SCANS} scans, where ten are usual; save it anew"
+        raise invalid(field, description, error_pb2.REASON_IMAGE_DAMAGED)
+    if isinstance(image, TiffImageFile):
+        width, height = tile_size(image, encoded)
+        limits.check_pixels(width, height, field, "a tile of ")
 
 
 def _begins_as(encoded: bytes) -> str | None:

@@ -16,13 +16,18 @@ def main() -> None:
     share_one_arena()
     # Here: --help, bad settings and a parent of replicas do without these libraries.
     from chassis import server  # noqa: PLC0415
+    from embedder.decoding import leave  # noqa: PLC0415
     from embedder.service import EmbedderService  # noqa: PLC0415
 
     if replica is None:
         role = server.Role(metrics_port=settings.metrics_port)
     else:
         role = server.Role(replica=replica.index, late=replica.late, ready=replica.ready)
-    server.run(settings, EmbedderService(settings), role)
+    try:
+        server.run(settings, EmbedderService(settings), role)
+    except SystemExit as end:
+        leave(int(end.code or 0))
+        raise
 
 
 if __name__ == "__main__":

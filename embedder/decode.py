@@ -21,14 +21,13 @@ at random to the pixels of the exact input moves their vectors as far (0.70 to 0
 (0.9999).
 """
 
-import io
-
 import numpy as np
 import numpy.typing as npt
 from likeness.common.v1 import error_pb2
 from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 
+from chassis.beyond_pixels import has_one_scan
 from chassis.errors import invalid
 from chassis.pictures import PictureLimits, damaged, open_header
 from embedder.inputs import Picture, RgbPicture
@@ -51,10 +50,6 @@ _UPRIGHT = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 
-# The header of a scan (SOS; ITU-T T.81, B.2.3) with three components: marker, length and count, then nine more bytes.
-_SCAN_OF_THREE = b"\xff\xda\x00\x0c\x03"
-_SCAN_HEADER_BYTES = 14
-
 
 def open_picture(picture: Picture, limits: PictureLimits) -> Image.Image:
     """Checks what can be checked without decoding; costs no memory to speak of.
@@ -63,8 +58,8 @@ def open_picture(picture: Picture, limits: PictureLimits) -> Image.Image:
         The picture; ``size`` says how many pixels ``upright_rgb`` will decode.
 
     Raises:
-        LikenessError: IMAGE_TOO_LARGE, IMAGE_FORMAT_UNSUPPORTED, IMAGE_DAMAGED, IMAGE_TOO_MANY_PIXELS, or, of a decoded
-            picture, FIELD_INVALID.
+        LikenessError: IMAGE_TOO_LARGE, IMAGE_FORMAT_UNSUPPORTED, IMAGE_DAMAGED, IMAGE_TOO_MANY_PIXELS; of a decoded
+            picture FIELD_INVALID; OVERLOADED if there is no memory for it just now.
     """
     if isinstance(picture, RgbPicture):
         return _from_pixels(picture, limits)
@@ -133,16 +128,7 @@ def decoded_pixels(opened: Image.Image, geometry: Geometry) -> int:
     """
     pixels = opened.width * opened.height
     scale = reduction(opened, geometry)
-    return pixels // scale**2 if scale > 1 and _has_one_scan(opened) else pixels
-
-
-def _has_one_scan(opened: Image.Image) -> bool:
-    """Whether a colour JPEG is sequential and its first scan, whose header Pillow has just read, has all colours."""
-    file = opened.fp if isinstance(opened, JpegImageFile) else None
-    if file is None or "progressive" in opened.info or file.tell() < _SCAN_HEADER_BYTES:
-        return False
-    file.seek(-_SCAN_HEADER_BYTES, io.SEEK_CUR)
-    return bytes(file.read(_SCAN_HEADER_BYTES)).startswith(_SCAN_OF_THREE)
+    return pixels // scale**2 if scale > 1 and has_one_scan(opened) else pixels
 
 
 def _from_pixels(picture: RgbPicture, limits: PictureLimits) -> Image.Image:
@@ -189,7 +175,7 @@ def _to_8_bit(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     low, high = float(values.min()), float(values.max())
     if low < 0 or high > 65535:
         values, high = values - low, high - low
-        top = high
+        top = high or 1.0  # 0: one value everywhere
     else:
         top = 1.0 if high <= 1 else 255.0 if high <= 255 else 65535.0
     return (values * np.float32(255.0 / top)).astype(np.uint8)

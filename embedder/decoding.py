@@ -7,12 +7,16 @@ eighth of the rows, and have a turn where none has been begun for a second and n
 """
 
 import asyncio
+import os
+import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import structlog
 from PIL import Image
 
 from chassis.errors import LikenessError, incident
@@ -26,7 +30,16 @@ from embedder.running_mean import RunningMean
 from embedder.slab import Slab
 from embedder.spec import Geometry
 
+log = structlog.get_logger()
+
 Preprocess = Callable[[Image.Image, Pixels], object]
+
+# How long a stop waits for the pictures that are being decoded, in seconds; below ``replicas.STOP_S``. The slowest that
+# a header lets pass take about as long.
+STOP_S = 5.0
+
+# How the names of the threads begin.
+THREADS = "decode"
 
 
 class Decoding:
@@ -58,7 +71,7 @@ class Decoding:
         """
         self._slab, self._preprocess, self._geometry, self._limits = slab, preprocess, geometry, limits
         self._decoded, self._ready, self._metrics = decoded, ready, metrics
-        self._threads = ThreadPoolExecutor(threads + 1, "decode")
+        self._threads = ThreadPoolExecutor(threads + 1, THREADS)
         self._thread_count = threads
         # Like a forward pass's, in wall time; see ``seconds_each``.
         self._took = RunningMean()
@@ -66,6 +79,7 @@ class Decoding:
         self._waiting: dict[Lane, deque[Entry]] = {lane: deque() for lane in Lane}
         self._running = dict.fromkeys(Lane, 0)
         self._stopped = False
+        self._jobs: set[asyncio.Future[Span | LikenessError]] = set()
         self._pixels = dict.fromkeys(Lane, 0)
         self._slots: dict[Lane, set[int]] = {lane: set() for lane in Lane}
         slots = slab.shape.slots
@@ -102,9 +116,18 @@ class Decoding:
         return self._took.value / self._thread_count
 
     async def stop(self) -> None:
-        """Begins nothing more, and ends the threads once what they are at is done; what waits stays as it is."""
+        """Begins nothing more, and ends the threads once what they are at is done; what waits stays as it is.
+
+        What takes longer than ``STOP_S`` is left to itself: see ``leave``.
+        """
         self._stopped = True
-        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._jobs:
+            _, left = await asyncio.wait(self._jobs, timeout=STOP_S)
+            if left:
+                log.error("pictures are still being decoded and are waited for no longer", count=len(left))
+                return
+        await asyncio.to_thread(self._threads.shutdown)
 
     def feed(self) -> None:
         """Begins what can be begun."""
@@ -144,9 +167,11 @@ class Decoding:
         self._running[lane] += 1
         self._pixels[lane] += pixels
         job = asyncio.get_running_loop().run_in_executor(self._threads, self._decode, entry, entry.slot)
+        self._jobs.add(job)
         job.add_done_callback(lambda done: self._end(entry, lane, pixels, done))
 
     def _end(self, entry: Entry, lane: Lane, pixels: int, job: "asyncio.Future[Span | LikenessError]") -> None:
+        self._jobs.discard(job)
         if job.cancelled():  # by ``stop``, or with the event loop
             return
         result = job.result()
@@ -181,3 +206,11 @@ class Decoding:
         except Exception as error:
             return incident("a picture could not be prepared", error)
         return Span(begun, time.perf_counter())
+
+
+def leave(code: int) -> None:
+    """Ends the process with this exit code if a picture is being decoded still: Python would wait for it for ever."""
+    if any(thread.name.startswith(THREADS) for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

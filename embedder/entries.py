@@ -8,7 +8,7 @@ from enum import Enum, auto
 from typing import Literal
 
 from likeness.common.v1 import error_pb2
-from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from chassis.errors import LikenessError, in_request
 from embedder.inputs import Kind, Lane, Outcome, Picture, Timings, Tokens
@@ -118,8 +118,8 @@ class Entry:
         key: what equal inputs have in common.
         stage: where it is.
         picture: what is to be decoded; gone once it is.
-        opened: an encoded picture whose header has been read; gone once it is decoded.
-        pixels: how many a picture will decode to.
+        opened: a JPEG whose header has been read; gone once it is decoded.
+        pixels: how many a picture will decode to, in full.
         counted: the lane that its pixels are counted in.
         tokens: a text's ids, int64 [length], without padding.
         truncated: whether the text's end was not read.
@@ -142,7 +142,7 @@ class Entry:
     on_drop: Callable[["Entry", Why], None]
     on_done: Callable[["Entry", Outcome], None]
     picture: Picture | None = None
-    opened: Image.Image | None = None
+    opened: JpegImageFile | None = None
     pixels: int = 0
     counted: Lane = Lane.INTERACTIVE
     tokens: Tokens | None = None

@@ -20,8 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from likeness.common.v1 import error_pb2
-from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
+from chassis.beyond_pixels import pixels_at_once
 from chassis.errors import LikenessError, incident
 from embedder.admission import Admission, Load
 from embedder.decode import open_picture
@@ -43,7 +44,7 @@ class _Prepared:
 
     key: bytes
     picture: Picture | None = None
-    opened: Image.Image | None = None
+    opened: JpegImageFile | None = None
     pixels: int = 0
     tokens: Tokens | None = None
     truncated: bool = False
@@ -253,7 +254,9 @@ class Pipeline:
             if isinstance(wanted, EncodedPicture):
                 opened = open_picture(wanted, self._limits.pictures)
                 digest = hashlib.blake2b(wanted.encoded, digest_size=16).digest()
-                return _Prepared(digest, wanted, opened, opened.width * opened.height)
+                pixels = pixels_at_once(opened, wanted.encoded)
+                # A JPEG stays open: its scale says what it costs. It holds nothing yet; a WebP holds two canvases.
+                return _Prepared(digest, wanted, opened if isinstance(opened, JpegImageFile) else None, pixels)
             # A decoded picture is checked when it is copied, in the decode stage.
             size = f"{wanted.width}x{wanted.height}".encode()
             digest = hashlib.blake2b(wanted.pixels, digest_size=16, person=size[:16]).digest()

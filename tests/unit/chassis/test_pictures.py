@@ -3,11 +3,13 @@
 import io
 import struct
 import zlib
+from typing import Any
 
 import pytest
 from likeness.common.v1 import error_pb2
 from PIL import Image
 
+from chassis.beyond_pixels import MOST_SCANS, pixels_at_once
 from chassis.errors import LikenessError
 from chassis.pictures import PictureLimits, open_header
 
@@ -107,3 +109,103 @@ def test_a_file_over_the_byte_limit_is_refused_before_it_is_looked_at() -> None:
         open_header(b"\0" * 2_000_001, LIMITS, "image")
 
     assert caught.value.reason == error_pb2.REASON_IMAGE_TOO_LARGE
+
+
+def progressive(more_scans: int = 0, **options: Any) -> bytes:
+    """A JPEG of ten scans, the last of them so many times more."""
+    out = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").save(out, "JPEG", progressive=True, **options)
+    whole = out.getvalue()
+    last = whole.rindex(b"\xff\xda")
+    return whole[:-2] + whole[last:-2] * more_scans + whole[-2:]
+
+
+def test_a_jpeg_of_more_scans_than_any_encoder_makes_is_refused() -> None:
+    assert open_header(progressive(MOST_SCANS - 10), LIMITS, "image").size == (256, 256)
+
+    with pytest.raises(LikenessError, match="more than 100 scans, where ten are usual; save it anew") as caught:
+        open_header(progressive(MOST_SCANS - 9), LIMITS, "image")
+
+    assert caught.value.reason == error_pb2.REASON_IMAGE_DAMAGED
+
+
+def test_a_jpeg_whose_scans_have_one_colour_each_is_refused_for_too_many_as_well() -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (16, 16), "teal").save(out, "JPEG", subsampling=0)
+    whole = out.getvalue()
+    start = whole.index(b"\xff\xda")
+    scan_of_one = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0" + whole[start + 14 : -2]
+
+    with pytest.raises(LikenessError, match="more than 100 scans"):
+        open_header(whole[:start] + scan_of_one * 101 + b"\xff\xd9", LIMITS, "image")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        progressive() + b"\xff\xda" * 1000,  # behind the picture: a video, as phones put it there
+        progressive(comment=b"\xff\xda" * 1000),
+        encoded("JPEG").replace(b"\xff\xd9", b"\xff\xda" * 1000),  # libjpeg decodes the first alone
+    ],
+)
+def test_what_only_looks_like_scans_does_not_count(content: bytes) -> None:
+    assert open_header(content, LIMITS, "image").format == "JPEG"
+
+
+def tiff(*entries: tuple[int, int, int], order: str = "<", big: bool = False) -> bytes:
+    """A TIFF of one grey pixel, deflated, with these entries more: tag, type, value."""
+    pixel = zlib.compress(b"\x80")
+    usual = [(256, 3, 1), (257, 3, 1), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1)]
+    offsets, counts = (324, 325) if any(tag == 322 for tag, _, _ in entries) else (273, 279)
+    header = 16 if big else 8
+    usual += [(offsets, 4, header), (counts, 4, len(pixel)), *entries]
+    usual.sort(key=lambda entry: entry[0])
+    directory = struct.pack(order + ("Q" if big else "H"), len(usual))
+    for tag, kind, value in usual:
+        field = struct.pack(order + {3: "H", 4: "L", 16: "Q", 17: "q", 18: "Q"}[kind], value).ljust(
+            8 if big else 4, b"\0"
+        )
+        directory += struct.pack(order + ("HHQ" if big else "HHL"), tag, kind, 1) + field
+    begin = b"II" if order == "<" else b"MM"
+    where = header + len(pixel)
+    begin += struct.pack(order + "HHHQ", 43, 8, 0, where) if big else struct.pack(order + "HL", 42, where)
+    return begin + pixel + directory + b"\0" * 8
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tiff((322, 4, 40_000), (323, 4, 16_000)),
+        tiff((322, 3, 40_000), (323, 3, 16_000), order=">"),
+        tiff((322, 16, 40_000), (323, 16, 16_000), big=True),
+        tiff((322, 17, 40_000), (323, 18, 16_000), big=True),  # types that Pillow does not know, and libtiff does
+        tiff((322, 4, 40_000), (322, 4, 16), (323, 4, 16), (323, 4, 16_000)),
+    ],
+)
+def test_a_small_tiff_of_a_tile_with_too_many_pixels_is_refused(content: bytes) -> None:
+    with pytest.raises(
+        LikenessError, match="a tile of 40000 × 16000 is 640,000,000 pixels; at most 64,000,000"
+    ) as caught:
+        open_header(content, LIMITS, "image")
+
+    assert caught.value.reason == error_pb2.REASON_IMAGE_TOO_MANY_PIXELS
+
+
+def test_the_tile_of_a_tiff_counts_where_it_is_larger_than_the_picture() -> None:
+    tiled = tiff((322, 4, 256), (323, 3, 512))
+    stripped = tiff((278, 4, 2**32 - 1))
+
+    assert pixels_at_once(open_header(tiled, LIMITS, "image"), tiled) == 256 * 512
+    assert pixels_at_once(open_header(stripped, LIMITS, "image"), stripped) == 1
+
+
+def test_a_picture_for_which_there_is_no_memory_is_not_called_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_args: Any, **_options: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", no_memory)
+    with pytest.raises(LikenessError, match="no memory") as caught:
+        open_header(b"any", LIMITS, "image")
+
+    assert caught.value.reason == error_pb2.REASON_OVERLOADED
+    assert caught.value.retry_after_s

@@ -139,6 +139,13 @@ def test_float_grey_with_nan_and_negative_numbers_is_decoded() -> None:
     assert decode(encoded(Image.fromarray(values), "TIFF")).getextrema() == ((0, 255),) * 3
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+@pytest.mark.parametrize("value", [-5, 70_000])
+def test_float_and_long_grey_of_one_value_is_black(kind: type[np.generic], value: int) -> None:
+    one = Image.fromarray(np.full((4, 4), value, kind))
+    assert decode(encoded(one, "TIFF")).getextrema() == ((0, 0),) * 3
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGBA", "CMYK", "I;16"])
 def test_every_usual_pixel_format_becomes_rgb(reference: Image.Image, mode: str) -> None:
     source = reference.convert("L").convert(mode) if mode in ("I;16", "1") else reference.convert(mode)

@@ -2,9 +2,12 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from embedder.inputs import Lane, Pixels
 from embedder.metrics import Metrics
 from embedder.slab import Slab, SlabShape, shared_file
 from embedder.spec import Geometry
+from tests.processes import ROOT
 from tests.unit.embedder.bench import WAIT_S, grey
 
 SIDE = 8
@@ -126,3 +130,56 @@ async def test_long_bulk_pictures_leave_the_interactive_ones_their_thread(
     go_on.set()
     await decoding.stop()
     assert stages == [Stage.DECODING, Stage.TO_DECODE, Stage.DECODING]
+
+
+async def test_a_stop_waits_no_longer_than_it_may_for_what_is_being_decoded(
+    slab: Slab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    told: list[int] = []
+
+    def preprocess(picture: Image.Image, row: Pixels) -> None:
+        begun.set()
+        assert go_on.wait(WAIT_S)
+
+    monkeypatch.setattr("embedder.decoding.STOP_S", 0.01)
+    monkeypatch.setattr("embedder.decoding.log", SimpleNamespace(error=lambda _event, count: told.append(count)))
+    decoding = Decoding(
+        threads=1,
+        slab=slab,
+        preprocess=preprocess,
+        geometry=Geometry(SIDE, SIDE, "shortest", "bicubic"),
+        limits=PictureLimits(2**20, 10**6),
+        decoded=lambda entry: None,
+        ready=lambda entry: None,
+        metrics=Metrics(CollectorRegistry()),
+    )
+    slow = entry(1)
+    decoding.put(slow)
+    assert await asyncio.to_thread(begun.wait, WAIT_S)
+
+    await decoding.stop()
+    assert (told, slow.stage) == ([1], Stage.DECODING)
+
+    go_on.set()
+    monkeypatch.setattr("embedder.decoding.STOP_S", WAIT_S)
+    await decoding.stop()
+    assert (told, slow.stage) == ([1], Stage.TO_INFER)
+
+
+@pytest.mark.parametrize(("work", "code"), [("stuck.wait", 3), ("int", 0)])
+def test_a_process_ends_though_a_picture_is_still_being_decoded(work: str, code: int) -> None:
+    program = f"""
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from embedder import decoding
+stuck = threading.Event()
+with ThreadPoolExecutor(1, decoding.THREADS) as threads:
+    done = threads.submit({work})
+    if {code} == 0:
+        threads.shutdown()
+    decoding.leave(3)
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}"}
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, timeout=WAIT_S, check=False)
+    assert ended.returncode == code

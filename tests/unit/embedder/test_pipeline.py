@@ -1,15 +1,17 @@
 """Calls through the whole engine, with a model process that follows orders: order, batches, lanes, bounds."""
 
 import asyncio
+import io
 import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from chassis.errors import LikenessError
 from embedder.batcher import BatchQueue
 from embedder.entries import Call
-from embedder.inputs import Input, Lane
+from embedder.inputs import EncodedPicture, Input, Lane
 from tests.unit.embedder import fake_worker as fake
 from tests.unit.embedder.bench import WAIT_S, Build, grey, reason, vectors, words
 from tests.unit.embedder.fake_worker import angle
@@ -225,6 +227,17 @@ async def test_bulk_pictures_are_decoded_beside_any_number_of_interactive_ones(b
     stop.set()
     await asyncio.gather(*busy)
     assert np.allclose(vectors(bulk), [angle(level) for level in range(60, 64)])
+
+
+@pytest.mark.parametrize(("kind", "stays"), [("JPEG", True), ("WEBP", False), ("PNG", False), ("TIFF", False)])
+async def test_only_a_jpeg_stays_open_while_it_waits(build: Build, kind: str, stays: bool) -> None:
+    bench = await build()
+    out = io.BytesIO()
+    Image.new("RGB", (40, 30), (20,) * 3).save(out, kind)
+    prepared = bench.pipeline._prepare_one(EncodedPicture(out.getvalue(), "x"))
+    assert not isinstance(prepared, LikenessError)
+    assert (prepared.opened is not None, prepared.pixels) == (stays, 1200)
+    assert np.allclose(vectors(await bench.outcomes(EncodedPicture(out.getvalue(), "x"))), [angle(20)], atol=0.02)
 
 
 async def test_where_told_to_a_batch_waits_until_it_is_full(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:

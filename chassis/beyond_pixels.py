@@ -1,0 +1,101 @@
+"""What makes a decoder do more than a picture's pixels ask for: a JPEG's scans, a TIFF's tiles. Nothing is decoded."""
+
+import io
+import re
+import struct
+
+import numpy as np
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
+
+# libjpeg goes through all of a picture's blocks for every scan, however little is in it: 4 ms for 49 megapixels;
+# 2,000 scans, in 28 KB, take 8 s. Encoders make ten or so; libtiff draws its line for JPEGs inside of TIFFs here.
+MOST_SCANS = 100
+
+# Markers of a JPEG (ITU-T T.81, B.1.1.3): start of scan, end of image, and the one before others that has no content.
+_SOS, _EOI, _TEM = b"\xda", b"\xd9", b"\x01"
+# A marker that ends a scan's data: neither an escaped byte, nor a restart, nor padding.
+_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+# The header of a scan (B.2.3) with three components: marker, length and count, then nine more bytes.
+_SCAN_OF_THREE = b"\xff\xda\x00\x0c\x03"
+_SCAN_HEADER_BYTES = 14
+
+# The bytes of a TIFF's whole numbers, by type: those that libtiff takes for the size of a tile.
+_WHOLE = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8, 18: 8}
+
+
+def has_one_scan(opened: Image.Image) -> bool:
+    """Whether a colour JPEG is sequential and its first scan, whose header Pillow has just read, has all colours.
+
+    libjpeg decodes no other scan of such a one.
+    """
+    file = opened.fp if isinstance(opened, JpegImageFile) else None
+    if file is None or "progressive" in opened.info or file.tell() < _SCAN_HEADER_BYTES:
+        return False
+    file.seek(-_SCAN_HEADER_BYTES, io.SEEK_CUR)
+    return bytes(file.read(_SCAN_HEADER_BYTES)).startswith(_SCAN_OF_THREE)
+
+
+def has_too_many_scans(opened: Image.Image, encoded: bytes) -> bool:
+    """Whether a picture is a JPEG of more scans than ``MOST_SCANS``.
+
+    Args:
+        opened: the picture, nothing of it decoded.
+        encoded: its file's bytes.
+    """
+    if not isinstance(opened, JpegImageFile) or has_one_scan(opened):
+        return False
+    # First what takes microseconds, but counts what stands in thumbnails or behind the picture, such as a video.
+    return _looks_like_scans(encoded) > MOST_SCANS and _scans(encoded) > MOST_SCANS
+
+
+def pixels_at_once(opened: Image.Image, encoded: bytes) -> int:
+    """Pixels that are in memory at once when a picture is decoded in full: its own, or a TIFF's larger tile.
+
+    Args:
+        opened: the picture, nothing of it decoded.
+        encoded: its file's bytes.
+    """
+    pixels = opened.width * opened.height
+    if not isinstance(opened, TiffImageFile):
+        return pixels
+    width, height = tile_size(opened, encoded)
+    return max(pixels, width * height)
+
+
+def tile_size(opened: TiffImageFile, encoded: bytes) -> tuple[int, int]:
+    """Width and height of a TIFF's tiles, in pixels; (0, 0) of one in strips, which are no larger than the picture.
+
+    Read from the file, since Pillow leaves out numbers of types that libtiff takes; of several the greatest counts.
+    """
+    order = "<" if encoded[:2] == b"II" else ">"
+    many, entry = ("Q", "HHQ8s") if encoded[2:4] in (b"\x2b\0", b"\0\x2b") else ("H", "HHL4s")
+    begin = opened.tag_v2.offset or 0
+    (count,) = struct.unpack_from(order + many, encoded, begin)
+    begin += struct.calcsize(order + many)
+    size = struct.calcsize(order + entry)
+    sides = {TILEWIDTH: 0, TILELENGTH: 0}
+    whole = (len(encoded) - begin) // size
+    for tag, kind, _, value in struct.iter_unpack(order + entry, encoded[begin : begin + min(count, whole) * size]):
+        if tag in sides and kind in _WHOLE:
+            side = int.from_bytes(value[: _WHOLE[kind]], "little" if order == "<" else "big")
+            sides[tag] = max(sides[tag], side)
+    return sides[TILEWIDTH], sides[TILELENGTH]
+
+
+def _looks_like_scans(encoded: bytes) -> int:
+    """How often the marker of a scan stands in a file, be it one or not: in a sixth of ``bytes.count``'s time."""
+    each = np.frombuffer(encoded, np.uint8)
+    return int(np.count_nonzero((each[:-1] == 0xFF) & (each[1:] == _SOS[0])))
+
+
+def _scans(encoded: bytes) -> int:
+    """Scans of a JPEG up to its end, as libjpeg finds them."""
+    scans, place = 0, 2
+    while (marker := _MARKER.search(encoded, place)) is not None and marker[1] != _EOI:
+        scans += marker[1] == _SOS
+        place = marker.end()
+        if marker[1] != _TEM:
+            place += max(2, int.from_bytes(encoded[place : place + 2]))
+    return scans
