@@ -2,6 +2,8 @@
 
 Interactive calls are refused by time: while what is before them would take the model too long. Bulk calls are bounded
 by time more generously, and may fill three quarters of every other bound only, so that an interactive call finds room.
+An eighth of those bounds is bulk's, however much interactive work there is: where that is bounded by them, and not by
+time, bulk would starve. The only call of a lane is not measured by the lane's share.
 
 A slow model needs a few batches at hand, or it would run small ones: up to twice the time, as many interactive inputs
 as that are let in. Calls that are refused are told to come back one after another, as the model gets on; but what those
@@ -25,6 +27,7 @@ from chassis.errors import LikenessError
 from embedder.inputs import KINDS, Kind, Lane
 
 _BULK_SHARE = 0.75
+_BULK_OWN = 0.125
 _RETRY_S = (0.1, 30.0)
 # The batch that runs, the next one, and half of one for those that are being decoded.
 _BATCHES_AT_HAND = 2.5
@@ -93,7 +96,7 @@ class Admission:
         # By when those that were told to come back will have had their turn, if they do.
         self._promised = dict.fromkeys(Lane, 0.0)
         self._inputs: dict[Lane, dict[Kind, int]] = {lane: dict.fromkeys(KINDS, 0) for lane in Lane}
-        self._bytes = 0
+        self._bytes = dict.fromkeys(Lane, 0)
         self._pixels = dict.fromkeys(Lane, 0)
         self._waiting: dict[Lane, deque[tuple[asyncio.Future[None], Load]]] = {lane: deque() for lane in Lane}
         self._bulk_came = float("-inf")
@@ -211,14 +214,14 @@ class Admission:
                     turn.set_result(None)
 
     def _refusal(self, lane: Lane, load: Load) -> str | None:
-        held = self.held
-        if held == 0:
+        if self.held == 0:
             return None
-        share = _BULK_SHARE if lane is Lane.BULK else 1
-        if held + sum(load.inputs.values()) > self._bounds.inputs * share:
-            return f"{held} inputs are held already, and at most {self._bounds.inputs} are"
-        if self._bytes + load.encoded_bytes > self._bounds.encoded_bytes * share:
-            return f"{self._bytes >> 20} MiB of pictures are held already, at most {self._bounds.encoded_bytes >> 20}"
+        held = {each: sum(self._inputs[each].values()) for each in Lane}
+        if not _has_room(lane, sum(load.inputs.values()), held, self._bounds.inputs):
+            return f"{self.held} inputs are held already, of at most {self._bounds.inputs}"
+        if not _has_room(lane, load.encoded_bytes, self._bytes, self._bounds.encoded_bytes):
+            held_mb, most_mb = sum(self._bytes.values()) >> 20, self._bounds.encoded_bytes >> 20
+            return f"{held_mb} MiB of pictures are held already, of at most {most_mb}"
         queued = self._queued_s(lane)
         if queued > self._most_s(lane):
             return f"the inputs before this call take about {queued:.1f} s"
@@ -243,4 +246,13 @@ class Admission:
     def _add(self, lane: Lane, load: Load, sign: int) -> None:
         for kind, count in load.inputs.items():
             self._inputs[lane][kind] += sign * count
-        self._bytes += sign * load.encoded_bytes
+        self._bytes[lane] += sign * load.encoded_bytes
+
+
+def _has_room(lane: Lane, brings: int, held: dict[Lane, int], bound: int) -> bool:
+    """Whether a newcomer of a lane finds room, by inputs or by bytes: see the module."""
+    of_all, of_lane = brings + sum(held.values()), brings + held[lane]
+    is_first = held[lane] == 0
+    if lane is Lane.BULK:
+        return of_all <= bound * _BULK_SHARE or is_first or of_lane <= bound * _BULK_OWN
+    return of_all <= bound and (is_first or of_lane <= bound * (1 - _BULK_OWN))

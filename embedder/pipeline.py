@@ -170,9 +170,9 @@ class Pipeline:
         outcomes, _ = await self._embed([wanted], lane, None, load, refuse=False)
         return outcomes[0]
 
-    async def wait_for_room(self) -> None:
-        """Returns when a bulk input would be let in: what a stream reads is to be answered, so it reads no more."""
-        await self._stages.admission.wait_and_enter(Lane.BULK, Load({}))
+    async def wait_for_room(self, lane: Lane) -> None:
+        """Returns when an input would be let in: what a stream reads is to be answered, so it reads no more."""
+        await self._stages.admission.wait_and_enter(lane, Load({}))
 
     async def stop(self) -> None:
         """Ends the threads and the model; what is still under way is not finished."""

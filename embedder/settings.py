@@ -113,7 +113,8 @@ class EmbedderSettings(ServiceSettings):
         ge=1,
         le=1_000_000,
         description="Most inputs of all calls together that are held at a time, 1 to 1000000; further calls are "
-        "refused with RESOURCE_EXHAUSTED. A single call is always taken.",
+        "refused with RESOURCE_EXHAUSTED. Bulk may take three quarters, and has an eighth to itself. A single call, of "
+        "all or of all bulk ones, is always taken.",
     )
     max_waiting_mb: float = Field(
         512, gt=0, le=2**20, description="Most encoded bytes held at a time, in MiB, likewise, above 0."

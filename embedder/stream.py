@@ -36,8 +36,8 @@ class Embedder(Protocol):
     async def embed_one(self, wanted: Input, lane: Lane) -> Outcome:
         """Waits for room, never refuses for overload; a bad input's outcome is its error."""
 
-    async def wait_for_room(self) -> None:
-        """Returns when another input would not have to wait for room."""
+    async def wait_for_room(self, lane: Lane) -> None:
+        """Returns when another input of this lane would not have to wait for room."""
 
 
 class EmbedStream:
@@ -135,6 +135,9 @@ class _Stream:
         self._tasks = asyncio.TaskGroup()
         self._reader: asyncio.Task[None] | None = None
         self._unanswered: set[int] = set()
+        # Of the last input that was read, and so, as far as one can tell, of the next. A first one is read at once, or
+        # an interactive one would wait for the room that bulk work leaves.
+        self._lane = Lane.INTERACTIVE
         # None: nothing follows. Bounded by the window.
         self._answers: asyncio.Queue[embedder_pb2.EmbedStreamResponse | None] = asyncio.Queue()
         self._failure: Exception | None = None
@@ -165,7 +168,7 @@ class _Stream:
             while True:
                 await self._room.acquire()
                 await self._shared.held.wait_until_below()
-                await self._shared.embedder.wait_for_room()
+                await self._shared.embedder.wait_for_room(self._lane)
                 self._take(await anext(requests))
         except StopAsyncIteration:
             pass
@@ -177,7 +180,7 @@ class _Stream:
         number = request.correlation_id
         if number in self._unanswered:
             raise invalid("correlation_id", f"{number} was sent before and is still unanswered; expected another")
-        lane = _LANES.get(request.priority, Lane.BULK)
+        self._lane = lane = _LANES.get(request.priority, Lane.BULK)
         if request.priority in _LANES:
             wanted = self._shared.to_input(request.input, "input")
         else:

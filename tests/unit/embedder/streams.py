@@ -26,8 +26,9 @@ class Embedder:
         self.seen: list[tuple[str, Lane]] = []
         self.waiting: dict[str, asyncio.Future[Outcome]] = {}
         self.cancelled = 0
-        self.room = asyncio.Event()
-        self.room.set()
+        self.room = {lane: asyncio.Event() for lane in Lane}
+        for room in self.room.values():
+            room.set()
 
     async def embed_one(self, wanted: Input, lane: Lane) -> Outcome:
         if isinstance(wanted, Faulty):
@@ -46,8 +47,8 @@ class Embedder:
         finally:
             del self.waiting[wanted.text]
 
-    async def wait_for_room(self) -> None:
-        await self.room.wait()
+    async def wait_for_room(self, lane: Lane) -> None:
+        await self.room[lane].wait()
 
     def answer(self, text: str, outcome: Outcome | Exception | None = None) -> None:
         if isinstance(outcome, Exception):
@@ -63,6 +64,7 @@ class Client:
         self._sent: asyncio.Queue[Request | Exception | None] = asyncio.Queue()
         self.taken = 0
         self.answers: list[Response] = []
+        self.gone: Exception | None = None
         self.writing = 0
         self.may_write = asyncio.Event()
         self.may_write.set()
@@ -91,6 +93,8 @@ class Client:
         await asyncio.sleep(0)
         await self.may_write.wait()
         self.writing -= 1
+        if self.gone is not None:
+            raise self.gone
         self.answers.append(response)
 
     @property

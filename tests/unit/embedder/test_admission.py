@@ -48,10 +48,10 @@ def refused(door: Admission, lane: Lane, load: Load) -> LikenessError:
 
 def test_more_inputs_than_the_bound_are_refused_until_some_have_left() -> None:
     door = admission(inputs=10)
-    door.enter(Lane.INTERACTIVE, pictures(8))
+    door.enter(Lane.INTERACTIVE, pictures(6))
     refused(door, Lane.INTERACTIVE, pictures(3))
     door.enter(Lane.INTERACTIVE, pictures(2))
-    door.leave(Lane.INTERACTIVE, pictures(8))
+    door.leave(Lane.INTERACTIVE, pictures(6))
     door.enter(Lane.INTERACTIVE, pictures(3))
     assert door.held == 5
 
@@ -64,7 +64,7 @@ def test_a_call_that_finds_nothing_held_comes_in_whatever_its_size() -> None:
 
 def test_bytes_count_as_well_as_inputs() -> None:
     door = admission(size=1000)
-    door.enter(Lane.INTERACTIVE, pictures(1, size=900))
+    door.enter(Lane.INTERACTIVE, pictures(1, size=775))
     refused(door, Lane.INTERACTIVE, pictures(1, size=101))
     door.enter(Lane.INTERACTIVE, pictures(1, size=100))
 
@@ -74,6 +74,29 @@ def test_bulk_leaves_a_quarter_of_the_room_to_interactive_calls() -> None:
     door.enter(Lane.BULK, pictures(75))
     refused(door, Lane.BULK, pictures(1))
     door.enter(Lane.INTERACTIVE, pictures(25))
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_interactive_calls_leave_an_eighth_of_the_room_to_bulk(size: int) -> None:
+    door = admission(inputs=1000 if size else 80, size=80)
+    for _ in range(70):
+        door.enter(Lane.INTERACTIVE, pictures(1, size=size))
+    refused(door, Lane.INTERACTIVE, pictures(1, size=size))
+    for _ in range(10):
+        door.enter(Lane.BULK, pictures(1, size=size))
+    refused(door, Lane.BULK, pictures(1, size=size))
+    door.leave(Lane.BULK, pictures(1, size=size))
+    refused(door, Lane.INTERACTIVE, pictures(1, size=size))
+    door.enter(Lane.BULK, pictures(1, size=size))
+
+
+def test_the_only_call_of_a_lane_may_be_larger_than_its_share() -> None:
+    door = admission(inputs=80)
+    door.enter(Lane.BULK, pictures(1))
+    door.enter(Lane.INTERACTIVE, pictures(79))
+    door.leave(Lane.BULK, pictures(1))
+    door.enter(Lane.BULK, pictures(40))
+    refused(door, Lane.BULK, pictures(1))
 
 
 def test_interactive_calls_are_refused_by_the_interactive_work_before_them_and_bulk_by_all_of_it() -> None:
@@ -189,8 +212,8 @@ def test_while_interactive_calls_are_refused_seven_of_eight_are_refused_unread()
 
 
 def test_calls_are_read_that_might_bring_less_than_there_is_no_room_for() -> None:
-    door = admission(inputs=20)
-    door.enter(Lane.INTERACTIVE, pictures(19))
+    door = admission(inputs=24)
+    door.enter(Lane.INTERACTIVE, pictures(20))
     refused(door, Lane.INTERACTIVE, pictures(2))
     assert unread(door, 1) == [None]
     door.enter(Lane.INTERACTIVE, pictures(1))

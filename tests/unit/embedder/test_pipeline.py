@@ -176,7 +176,7 @@ async def test_too_much_waiting_is_refused_and_room_is_given_back(build: Build) 
 
 
 async def test_calls_are_refused_unread_while_too_much_waits(build: Build) -> None:
-    bench = await build(max_waiting_inputs=4)
+    bench = await build(max_waiting_inputs=5)
     first, held = await bench.hold()
     bench.pipeline.require_room_unread()
     waiting = bench.start(bench.outcomes(*[grey(level) for level in range(20, 23)]))

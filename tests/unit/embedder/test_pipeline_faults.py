@@ -167,7 +167,7 @@ async def test_without_a_model_calls_are_told_to_try_again_and_streams_wait(buil
 
 
 async def test_without_a_model_no_call_is_refused_unread_however_much_waits(build: Build) -> None:
-    bench = await build(max_waiting_inputs=4)
+    bench = await build(max_waiting_inputs=5)
     first, _ = await bench.hold()
     waiting = bench.start(bench.outcomes(*[grey(level) for level in range(20, 23)]))
     await bench.until(lambda: bench.pipeline.waiting_for_model >= 3)

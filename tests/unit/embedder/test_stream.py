@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 
+import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from likeness.common.v1 import error_pb2
 from likeness.embedder.v1 import embedder_pb2
 
 from chassis.errors import LikenessError
+from chassis.interceptor import _until_gone
 from embedder.inputs import Lane, Outcome
 from tests.unit.embedder.streams import FINGERPRINT, Client, Embedder, Response, serving, settled, undecided
 
@@ -73,18 +75,42 @@ async def test_no_more_than_the_window_is_read_until_an_answer_was_written() -> 
     await asyncio.wait({stream})
 
 
-async def test_nothing_is_read_while_there_is_no_room_for_it() -> None:
+async def test_nothing_but_the_first_is_read_while_there_is_no_room_for_it() -> None:
     embedder, client = Embedder(at_once=True), Client()
-    embedder.room.clear()
+    embedder.room[Lane.BULK].clear()
     for number in range(3):
         client.send(number)
     client.half_close()
     stream = asyncio.create_task(serving(embedder)(client.requests(), client.write))
     await settled()
-    assert client.taken == 0
-    embedder.room.set()
+    assert client.taken == 1
+    embedder.room[Lane.BULK].set()
     await asyncio.wait_for(stream, 60)
     assert sorted(client.answered) == [0, 1, 2]
+
+
+async def test_interactive_inputs_do_not_wait_for_room_for_bulk_ones() -> None:
+    embedder, client = Embedder(at_once=True), Client()
+    embedder.room[Lane.BULK].clear()
+    for number in range(3):
+        client.send(number, priority=embedder_pb2.PRIORITY_INTERACTIVE)
+    client.half_close()
+
+    await asyncio.wait_for(serving(embedder)(client.requests(), client.write), 60)
+
+    assert sorted(client.answered) == [0, 1, 2]
+
+
+async def test_interactive_inputs_wait_for_room_of_their_own() -> None:
+    embedder, client = Embedder(at_once=True), Client()
+    embedder.room[Lane.INTERACTIVE].clear()
+    client.send(1, priority=embedder_pb2.PRIORITY_INTERACTIVE)
+    client.half_close()
+    stream = asyncio.create_task(serving(embedder)(client.requests(), client.write))
+    await settled()
+    assert client.taken == 0
+    embedder.room[Lane.INTERACTIVE].set()
+    await asyncio.wait_for(stream, 60)
 
 
 async def test_all_streams_together_hold_a_bounded_number_of_bytes() -> None:
@@ -302,6 +328,34 @@ async def test_a_client_that_goes_takes_its_inputs_with_it() -> None:
     assert embedder.cancelled == 3
     assert not embedder.waiting
     streams.stop()  # knows nothing of it any more
+
+
+async def test_a_client_that_goes_during_a_write_has_gone_and_nothing_has_failed() -> None:
+    embedder, client = Embedder(), Client()
+    for number in range(3):
+        client.send(number)
+    stream = asyncio.create_task(_until_gone(serving(embedder)(client.requests(), client.write)))
+    await settled()
+    client.gone = grpc.aio.InternalError("Failed grpc_call_start_batch")
+
+    embedder.answer("1")
+    await asyncio.wait({stream})
+
+    assert stream.cancelled()
+    assert embedder.cancelled == 2
+    assert not embedder.waiting
+
+
+async def test_a_fault_of_ours_during_a_write_is_none_of_the_clients() -> None:
+    embedder, client = Embedder(), Client()
+    client.send(1)
+    stream = asyncio.create_task(_until_gone(serving(embedder)(client.requests(), client.write)))
+    await settled()
+    client.gone = ValueError("a fault of ours")
+
+    embedder.answer("1")
+    with pytest.raises(ExceptionGroup):
+        await stream
 
 
 Step = tuple[str, int]
