@@ -155,19 +155,23 @@ class Replicas:
         """Has a replica run, one process after another, until all are told to stop."""
         pause, has_served = self._pauses.first, False
         while not stopping.done():
-            pid, code, served_s = await self._run_one(index, stopping)
-            if stopping.done():
-                return
-            has_served = has_served or served_s > 0
-            if not has_served and code in _HOPELESS:
-                log.error("a replica cannot start", replica=index, pid=pid, exit_code=code)
-                self._exit_code = code
-                self._stop.set()
-                return
-            if served_s >= self._pauses.healthy:
-                pause = self._pauses.first
-            log.error("a replica died", replica=index, pid=pid, exit_code=code, again_in_s=pause)
-            self._died(pid)
+            try:
+                pid, code, served_s = await self._run_one(index, stopping)
+            except OSError as error:  # no file handle, no process to be had just now: the others serve on
+                log.error("a replica cannot be started just now", replica=index, why=str(error), again_in_s=pause)
+            else:
+                if stopping.done():
+                    return
+                has_served = has_served or served_s > 0
+                if not has_served and code in _HOPELESS:
+                    log.error("a replica cannot start", replica=index, pid=pid, exit_code=code)
+                    self._exit_code = code
+                    self._stop.set()
+                    return
+                if served_s >= self._pauses.healthy:
+                    pause = self._pauses.first
+                log.error("a replica died", replica=index, pid=pid, exit_code=code, again_in_s=pause)
+                self._died(pid)
             await asyncio.wait({stopping}, timeout=pause)
             pause = min(2 * pause, self._pauses.longest)
 

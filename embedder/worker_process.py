@@ -23,6 +23,9 @@ log = structlog.get_logger()
 
 COMMAND = (sys.executable, "-m", "embedder.worker")
 
+# How long a model process that was killed may take to end, in seconds. One that hangs in a driver never does.
+GONE_S = 10.0
+
 
 class WorkerLostError(Exception):
     """The model process has died, does not answer or fails always: ``why`` is "died", "stuck" or "failing"."""
@@ -97,11 +100,12 @@ class WorkerProcess:
                 raise from_status(status_pb2.Status.FromString(body))
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             _kill(process)
-            log.error("the model process died while loading", exit_code=await process.wait())
+            await _gone(process)
+            log.error("the model process died while loading", exit_code=process.returncode)
             raise WorkerLostError("died") from error
         except BaseException:
             _kill(process)
-            await process.wait()
+            await _gone(process)
             if writer is not None:
                 writer.close()
             raise
@@ -145,11 +149,11 @@ class WorkerProcess:
         return np.frombuffer(content, np.float32).reshape(answered["shape"])
 
     async def close(self) -> None:
-        """Ends it at once and waits until it is gone."""
+        """Ends it at once and waits until it is gone, or ``GONE_S``: see ``_gone``."""
         self.lose("died")
         await asyncio.wait({self._reading})  # a cancellation of the caller's own goes on to the caller
         self._writer.close()
-        await self._process.wait()
+        await _gone(self._process)
 
     async def _read(self) -> None:
         try:
@@ -179,3 +183,17 @@ class WorkerProcess:
 def _kill(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):  # it has ended by itself
         process.kill()
+
+
+async def _gone(process: asyncio.subprocess.Process) -> None:
+    """Waits for the end of a process that was killed, but not for ever: its successor may find the device free.
+
+    If it does not, it says so, and the embedder stays NOT_SERVING, for an orchestrator to act.
+    """
+    try:
+        async with asyncio.timeout(GONE_S):
+            await process.wait()
+    except TimeoutError:
+        log.error(
+            "the model process was killed and does not end; does its device hang?", pid=process.pid, seconds=GONE_S
+        )

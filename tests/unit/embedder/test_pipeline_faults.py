@@ -16,6 +16,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from chassis.errors import LikenessError, invalid
+from embedder import worker_process
 from embedder.assembly import open_pipeline
 from embedder.batcher import BatchQueue
 from embedder.inputs import Array, EncodedPicture, Faulty, Lane, RgbPicture
@@ -152,6 +153,29 @@ async def test_a_picture_that_hangs_the_model_fails_alone_and_the_model_is_start
     await bench.until(lambda: bench.count("model_restarts_total", why="stuck") >= 2)
     await bench.until(lambda: bench.pipeline.is_up)
     assert np.allclose(vectors(await bench.outcomes(grey(30))), [angle(30)])
+
+
+async def test_a_model_process_that_no_kill_ends_is_replaced_all_the_same(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = await build(stuck_s=1.0, max_batch=1)
+    endless = psutil.Process(bench.model_pid)
+
+    def kill_others(process: asyncio.subprocess.Process) -> None:
+        if process.pid != endless.pid:
+            kill(process)
+
+    kill = worker_process._kill
+    monkeypatch.setattr(worker_process, "_kill", kill_others)
+    monkeypatch.setattr(worker_process, "GONE_S", 0.01)
+    with structlog.testing.capture_logs() as logs:
+        assert reason((await bench.outcomes(grey(fake.HANG)))[0]) == "INTERNAL"
+    assert endless.is_running()
+    assert endless.pid in [each["pid"] for each in logs if "does not end" in each["event"]]
+    await bench.until(lambda: bench.pipeline.is_up)
+    assert np.allclose(vectors(await bench.outcomes(grey(30))), [angle(30)])
+    endless.kill()
+    await bench.until(lambda: len(model_processes()) == 1)
 
 
 async def test_without_a_model_calls_are_told_to_try_again_and_streams_wait(build: Build) -> None:

@@ -1,6 +1,7 @@
 """LIKENESS_WORKERS: a parent that keeps processes alive. The processes here are small programs, not embedders."""
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -165,6 +167,36 @@ async def test_one_that_is_killed_while_it_starts_is_tried_again(stage: Stage) -
     replicas.stop()
 
     assert await running == 0
+
+
+@pytest.mark.parametrize("call", ["os.pipe", "asyncio.create_subprocess_exec"])
+async def test_one_that_finds_no_handle_or_process_to_be_had_is_tried_again_and_the_others_serve_on(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    pauses: list[float] = []
+
+    def fail(*_args: object, **_options: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def note(_event: str, **told: Any) -> None:
+        pauses.append(told["again_in_s"])
+        if len(pauses) == 3:
+            working.undo()
+
+    monkeypatch.setattr("embedder.replicas.log", SimpleNamespace(info=lambda *_args, **_told: None, error=note))
+    replicas = stage.replicas(2)
+    running = asyncio.create_task(replicas.run())
+    (_, other), (index, pid) = await stage.serving(2)
+    with pytest.MonkeyPatch.context() as working:
+        working.setattr(f"embedder.replicas.{call}", fail)
+        os.kill(pid, signal.SIGKILL)
+        [(new_index, _)] = await stage.serving(1)
+    assert psutil.pid_exists(other)
+    replicas.stop()
+
+    assert await running == 0
+    assert new_index == index
+    assert pauses == [0.01, 0.02, 0.04]
 
 
 async def test_one_that_keeps_dying_is_started_more_and_more_rarely(
