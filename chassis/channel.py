@@ -1,12 +1,16 @@
 """Channels to the other services: every address of a DNS name in turn, retries of what is safe to repeat."""
 
 import json
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
 
 import grpc
 
 from chassis.tls import ChannelTls
+
+Stub = TypeVar("Stub")
+Answer = TypeVar("Answer")
 
 # How failed attempts are spaced, as gRPC's service config takes it; gRPC allows at most five. An interactive call gives
 # up after about a second and a half; bulk work rides out a restart of the service, about fifteen.
@@ -88,3 +92,58 @@ def connect(
     if tls is None:
         return grpc.aio.insecure_channel(target, options=options)
     return grpc.aio.secure_channel(target, tls.grpc(), options=options)
+
+
+@dataclass(eq=False)
+class _Connection(Generic[Stub]):
+    """A channel, what makes calls on it, and how many are under way."""
+
+    channel: grpc.aio.Channel
+    stub: Stub
+    calls: int = 0
+
+    def rank(self) -> tuple[bool, int]:
+        """The least goes first: one that is ready, with the fewest calls."""
+        state = self.channel.get_state(try_to_connect=True)
+        return state is not grpc.ChannelConnectivity.READY, self.calls
+
+
+class Connections(Generic[Stub]):
+    """Several channels to one service, for processes that share an address: the kernel gives each connection to one.
+
+    A call goes where the fewest are under way, in turn where several have so few; where there is no connection, or
+    nobody who says SERVING, only if it is so with all of them.
+    """
+
+    def __init__(self, channels: Sequence[grpc.aio.Channel], stub: Callable[[grpc.aio.Channel], Stub]) -> None:
+        """Takes the channels on.
+
+        Args:
+            channels: at least one; ``close`` closes them.
+            stub: makes of a channel what has the service's methods.
+        """
+        self._all = [_Connection(channel, stub(channel)) for channel in channels]
+        self._turn = 0
+
+    async def call(
+        self, method: Callable[[Stub], Callable[..., Awaitable[Answer]]], request: Any, **options: Any
+    ) -> Answer:
+        """Makes a call.
+
+        Args:
+            method: of a stub.
+            request: what it takes.
+            options: as gRPC takes them, such as ``timeout``.
+        """
+        self._turn = (self._turn + 1) % len(self._all)
+        chosen = min(self._all[self._turn :] + self._all[: self._turn], key=_Connection.rank)
+        chosen.calls += 1
+        try:
+            return await method(chosen.stub)(request, **options)
+        finally:
+            chosen.calls -= 1
+
+    async def close(self) -> None:
+        """Closes the channels."""
+        for connection in self._all:
+            await connection.channel.close()

@@ -18,7 +18,7 @@ Handler = Callable[[Any, Context], Awaitable[Any]]
 
 HEALTH = "/grpc.health.v1.Health/"
 # Streams that watch the health, and as many of reflection, open at once: gRPC counts them as it does calls, and nobody
-# needs a key to watch. A gateway holds one to each embedder and indexer.
+# needs a key to watch. A gateway holds one for each of its connections to an embedder or a reader.
 STREAMS_BESIDE = 1000
 # What this service has waited for already, as long as it may: gRPC's own retries would have it wait as long again.
 _RIDDEN_OUT = frozenset({error_pb2.REASON_EMBEDDER_UNAVAILABLE, error_pb2.REASON_INDEXER_UNAVAILABLE})

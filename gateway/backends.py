@@ -9,12 +9,13 @@ some, and of nobody else then; everything that has to see what was written just 
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 from likeness.common.v1 import error_pb2
 from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from likeness.indexer.v1 import indexer_pb2, indexer_pb2_grpc
 
-from chassis.channel import connect
+from chassis.channel import Connections, connect
 from gateway.backend import Backend
 from gateway.indexer_reads import INDEXER, READS, IndexerReads
 from gateway.settings import GatewaySettings
@@ -32,13 +33,18 @@ class Embedder(Backend):
         unavailable = error_pb2.REASON_EMBEDDER_UNAVAILABLE
         super().__init__("embedder", settings.embedder_address, "LIKENESS_EMBEDDER_ADDRESS", unavailable, settings)
         methods, size, tls = ("GetModel", "Embed"), settings.max_message_mb, settings.upstream_tls
+
         # A replica that is stopping, or whose worker has died, gets no calls.
-        self._interactive = connect(self.address, EMBEDDER, methods, size, "interactive", watch_health=True, tls=tls)
-        self._bulk = connect(self.address, EMBEDDER, methods, size, "bulk", watch_health=True, tls=tls)
+        def several(use: Literal["interactive", "bulk"]) -> "Connections[embedder_pb2_grpc.EmbedderServiceAsyncStub]":
+            channels = [
+                connect(self.address, EMBEDDER, methods, size, use, watch_health=True, tls=tls)
+                for _ in range(settings.embedder_connections)
+            ]
+            return Connections(channels, embedder_pb2_grpc.EmbedderServiceStub)
+
+        self._interactive, self._bulk = several("interactive"), several("bulk")
         # Sees what the others are kept from, and so can tell a service of another kind.
         self._watched = connect(self.address, EMBEDDER, methods, size, "interactive", tls=tls)
-        self._stub = embedder_pb2_grpc.EmbedderServiceStub(self._interactive)
-        self._bulk_stub = embedder_pb2_grpc.EmbedderServiceStub(self._bulk)
 
     async def wait_until_serving(self) -> None:
         """Waits, without limit, for the first replica that says SERVING."""
@@ -46,8 +52,8 @@ class Embedder(Backend):
 
     async def model(self, timeout_s: float, *, ride_out: bool = True) -> embedder_pb2.GetModelResponse:
         """The model and its limits."""
-        request = embedder_pb2.GetModelRequest()
-        return await self._repeatable(self._stub.GetModel, request, timeout_s, ride_out=ride_out)
+        method = partial(self._interactive.call, lambda stub: stub.GetModel)
+        return await self._repeatable(method, embedder_pb2.GetModelRequest(), timeout_s, ride_out=ride_out)
 
     async def embed(
         self,
@@ -67,16 +73,19 @@ class Embedder(Backend):
         """
         if bulk:
             request = embedder_pb2.EmbedRequest(inputs=inputs, priority=embedder_pb2.PRIORITY_BULK)
-            call = self._bulk_stub.Embed(request, timeout=timeout_s, wait_for_ready=True, metadata=_BULK)
+            call = self._bulk.call(
+                lambda stub: stub.Embed, request, timeout=timeout_s, wait_for_ready=True, metadata=_BULK
+            )
             return await self._bulk_call(call)
         request = embedder_pb2.EmbedRequest(inputs=inputs, priority=priority)
         known = _BULK if priority == embedder_pb2.PRIORITY_BULK else None
-        return await self._repeatable(partial(self._stub.Embed, metadata=known), request, timeout_s)
+        method = partial(self._interactive.call, lambda stub: stub.Embed, metadata=known)
+        return await self._repeatable(method, request, timeout_s)
 
     async def close(self) -> None:
         """Closes the connections."""
-        for channel in (self._interactive, self._bulk, self._watched):
-            await channel.close()
+        for connections in (self._interactive, self._bulk, self._watched):
+            await connections.close()
 
 
 class Readers(IndexerReads):

@@ -104,6 +104,14 @@ class GatewaySettings(ServiceSettings):
         "localhost:50051",
         description="Where the embedders are: host:port (all addresses of a DNS name in turn) or a gRPC target.",
     )
+    embedder_connections: int = Field(
+        8,
+        ge=1,
+        le=256,
+        description="Connections to each of their addresses, for searches and as many for bulk work, 1 to 256. "
+        "Processes that share an address (the embedder's LIKENESS_WORKERS) get them by chance: take four times as many "
+        "as there are processes.",
+    )
     indexer_address: str = Field("localhost:50052", description="Where the indexer is: host:port or a gRPC target.")
     indexer_read_address: str = Field(
         "",

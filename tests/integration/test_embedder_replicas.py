@@ -1,5 +1,6 @@
 """LIKENESS_WORKERS: several embedders behind one port, as real processes with a tiny model."""
 
+import asyncio
 import os
 import re
 import signal
@@ -15,6 +16,8 @@ from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 
 from chassis import health
 from embedder.replicas import reserve
+from gateway.backends import Embedder
+from gateway.settings import GatewaySettings
 from tests.processes import Service, launch, start_service
 from tests.unit.embedder import tiny
 
@@ -119,6 +122,30 @@ def test_a_killed_replica_is_replaced_while_calls_go_on(shared: Service) -> None
     figures = shown(shared)
     assert "likeness_embedder_replica_restarts_total 1.0" in figures
     assert "likeness_embedder_model_up 2.0" in figures
+
+
+async def test_a_gateway_has_connections_to_both(shared: Service) -> None:
+    def reached() -> set[int]:
+        """Whoever has the other end of a connection of this process."""
+        ours = {
+            each.laddr for each in psutil.Process().net_connections("tcp") if each.status == psutil.CONN_ESTABLISHED
+        }
+        return {
+            child.pid
+            for child in psutil.Process(shared.process.pid).children()
+            for each in child.net_connections("tcp")
+            if each.raddr in ours
+        }
+
+    text = [embedder_pb2.EmbedInput(text="a dog")]
+    gateway = Embedder(GatewaySettings(embedder_address=shared.address, embedder_connections=40))
+    try:
+        await gateway.model(60)
+        answers = await asyncio.gather(*[gateway.embed(text, 60, bulk=bool(n % 2)) for n in range(80)])
+        assert all(answer.results[0].HasField("vector") for answer in answers)
+        assert len(reached()) == 2  # one alone: once in 2 ** 79
+    finally:
+        await gateway.close()
 
 
 def test_a_second_service_on_the_port_is_refused(shared: Service, environment: dict[str, str], tmp_path: Path) -> None:

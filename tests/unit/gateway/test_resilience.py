@@ -47,8 +47,8 @@ class Replica(embedder_pb2_grpc.EmbedderServiceServicer):
         await self.health.set(EMBEDDER, answer.SERVING if serving else answer.NOT_SERVING)
 
 
-async def start(replica: Any, port: int = 0) -> tuple[grpc.aio.Server, int]:
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+async def start(replica: Any, port: int = 0, *, shared: bool = False) -> tuple[grpc.aio.Server, int]:
+    server = grpc.aio.server(options=[("grpc.so_reuseport", int(shared))])
     embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(replica, server)
     if isinstance(replica, Replica):
         health_pb2_grpc.add_HealthServicer_to_server(replica.health, server)
@@ -59,19 +59,37 @@ async def start(replica: Any, port: int = 0) -> tuple[grpc.aio.Server, int]:
 
 @asynccontextmanager
 async def replicas(count: int, *more: int) -> AsyncIterator[tuple[list[Replica], Embedder]]:
-    """So many embedders that serve, and ``more`` ports, behind one connection of the gateway."""
+    """So many embedders that serve, and ``more`` ports, behind one connection of the gateway to each."""
     told = [Replica() for _ in range(count)]  # type: ignore[abstract]  # only what is called
     servers = []
     for replica in told:
         await replica.says(True)
         servers.append(await start(replica))
     where = ",".join(f"127.0.0.1:{port}" for port in (*(port for _, port in servers), *more))
-    embedder = Embedder(GatewaySettings(embedder_address=f"ipv4:{where}"))
+    embedder = Embedder(GatewaySettings(embedder_address=f"ipv4:{where}", embedder_connections=1))
     try:
         yield told, embedder
     finally:
         await embedder.close()
         for server, _ in servers:
+            await server.stop(0)
+
+
+@asynccontextmanager
+async def sharing_a_port(connections: int) -> AsyncIterator[tuple[list[Replica], Embedder]]:
+    """Two embedders on one port, as LIKENESS_WORKERS starts them: the kernel gives each connection to one of them."""
+    told = [Replica() for _ in range(2)]  # type: ignore[abstract]  # as above
+    servers, port = [], 0
+    for replica in told:
+        await replica.says(True)
+        server, port = await start(replica, port, shared=True)
+        servers.append(server)
+    embedder = Embedder(GatewaySettings(embedder_address=f"127.0.0.1:{port}", embedder_connections=connections))
+    try:
+        yield told, embedder
+    finally:
+        await embedder.close()
+        for server in servers:
             await server.stop(0)
 
 
@@ -92,6 +110,33 @@ async def test_calls_to_the_others_go_on_while_one_replica_is_held() -> None:
         assert not told[0].open.is_set(), "ten were answered while the other ten wait"
         told[0].open.set()
         await asyncio.gather(*calls)
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+async def test_processes_that_share_a_port_both_get_calls(bulk: bool) -> None:
+    async with sharing_a_port(connections=40) as (told, embedder):  # that all go to one: once in 2 ** 39
+        await embedder.embed(TEXT, 20, bulk=bulk)
+        await asyncio.gather(*[embedder.embed(TEXT, 20, bulk=bulk) for _ in range(80)])
+
+    assert sum(replica.calls for replica in told) == 81
+    assert min(replica.calls for replica in told) > 0
+
+
+async def test_a_process_that_says_it_does_not_serve_gets_no_calls_on_a_shared_port_either() -> None:
+    async with sharing_a_port(connections=40) as (told, embedder):
+        await until_both_are_asked(embedder, told)
+        await told[0].says(False)
+        quiet = 0
+        while quiet < 40:  # the word takes a moment to get there, by each connection
+            before = told[0].calls
+            await embedder.embed(TEXT, 20)
+            quiet = quiet + 1 if told[0].calls == before else 0
+        before = told[0].calls
+        await asyncio.gather(*[embedder.embed(TEXT, 20) for _ in range(80)])
+        assert told[0].calls == before
+        await told[0].says(True)
+        while told[0].calls == before:
+            await embedder.embed(TEXT, 20)
 
 
 async def test_a_replica_that_says_it_does_not_serve_gets_no_calls_until_it_does() -> None:
