@@ -104,11 +104,14 @@ def in_graph(
             kept = Found(rows, close)
             if of.mask is not None or not (full[k] and known[k]):
                 kept = _kept(kept, of.mask, view.tail_from)
-            near = _surely_nearest(kept, _wanted(search), close)
-            rank = 0
-            if near is not None and search.where is not None:
-                rank = _rank(view, rows, kept.rows[_wanted(search) - 1])
-            deep = rank > 0 and not planner.reaches(width, rank, max(items, of.in_graph), of.in_graph, _wanted(search))
+            wanted = _wanted(search)
+            near = _surely_nearest(kept, wanted, close)
+            rank, deep = 0, False
+            # Without a filter only dead rows are left out, and where none of those lie nearer the rank is known.
+            if near is not None and (search.where is not None or rows[wanted - 1] != kept.rows[wanted - 1]):
+                rank, with_gone = _rank(view, rows, kept.rows[wanted - 1])
+                of_all = view.tail_from if with_gone else max(items, of.in_graph)
+                deep = not planner.reaches(width, rank, of_all, of.in_graph, wanted)
             if near is not None and full[k] and not deep:
                 found[i] = near
                 on_way(Way.GRAPH)
@@ -119,7 +122,7 @@ def in_graph(
             if deep:
                 wider = planner.deeper(rank, of.in_graph)
             else:
-                wider = planner.wider(width, len(kept.rows), of.in_graph, _wanted(search))
+                wider = planner.wider(width, len(kept.rows), of.in_graph, wanted)
             # Fewer rows than asked for: some cannot be reached, however wide the search.
             (to_score if wider is None or not full[k] else by_width[wider]).append(i)
     for _ in to_score:
@@ -206,13 +209,26 @@ def _surely_nearest(members: Found, wanted: int, closeness: Array) -> Found | No
     return Found(members.rows[:stop], near[:stop])
 
 
-def _rank(view: View, nearest: Rows, row: np.int64) -> int:
-    """The place of a row among those of items that the graph gave, from 1.
+def _rank(view: View, nearest: Rows, row: np.int64) -> tuple[int, bool]:
+    """The place of a row among those of items that the graph gave, from 1, and whether any item is gone from there.
 
-    Rows that were replaced do not count: they lie where those that replaced them do, at whatever is edited often.
+    Rows that were replaced do not count where those that replaced them lie there too, as at whatever is edited often;
+    or in the tail, for which no graph has to be searched. Items that were deleted, or lie elsewhere now, do: the search
+    went through them.
     """
     before = nearest[: int(np.flatnonzero(nearest == row)[0]) + 1]
-    return int(np.count_nonzero(view.live[before[(before >= 0) & (before < view.tail_from)]]))
+    before = before[(before >= 0) & (before < view.tail_from)]
+    live = view.live[before]
+    rank = int(np.count_nonzero(live))
+    if rank == len(before):
+        return rank, False
+    given = set(nearest.tolist())
+    gone = set[str]()
+    for dead in before[~live].tolist():
+        now = view.row_of.get(view.ids[dead])
+        if now is None or (now < view.tail_from and now not in given):
+            gone.add(view.ids[dead])
+    return rank + len(gone), bool(gone)
 
 
 def _closest(found: Found, wanted: int) -> Found:

@@ -38,7 +38,9 @@ Rows = npt.NDArray[np.int64]
 # How long adding may keep readers out at once, in seconds. A row takes 0.5 to 1 ms (512 numbers).
 _HOLD_S = 0.0015
 _MOST_AT_ONCE = 256
-# How much a graph grows before rows that few link to are looked for again.
+# How much a graph grows before rows that few link to are looked for again: all of it costs as much as eleven times at
+# the end. Once at the end was not enough: lengths that spread by 20 %, L2, ``ef`` 128, of the nearest 10 0.991, 0.990
+# and 0.994 were found in 5,000, 10,000 and 20,000 × 512, and 0.995, 0.997 and 0.999 with it.
 _RELINK_GROWTH = 1.1
 # How much searching may keep the one that adds out at once, and with it whoever comes later: some 20 ms.
 _STEPS_AT_ONCE = 8192  # of ef, 5 µs each
@@ -160,8 +162,7 @@ class Graph:
             # Towards what fits, and at most doubled, so that one quick call does not make the next one long.
             fits = int(len(some) * _HOLD_S / max(took, 1e-6))
             self._at_once = max(1, min(fits, 2 * self._at_once, _MOST_AT_ONCE))
-        if self.metric is not Metric.COSINE and self._count >= self._relinked * _RELINK_GROWTH:
-            self._relink()
+        self._relink_if_grown()
 
     def build(self, vectors: Array) -> None:
         """Appends rows, float32 [n, dimension], at once and with all cores. For a graph that nobody reads yet.
@@ -173,8 +174,7 @@ class Graph:
             _use_threads(cores())
             self._append(np.ascontiguousarray(vectors, np.float32))
             self._reserve()
-        if self.metric is not Metric.COSINE:
-            self._relink()
+        self._relink_if_grown()
 
     def reading_now(self) -> AbstractContextManager[bool]:
         """In the block this thread reads the graph and never waits for one that adds; False: one adds just now.
@@ -256,8 +256,17 @@ class Graph:
         self._count += len(vectors)
         self._sound = True
 
-    def _relink(self) -> None:
-        """Has rows found that few others link to. Searches wait for a moment now and then."""
+    def _relink_if_grown(self) -> None:
+        if self._count >= self._relinked * _RELINK_GROWTH:
+            self.relink()
+
+    def relink(self) -> None:
+        """Has rows found that few others link to. Searches wait for a moment now and then.
+
+        Adding rows does it by itself as a graph grows; to be called when the last of many was added.
+        """
+        if self.metric is Metric.COSINE or self._count == self._relinked:
+            return
         with self._lock.unchanging():
             edits = relink.missing(*relink.lowest_layer(faiss, self._index.hnsw, self._count))
         for begin in range(0, len(edits), _MOST_AT_ONCE):

@@ -7,7 +7,7 @@ kept. If there are as many as wanted, they are the nearest members; if not, it s
 every member is scored, whichever costs less. Deleted rows are no members: the same rule covers them.
 
 Nor is a search relied upon whose members lie deeper among all rows than chance would have it, as those of such a filter
-do: of what is deep a graph misses more. It is made wider in the same way.
+do, or those behind a cluster that was deleted: of what is deep a graph misses more. It is made wider in the same way.
 
 Costs are in rows scored one by one: 0.2 µs for one of 512 numbers. A step of ``ef`` (one row more that the graph looks
 for) takes as long as scoring some 25 rows, whatever the machine and the dimension; ``python -m
@@ -92,7 +92,7 @@ class Planner:
         Args:
             width: of that search.
             rank: of the last one wanted among all rows of items, from 1.
-            rows: of items, in the graph.
+            rows: of items, in the graph; and of those that are gone, where ``rank`` counts them.
             members: those of them that may be found.
             wanted: how many of those are wanted.
         """

@@ -19,7 +19,8 @@ Places = npt.NDArray[np.int64]
 
 # How many rows should link to each. With 16 the links that had to give way were missed.
 LEAST = 8
-_ROWS_AT_ONCE = 4096
+# Rows whose links are counted together: each time, all rows' counts are added up too, so never few of many.
+_LEAST_AT_ONCE, _MOST_PARTS = 4096, 16
 
 Edit = tuple[int, int, int]
 
@@ -44,8 +45,9 @@ def missing(links: Links, begins: Places, width: int) -> list[Edit]:
     """
     count = len(begins)
     degrees = np.zeros(count, np.int64)
-    for start in range(0, count, _ROWS_AT_ONCE):
-        some = links[begins[start : start + _ROWS_AT_ONCE, None] + np.arange(width)]
+    at_once = max(_LEAST_AT_ONCE, -(-count // _MOST_PARTS))
+    for start in range(0, count, at_once):
+        some = links[begins[start : start + at_once, None] + np.arange(width)]
         degrees += np.bincount(some[some >= 0], minlength=count)
     edits: list[Edit] = []
     changed: dict[int, Links] = {}

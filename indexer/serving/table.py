@@ -7,7 +7,7 @@ views. Whatever changes a table runs on the event loop; views are read by any th
 Rows begin in the tail, an array that is searched row by row; maintenance moves them into the graph.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,7 @@ class View:
         live: bool [count]; false for rows that were replaced or deleted.
         live_count: rows that are alive, which is the number of items.
         ids: row → id; may have grown behind ``count`` since.
+        row_of: id → row of the items that there are just now, which may be others than this state has.
         packed: row → serialised metadata; likewise.
         lengths: float32 [count], of the vectors of a cosine collection as they were written; None for other metrics.
         columns: metadata by key; rows behind ``count`` do not belong to this state.
@@ -61,6 +62,7 @@ class View:
     live: Bools
     live_count: int
     ids: list[str]
+    row_of: Mapping[str, int]
     packed: list[bytes]
     lengths: Array | None
     columns: Columns
@@ -160,8 +162,7 @@ class Table:
         """A table as ``state()`` gave it."""
         table = cls(state.tail.shape[1], metric, graph_settings, mask_bytes)
         table._ids, table._packed = state.ids, state.packed
-        if table._lengths is not None:
-            assert state.lengths is not None
+        if table._lengths is not None and state.lengths is not None:
             table._lengths.extend(state.lengths)
         table._columns = Columns.load(state.words, state.columns, len(state.ids))
         table._graph = state.graph
@@ -182,8 +183,7 @@ class Table:
 
     def state(self) -> TableState:
         """Everything it holds now: quick, since nothing large is copied."""
-        words, columns = self._columns.dump()
-        view = self.view
+        (words, columns), view = self._columns.dump(), self.view
         return TableState(
             list(self._ids),
             list(self._packed),
@@ -207,8 +207,7 @@ class Table:
         unit, lengths = self._as_searched(written)
         dead = [row for item_id in deleted if (row := self.row_of.pop(item_id, None)) is not None]
         for row, item in enumerate(written, first):
-            old = self.row_of.get(item.id)
-            if old is not None:
+            if (old := self.row_of.get(item.id)) is not None:
                 dead.append(old)
             self.row_of[item.id] = row
         if written:
@@ -253,6 +252,7 @@ class Table:
             if stopped():
                 raise StoppedError
             build(table._graph, view.vectors(rows[begin : begin + _BUILT_AT_ONCE]))
+        table._graph.relink()
         table._tail_from = table._tail_begins = len(rows)
         table._columns = view.columns.kept(rows)
         table._ids = [view.ids[row] for row in rows.tolist()]
@@ -300,6 +300,7 @@ class Table:
             if stopped():
                 raise StoppedError
             build(self._graph, tail[begin : begin + _BUILT_AT_ONCE])
+        self._graph.relink()
         self.absorbed(self._graph.count)
 
     def _append(self, ids: list[str], packed: list[bytes], vectors: Array, lengths: Array | None) -> None:
@@ -337,6 +338,7 @@ class Table:
             live=live,
             live_count=int(np.count_nonzero(live)),
             ids=self._ids,
+            row_of=self.row_of,
             packed=self._packed,
             lengths=None if self._lengths is None else self._lengths.values,
             columns=self._columns,

@@ -3,7 +3,7 @@
 import sys
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -98,20 +98,21 @@ class Sorted:
         return self._order
 
     def _extended(self, places: Rows, count: int) -> Rows:
-        text_at: Callable[[int], str] = self._texts.__getitem__
-        if count - len(places) > _INSERTED_SHARE * count:
-            return _sorted(self._texts, count)
-        new = sorted(range(len(places), count), key=text_at)
-        at = [bisect_right(places, text_at(place), key=text_at) for place in new]
-        return np.insert(places, at, np.array(new, np.int32))
+        known, text_at = len(places), self._texts.__getitem__
+        if count - known > _INSERTED_SHARE * count:
+            return _sorted(self._texts, 0, count)
+        new = _sorted(self._texts, known, count)
+        # Text by text, so that the event loop gets its turn in between.
+        at = [bisect_right(places, text_at(place), key=text_at) for place in new.tolist()]
+        return np.insert(places, at, new)
 
 
-def _sorted(texts: Sequence[str], count: int) -> Rows:
+def _sorted(texts: Sequence[str], first: int, stop: int) -> Rows:
+    """The places from the first one on in the order of their texts."""
     # numpy sorts without the interpreter's lock, by UTF-8, which is the order of code points. A sort of Python's would
     # halt the event loop: 0.25 s for 200,000 texts.
-    kind = np.dtypes.StringDType()
-    array = np.empty(count, kind)
-    for begin in range(0, count, _CONVERTED_AT_ONCE):
-        end = min(count, begin + _CONVERTED_AT_ONCE)
-        array[begin:end] = texts[begin:end]
-    return np.argsort(array, kind="stable").astype(np.int32)
+    array = np.empty(stop - first, np.dtypes.StringDType())
+    for begin in range(first, stop, _CONVERTED_AT_ONCE):
+        end = min(stop, begin + _CONVERTED_AT_ONCE)
+        array[begin - first : end - first] = texts[begin:end]
+    return (np.argsort(array, kind="stable") + first).astype(np.int32)

@@ -1,5 +1,6 @@
 import threading
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -129,6 +130,28 @@ def test_texts_are_in_the_order_of_code_points_however_they_came(texts: list[str
         text = data.draw(st.sampled_from(texts))
         assert order.first(text) == sum(one < text for one in growing)
         assert order.behind(text) == sum(one <= text for one in growing)
+
+
+class Compared(str):
+    """A text that notes which others Python compares it with."""
+
+    __slots__ = ()
+    with_others: ClassVar[list[tuple[str, str]]] = []
+
+    def __lt__(self, other: str) -> bool:
+        self.with_others.append((self, other))
+        return str.__lt__(self, other)
+
+
+def test_texts_that_are_new_are_not_sorted_by_python_which_would_hold_its_lock() -> None:
+    texts = [Compared(f"{i * 7919 % 1_000_003:07}") for i in range(1000)]
+    kept = Sorted(texts)
+    kept.order(900)
+    Compared.with_others.clear()
+    assert kept.order(1000).places.tolist() == sorted(range(1000), key=lambda i: str(texts[i]))
+    new = set(texts[900:])
+    assert Compared.with_others, "to find their places among the others"
+    assert not [both for both in Compared.with_others if new.issuperset(both)]
 
 
 @pytest.mark.parametrize("key", ["", "n", "s"])

@@ -6,7 +6,10 @@ import pytest
 from chassis.vectors import Array
 from indexer.collections import Metric
 from indexer.serving import relink
+from indexer.serving import table as tables
 from indexer.serving.graph import Graph, GraphSettings, faiss
+from indexer.serving.table import Table
+from indexer.writes import Written
 
 DIMENSION, ROWS, QUERIES = 64, 4000, 200
 
@@ -45,6 +48,59 @@ def test_by_l2_rows_of_any_length_are_linked_to_and_found(at_once: bool) -> None
     hits = sum(len(set(some[:10].tolist()) & set(right.tolist())) for some, right in zip(found, exact, strict=True))
     assert hits / exact.size > 0.985
     assert (degrees(graph) < relink.LEAST).mean() < 0.01
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of how many rows each time all links were looked through."""
+    found: list[int] = []
+    missing = relink.missing
+
+    def watched(links: relink.Links, begins: relink.Places, width: int) -> list[relink.Edit]:
+        found.append(len(begins))
+        return missing(links, begins, width)
+
+    monkeypatch.setattr(relink, "missing", watched)
+    return found
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+def test_a_rebuild_looks_for_rows_that_few_link_to_as_it_grows_and_at_its_end(
+    looked: list[int], monkeypatch: pytest.MonkeyPatch, metric: Metric
+) -> None:
+    """And not at every step: that would be as many times the whole graph as there are steps."""
+    monkeypatch.setattr(tables, "_BUILT_AT_ONCE", 10)
+    rows, table = of_differing_lengths()[:1995], Table(DIMENSION, metric, GraphSettings(8, 40), 1 << 20)
+    table.apply([Written(f"{i:04}", row, b"", {}) for i, row in enumerate(rows)], [])
+    built = table.compacted(table.view, lambda: False)
+    if metric is Metric.COSINE:
+        assert not looked
+        return
+    assert looked[-1] == 1995, "of all, at the end"
+    assert sum(looked) <= 13 * 1995, "11 times, and what is left of the last"
+    table.apply([Written(f"more{i}", row, b"", {}) for i, row in enumerate(rows[:15])], [])
+    built.catch_up(table.view)
+    built.build_tail(lambda: False)
+    assert looked[-1] == 2010
+
+
+def test_links_are_counted_in_few_parts_however_many_rows_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    width, count = 12, 1000
+    links = np.random.default_rng(4).integers(-1, count // 2, (count, width)).astype(np.int32).ravel()
+    begins = np.arange(count, dtype=np.int64) * width
+    expected = relink.missing(links, begins, width)
+    assert expected
+    parts: list[int] = []
+
+    def counting(values: np.ndarray, minlength: int) -> np.ndarray:
+        parts.append(len(values))
+        return np.asarray(bincount(values, minlength=minlength))
+
+    bincount = np.bincount
+    monkeypatch.setattr(relink, "_LEAST_AT_ONCE", 1)
+    monkeypatch.setattr(np, "bincount", counting)
+    assert relink.missing(links, begins, width) == expected
+    assert 2 <= len(parts) <= 16
 
 
 def test_links_are_taken_from_rows_that_most_link_to_and_no_row_links_to_another_twice() -> None:

@@ -1,6 +1,6 @@
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -480,3 +480,57 @@ def test_rows_that_were_replaced_hide_nothing(widths: list[int], where: Node | N
     [found] = answer(made.view, [search(vectors[0], Metric.COSINE, where=where)], NOTHING, DEEP)
     assert found[0].item.id == "99999"
     assert len(widths) == 1
+
+
+# So wide that where a cluster is gone enough rows of others are given to be taken for the nearest.
+THROUGH = Planner(PlannerSettings(ef_search=64, rows_per_step=0.1))
+
+
+def found_at(made: Table, places: Array) -> float:
+    """The share of the ten nearest that is found at each place."""
+    truth, right = Truth.of(made.view), 0
+    for place in places:
+        asked = search(place, Metric.COSINE)
+        [rows] = answer(made.view, [asked], NOTHING, THROUGH)
+        best = {item_id for item_id, _ in truth.found(asked, Metric.COSINE)}
+        right += len(best & {item_id for item_id, _ in given_back(rows)})
+    return right / (10 * len(places))
+
+
+def ids_of(rows: Iterable[int]) -> list[str]:
+    return [f"{99_999 - row:05}" for row in rows]
+
+
+def test_where_a_cluster_was_deleted_the_search_is_made_wider(widths: list[int]) -> None:
+    made, vectors = clustered()
+    made.apply([], ids_of(range(3 * OWN)))
+    assert found_at(made, vectors[: 3 * OWN]) >= 0.99
+    assert len(widths) > 1.9 * 3 * OWN, "nearly each of them once more"
+    assert max(widths) > 3 * widths[0]
+
+
+def test_where_a_cluster_was_moved_away_the_search_is_made_wider(widths: list[int]) -> None:
+    made, vectors = clustered()
+    others = vectors[20 * OWN : 23 * OWN] + np.float32(0.001)
+    made.apply([Written.of(i, v, {}) for i, v in zip(ids_of(range(3 * OWN)), others, strict=True)], [])
+    absorb(made, made.view.count)
+    assert found_at(made, vectors[: 3 * OWN]) >= 0.99
+    assert len(widths) > 1.9 * 3 * OWN, "nearly each of them once more"
+    assert max(widths) > 3 * widths[0]
+
+
+def test_where_a_cluster_was_labelled_anew_one_search_is_enough(widths: list[int]) -> None:
+    made, vectors = clustered()
+    made.apply([Written.of(i, v, {}) for i, v in zip(ids_of(range(OWN)), vectors[:OWN], strict=True)], [])
+    for _ in range(2):  # in the tail, then in the graph
+        widths.clear()
+        found_at(made, vectors[:OWN])
+        assert widths == [64] * OWN
+        absorb(made, made.view.count)
+
+
+def test_dead_rows_here_and_there_take_one_search_nearly_always(widths: list[int]) -> None:
+    made, vectors = clustered()
+    made.apply([], ids_of(range(0, len(vectors), 3)))
+    found_at(made, vectors[:: OWN // 3])
+    assert len(widths) <= 1.02 * 3 * 100
