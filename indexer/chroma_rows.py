@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from indexer.chroma_where import from_stored
 from indexer.collections import Metric
@@ -29,12 +30,18 @@ def items(ids: Sequence[str], metadatas: Any, embeddings: Any, fields: Fields) -
     ]
 
 
-def scores(of_chroma: Any, metric: Metric) -> Any:
-    """Chroma's distances [k] as scores: it gives 1 − cos, the squared Euclidean distance, and 1 − a·b."""
+def scores(of_chroma: Any, metric: Metric) -> npt.NDArray[np.float64]:
+    """Chroma's distances [k] as scores: it gives 1 − cos, the squared Euclidean distance, and 1 − a·b, as float32.
+
+    Rounded like those that are computed from vectors (``indexer.scoring``): what looks equal to a client is ordered as
+    equal.
+    """
+    given = np.asarray(of_chroma, np.float64)
     match metric:
         case Metric.COSINE:
-            return np.clip(1 - of_chroma, -1, 1)
+            found = np.clip(1 - given, -1, 1)
         case Metric.L2:
-            return -np.sqrt(np.maximum(of_chroma, 0))
+            found = -np.sqrt(np.maximum(given, 0))
         case Metric.INNER_PRODUCT:
-            return 1 - of_chroma
+            found = 1 - given
+    return found.astype(np.float32).astype(np.float64)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from likeness.indexer.v1 import indexer_pb2
 
@@ -9,6 +10,7 @@ from chassis import metadata, names
 from chassis.errors import LikenessError, invalid
 from chassis.metadata import Plain
 from indexer import messages, vector_messages
+from indexer.answers import put_together
 from indexer.collections import Collection
 from indexer.listing import nbytes
 from indexer.reads import Item, StoredItem
@@ -106,6 +108,11 @@ def found_response(ids: Sequence[str], found: Mapping[str, StoredItem]) -> index
     items = [found[i] for i in ids if i in found]
     messages.check_answer(map(nbytes, items), "ids", "ask for fewer ids, or for less of each item (fields)")
     return indexer_pb2.GetItemsResponse(items=map(item_message, items), missing_ids=[i for i in ids if i not in found])
+
+
+async def respond_found(ids: Sequence[str], found: Mapping[str, StoredItem]) -> indexer_pb2.GetItemsResponse:
+    """As ``found_response``; other calls get their turn while a large one is put together."""
+    return await put_together(partial(found_response, ids, found), [found[i] for i in ids if i in found])
 
 
 def export_message(batch: Batch) -> indexer_pb2.ExportItemsResponse:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from likeness.common.v1.types_pb2 import Metric, Vector
 from likeness.indexer.v1 import indexer_pb2
@@ -10,6 +11,7 @@ from chassis import names
 from chassis.errors import LikenessError, invalid, to_item_error
 from chassis.vectors import Array
 from indexer import messages, vector_messages
+from indexer.answers import put_together
 from indexer.collections import Collection
 from indexer.item_messages import fill
 from indexer.listing import nbytes
@@ -77,6 +79,14 @@ def response(collection: Collection, outcomes: Sequence[Sequence[Row] | Likeness
             if item.packed is not None or item.vector is not None:
                 fill(hit, item)
     return message
+
+
+async def respond(
+    collection: Collection, outcomes: Sequence[Sequence[Row] | LikenessError]
+) -> indexer_pb2.QueryResponse:
+    """As ``response``; other calls get their turn while a large one is put together."""
+    items = [row.item for rows in outcomes if not isinstance(rows, LikenessError) for row in rows]
+    return await put_together(partial(response, collection, outcomes), items)
 
 
 def _size(rows: Sequence[Row]) -> int:

@@ -4,10 +4,9 @@ From memory, all of a scan shows one state: it holds on to the view that it bega
 time, in a thread. From Chroma, the ids are listed first, and each batch shows the state that it was read in.
 """
 
-import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -59,19 +58,23 @@ class Scan:
     batches: AsyncGenerator[Batch, None]
 
 
-def of_rows(rows: npt.NDArray[np.int32], read: Callable[[npt.NDArray[np.int32]], Batch], threads: Executor) -> Scan:
+def of_rows(
+    rows: npt.NDArray[np.int32],
+    read: Callable[[npt.NDArray[np.int32]], Batch],
+    in_thread: Callable[[Callable[[], Batch]], Awaitable[Batch]],
+) -> Scan:
     """A scan of rows in memory.
 
     Args:
         rows: int32 [n], in the order of their ids.
-        read: reads the first of them, at least one; runs in a thread.
-        threads: for that.
+        read: reads the first of them, at least one.
+        in_thread: has that done in a thread.
     """
 
     async def batches() -> AsyncGenerator[Batch, None]:
-        loop, begin = asyncio.get_running_loop(), 0
+        begin = 0
         while begin < len(rows):
-            batch = await loop.run_in_executor(threads, read, rows[begin : begin + MOST_ITEMS])
+            batch = await in_thread(partial(read, rows[begin : begin + MOST_ITEMS]))
             begin += len(batch.ids)
             yield batch
 

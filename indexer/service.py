@@ -15,7 +15,7 @@ from chassis.readiness import Readiness
 from indexer.archive.archive import Archive
 from indexer.archive.files import Storage
 from indexer.catalog import Collections
-from indexer.chroma_reader import ChromaReader, Turnstile
+from indexer.chroma_reader import ChromaReader
 from indexer.chroma_remote import RemoteChroma
 from indexer.chroma_server import ChromaServer, LocalChroma
 from indexer.collections import Collection
@@ -33,6 +33,7 @@ from indexer.servicer import IndexerServicer
 from indexer.settings import IndexerSettings
 from indexer.status import Role
 from indexer.surroundings import Surroundings
+from indexer.turnstile import Turnstile
 from indexer.upkeep import OwnFiles, Upkeep
 from indexer.writers import Writers
 
@@ -65,7 +66,9 @@ class IndexerService:
         self._registry = Registry(
             settings,
             self._store,
-            ChromaReader(self._store, Turnstile(settings.searches, settings.search_queue), searched),
+            ChromaReader(
+                self._store, Turnstile(settings.searches, settings.search_queue, "LIKENESS_SEARCH_QUEUE"), searched
+            ),
             metrics,
             settings.data_dir / "serving",
             self._collections.upgrade,

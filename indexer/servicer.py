@@ -105,7 +105,7 @@ class IndexerServicer(  # type: ignore[misc]  # streams are coroutines that writ
         wanted = messages.fields(request.fields)
         async with self._collections.use(request.collection) as collection:
             found = await self._readers.reader(collection).fetch(collection, list(dict.fromkeys(ids)), wanted)
-        return item_messages.found_response(ids, found)
+        return await item_messages.respond_found(ids, found)
 
     async def DeleteItems(
         self, request: indexer_pb2.DeleteItemsRequest, context: Context
@@ -172,7 +172,7 @@ class IndexerServicer(  # type: ignore[misc]  # streams are coroutines that writ
             check_fingerprint(collection, expected)
             queries = query_messages.queries(request.queries, collection)
             outcomes = await query.answer(self._readers.reader(collection), collection, queries, wanted)
-        return query_messages.response(collection, outcomes)
+        return await query_messages.respond(collection, outcomes)
 
     async def GetStatus(self, request: indexer_pb2.GetStatusRequest, context: Context) -> indexer_pb2.GetStatusResponse:
         """What the indexer is doing."""

@@ -119,12 +119,20 @@ class IndexerSettings(ServiceSettings):
         description="Most searches waiting for their turn, 128 to 1,000,000; in memory for each collection; beyond: "
         "OVERLOADED.",
     )
+    read_queue: int = Field(
+        128,
+        ge=1,
+        le=1_000_000,
+        description="Most lists, counts with a filter and facets that wait to be answered from memory, 1 to 1,000,000, "
+        "all collections together; beyond: OVERLOADED.",
+    )
     search_threads: int = Field(
         0,
         ge=0,
         le=256,
         description="Threads that search in memory, 1 to 256; beside one or two of them, as many more for what takes a "
-        "few milliseconds. 0: one for each core that the process may use.",
+        "few milliseconds, and half as many, one to four, for lists, counts, facets and exports. 0: one for each "
+        "core that the process may use.",
     )
     ef_search: int = Field(
         96,

@@ -177,7 +177,7 @@ class ChromaStore(ChromaCollections):
         for i, ids in enumerate(got["ids"]):
             metadatas, embeddings = (got[name] and got[name][i] for name in ("metadatas", "embeddings"))
             items = chroma_rows.items(ids, metadatas, embeddings, fields)
-            points = chroma_rows.scores(np.asarray(got["distances"][i], np.float64), collection.metric)
+            points = chroma_rows.scores(got["distances"][i], collection.metric)
             away = distances(OF_METRIC[collection.metric], points)
             found.append([Row(*row) for row in zip(items, points.tolist(), away.tolist(), strict=True)])
         return found

@@ -19,17 +19,22 @@ from indexer.serving.collection import ServingCollection
 from indexer.serving.graph import GraphSettings, limit_threads
 from indexer.serving.maintenance import Maintenance, Observer
 from indexer.serving.planner import Planner, PlannerSettings
+from indexer.serving.reading import ReadThreads
 from indexer.serving.schedule import MaintenanceSettings
 from indexer.serving.search import answer, answering
 from indexer.serving.steps import Step, Steps, carried_out
 from indexer.serving.table import Table, View
 from indexer.settings import IndexerSettings
+from indexer.turnstile import Turnstile
 
 # Searches that one thread takes together: so many are quicker than one by one, and a single search beside them does not
 # wait long.
 _MAX_BATCH = 16
 # With more threads than these, brief searches go the way of all others: what is gained was measured on two cores.
 _FEW_THREADS = 2
+# Lists, counts, facets and exports that are worked on at once, beside searches, which must find a core: at most, and
+# otherwise half as many as may search.
+_MOST_READING = 4
 # By L2, vectors of different lengths are harder to find: see ``GraphSettings``. Of lengths that spread by 20 %, 5,000 ×
 # 512, 0.987 of the nearest 10 were found with the width that suits the cosine, 0.991 with this many times that.
 _WIDER_BY_L2 = 4 / 3
@@ -43,8 +48,12 @@ class Engine:
         count = settings.search_threads or cores()
         self._settings = settings
         self._jobs = count
-        self.threads = ThreadPoolExecutor(count, "search")
+        self._searching = ThreadPoolExecutor(count, "search")
         self._brief = ThreadPoolExecutor(min(count, _FEW_THREADS), "brief")
+        reading = min(max(1, count // 2), _MOST_READING)
+        self._reading = ThreadPoolExecutor(reading, "read")
+        turnstile = Turnstile(reading, settings.read_queue, "LIKENESS_READ_QUEUE")
+        self.threads = ReadThreads(self._searching, self._reading, turnstile)
         self._background = ThreadPoolExecutor(4, "maintenance")
         self._builder = Builder()
         self.mask_bytes = settings.mask_cache_mb * 2**20
@@ -81,7 +90,7 @@ class Engine:
         return Batcher(
             lambda: serving.view,
             partial(self._in_thread, serving),
-            self.threads,
+            self._searching,
             jobs=self._jobs,
             max_batch=_MAX_BATCH,
             max_waiting=self._settings.search_queue,
@@ -162,6 +171,6 @@ class Engine:
 
     def close(self) -> None:
         """Ends the threads, once what they are at is done."""
-        for threads in (self.threads, self._brief, self._background):
+        for threads in (self._searching, self._brief, self._reading, self._background):
             threads.shutdown()
         self._builder.close()

@@ -1,9 +1,7 @@
 # ruff: noqa: ARG002 (the collection is the one that it was made for)
 """Reads of one collection, answered from memory."""
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import replace
 from typing import TypeVar
 
@@ -19,6 +17,7 @@ from indexer.scan import Batch, Scan
 from indexer.serving.batcher import Batcher
 from indexer.serving.collection import ServingCollection
 from indexer.serving.facets import facets
+from indexer.serving.reading import ReadThreads
 from indexer.serving.table import Bools, View
 
 Answer = TypeVar("Answer")
@@ -27,13 +26,13 @@ Answer = TypeVar("Answer")
 class MemoryReader:
     """Reads a serving collection. What takes longer than a moment runs in a thread, on one view."""
 
-    def __init__(self, serving: ServingCollection, batcher: Batcher[View], threads: Executor) -> None:
+    def __init__(self, serving: ServingCollection, batcher: Batcher[View], threads: ReadThreads) -> None:
         """A reader.
 
         Args:
             serving: what it reads.
             batcher: answers searches.
-            threads: for the rest.
+            threads: do the rest.
         """
         self._serving = serving
         self._batcher = batcher
@@ -57,18 +56,19 @@ class MemoryReader:
         """See ``Reader``."""
         row_of = self._serving.table.row_of
         rows = [row for item_id in ids if (row := row_of.get(item_id)) is not None]
+        view = self._serving.view  # in which these are the rows
         # Vectors are behind the graph's lock, which the event loop must not wait for.
         if fields.vector:
-            items = await self._on_view(lambda view: view.items(rows, fields))
+            items = await self._threads.briefly(lambda: view.items(rows, fields))
         else:
-            items = self._serving.view.items(rows, fields)
+            items = view.items(rows, fields)
         return {item.id: item for item in items}
 
     async def count(self, collection: Collection, where: Node | None) -> int:
         """See ``Reader``."""
         if where is None:
             return self._serving.view.live_count
-        return await self._on_view(lambda view: int(np.count_nonzero(_alive(view, where))))
+        return await self._in_turn(lambda view: int(np.count_nonzero(_alive(view, where))))
 
     async def page(self, collection: Collection, listing: Listing, fields: Fields) -> Page:
         """See ``Reader``."""
@@ -83,16 +83,17 @@ class MemoryReader:
                 _, after = view.orders.page(alive, replace(listing, size=kept))
             return Page(items[:kept], after)
 
-        return await self._on_view(read)
+        return await self._in_turn(read)
 
     async def scan(self, collection: Collection, where: Node | None, after: str, fields: Fields) -> Scan:
-        """See ``Reader``."""
+        """See ``Reader``. Never refused: a backup must not fail because others list."""
 
-        def begin(view: View) -> Scan:
+        def begin() -> Scan:
+            view = self._serving.view
             rows = view.orders.by_id(_alive(view, where), after)
-            return scans.of_rows(rows, lambda part: _batch(view, part, fields), self._threads)
+            return scans.of_rows(rows, lambda part: _batch(view, part, fields), self._threads.in_line)
 
-        return await self._on_view(begin)
+        return await self._threads.in_line(begin)
 
     async def facets(
         self, collection: Collection, where: Node | None, wanted: Mapping[str, int]
@@ -103,10 +104,11 @@ class MemoryReader:
             alive = _alive(view, where)
             return int(np.count_nonzero(alive)), facets(view.columns, alive, wanted)
 
-        return await self._on_view(read)
+        return await self._in_turn(read)
 
-    async def _on_view(self, read: Callable[[View], Answer]) -> Answer:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, read, self._serving.view)
+    async def _in_turn(self, read: Callable[[View], Answer]) -> Answer:
+        """Reads the view of the moment when it is its turn: a wait holds no older one."""
+        return await self._threads.at_length(lambda: read(self._serving.view))
 
 
 def _alive(view: View, where: Node | None) -> Bools:

@@ -11,12 +11,13 @@ from likeness.common.v1 import error_pb2, metadata_pb2
 from chassis.errors import LikenessError
 from chassis.metadata import Plain, from_proto
 from chassis.vectors import Array
-from indexer import chroma_reader, listing
-from indexer.chroma_reader import ChromaReader, Turnstile
+from indexer import chroma_reader, chroma_rows, listing
+from indexer.chroma_reader import ChromaReader
 from indexer.collections import Collection, Metric
 from indexer.filters import AllOf, AnyOf, Comparison, Kind, Node, NoneOf, Op
 from indexer.reads import After, Fields, Item, Listing, Search
 from indexer.scoring import OF_METRIC, Scoring, distances, scores
+from indexer.turnstile import Turnstile
 from tests.unit.indexer.conftest import Connected
 from tests.unit.indexer.model import facets, ordered, page, true_for
 from tests.unit.indexer.strategies import KEYS, nodes
@@ -47,7 +48,7 @@ class Pool:
         self.connected = connected
         self.collection = connected.collection(f"reader-{metric.value}", metric, DIMENSION)
         connected.upsert(self.collection, *self.items.values())
-        self.reader = ChromaReader(connected.store, Turnstile(4, 128))
+        self.reader = ChromaReader(connected.store, Turnstile(4, 128, "A_SETTING"))
 
     @property
     def metadata(self) -> dict[str, dict[str, Plain]]:
@@ -196,6 +197,25 @@ def test_searches_find_what_looking_at_every_item_finds(
             assert (row.item.vector is not None) is fields.vector
 
 
+def test_what_is_equal_scores_enough_for_the_greatest_least_score(pool: Pool) -> None:
+    """Of many stored vectors Chroma says that they are nearly like themselves."""
+    asked = [
+        Search(unit(item.vector), None, 1, 0, 1.0, Scoring.COSINE, 1) for i, item in pool.items.items() if i >= "i020"
+    ]
+    found = pool.connected.loop.run(pool.reader.search(pool.collection, asked, Fields()))
+    assert [[(row.item.id, row.score) for row in rows] for rows in found] == [
+        [(i, 1.0)] for i in pool.items if i >= "i020"
+    ]
+
+
+@pytest.mark.parametrize("metric", [Metric.COSINE, Metric.INNER_PRODUCT])
+def test_distances_of_chroma_that_make_one_score_as_it_is_sent_are_equal(metric: Metric) -> None:
+    away = np.float32(0.01)
+    near = np.nextafter(away, np.float32(0))
+    one, other = chroma_rows.scores([away, near], metric)
+    assert one == other == np.float32(0.99)
+
+
 def test_items_are_fetched_with_what_is_asked_for(pool: Pool) -> None:
     fetched = pool.connected.loop.run(pool.reader.fetch(pool.collection, ["i001", "none"], Fields(vector=True)))
     assert list(fetched) == ["i001"]
@@ -241,7 +261,7 @@ def test_a_filter_that_chroma_cannot_answer_is_refused_by_name(pool: Pool) -> No
 def test_a_collection_that_is_gone_is_said_to_be(connected: Connected) -> None:
     gone: Collection = connected.collection("reader-gone", Metric.L2, 2)
     connected.loop.run(connected.store.drop("reader-gone"))
-    reader = ChromaReader(connected.store, Turnstile(4, 128))
+    reader = ChromaReader(connected.store, Turnstile(4, 128, "A_SETTING"))
     search = Search(np.ones(2, np.float32), None, 1, 0, None, Scoring.L2, 1)
     for work in (reader.search(gone, [search], Fields()), reader.count(gone, None)):
         with pytest.raises(LikenessError) as caught:

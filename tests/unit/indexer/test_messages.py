@@ -1,8 +1,10 @@
 """Messages of the contract ↔ values, and what is refused on the way."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pytest
@@ -230,6 +232,51 @@ def test_answers_stand_in_order_with_hits_or_an_error() -> None:
     assert failed.error.reason == error_pb2.REASON_ITEM_NOT_FOUND
     assert not failed.hits
     assert empty == pb.QueryResult()
+
+
+# --- large answers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def built_in(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+    """The threads in which answers have been put together."""
+    threads: list[threading.Thread] = []
+
+    def watch(module: Any, name: str) -> None:
+        build = getattr(module, name)
+
+        def watched(*args: Any) -> Any:
+            threads.append(threading.current_thread())
+            return build(*args)
+
+        monkeypatch.setattr(module, name, watched)
+
+    watch(query_messages, "response")
+    watch(item_messages, "found_response")
+    return threads
+
+
+SMALL = StoredItem("x", None, metadata.to_proto({"a": "b" * 50}).SerializeToString())
+BIG = StoredItem("x", None, metadata.to_proto({"a": "b" * 60_000}).SerializeToString())
+
+
+@pytest.mark.parametrize(("item", "count", "aside"), [(SMALL, 10, False), (SMALL, 600, True), (BIG, 10, True)])
+async def test_a_large_answer_is_put_together_in_a_thread_and_a_usual_one_at_once(
+    built_in: list[threading.Thread], item: StoredItem, count: int, aside: bool
+) -> None:
+    row, failed = Row(item, 0.5, 0.5), LikenessError(error_pb2.REASON_ITEM_NOT_FOUND, "gone")
+    hits = await query_messages.respond(collection_of(), [[row] * (count - 5), failed, [row] * 5])
+    assert hits == query_messages.response(collection_of(), [[row] * (count - 5), failed, [row] * 5])
+    found = await item_messages.respond_found(["x"] * count, {"x": item})
+    assert (len(found.items), found.items[-1].metadata) == (count, item_messages.item_message(item).metadata)
+    assert [thread is not threading.current_thread() for thread in built_in] == [aside, False, aside]
+
+
+@pytest.mark.usefixtures("built_in")
+async def test_a_large_answer_that_fits_no_message_is_refused_all_the_same() -> None:
+    with pytest.raises(LikenessError) as caught:
+        await item_messages.respond_found(["x"] * 900, {"x": BIG})
+    assert caught.value.reason == error_pb2.REASON_BATCH_TOO_LARGE
 
 
 # --- answers too large for a message --------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from chassis.vectors import Array
 from indexer import scan
-from indexer.chroma_reader import ChromaReader, Turnstile
+from indexer.chroma_reader import ChromaReader
 from indexer.collections import Collection, Metric
 from indexer.commit import Committer
 from indexer.filters import Comparison, Kind, Op
@@ -24,8 +24,10 @@ from indexer.serving.batcher import Batcher
 from indexer.serving.collection import ServingCollection
 from indexer.serving.planner import Planner, PlannerSettings
 from indexer.serving.reader import MemoryReader
+from indexer.serving.reading import ReadThreads
 from indexer.serving.table import View
 from indexer.surroundings import Surroundings
+from indexer.turnstile import Turnstile
 from indexer.writes import Written
 from tests.unit.indexer.conftest import Connected
 from tests.unit.indexer.serving.tables import DIMENSION, collection, filled, items
@@ -51,7 +53,7 @@ def reader(serving: ServingCollection) -> Iterator[MemoryReader]:
             max_batch=1,
             max_waiting=1,
         )
-        yield MemoryReader(serving, batcher, threads)
+        yield MemoryReader(serving, batcher, ReadThreads(threads, threads, Turnstile(1, 0, "A_SETTING")))
 
 
 async def read(
@@ -152,7 +154,7 @@ class FromChroma:
         self.items = [Item(f"i{n:03}é", vector(rng), {"width": n, "text": "x" * 500}) for n in range(600)]
         self.collection: Collection = connected.collection("scanned", Metric.L2, DIMENSION)
         connected.upsert(self.collection, *self.items)
-        self.reader = ChromaReader(connected.store, Turnstile(1, 0))
+        self.reader = ChromaReader(connected.store, Turnstile(1, 0, "A_SETTING"))
 
 
 def vector(rng: np.random.Generator) -> Array:

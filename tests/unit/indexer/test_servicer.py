@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from chassis.errors import LikenessError
 from indexer import catalog
 from indexer.catalog import Collections
-from indexer.chroma_reader import ChromaReader, Turnstile
+from indexer.chroma_reader import ChromaReader
 from indexer.collection_servicer import CollectionRpcs
 from indexer.collections import Metric
 from indexer.deleted import STORE_NAME
@@ -23,6 +23,7 @@ from indexer.registry import Registry
 from indexer.servicing import Context, Sole
 from indexer.settings import IndexerSettings
 from indexer.store import ChromaStore
+from indexer.turnstile import Turnstile
 from indexer.writers import Writers
 from tests.unit.indexer.held_store import HeldStore
 from tests.unit.indexer.shelf import Shelf
@@ -43,7 +44,7 @@ class Indexer:
         self.shelf = Shelf()
         self.collections = Collections(self.shelf)
         store = ChromaStore({}, 1)
-        reader = ChromaReader(store, Turnstile(1, 1))
+        reader = ChromaReader(store, Turnstile(1, 1, "A_SETTING"))
         settings, metrics = IndexerSettings(), Metrics(CollectorRegistry())
         self.writers = Writers(HeldStore(), 64, 1024)
         upgrade = self.collections.upgrade

@@ -21,7 +21,9 @@ from indexer.reads import Item, Reader
 from indexer.serving.collection import ServingCollection
 from indexer.serving.graph import GraphSettings
 from indexer.serving.reader import MemoryReader
+from indexer.serving.reading import ReadThreads
 from indexer.serving.table import Table, View
+from indexer.turnstile import Turnstile
 from indexer.writes import Mirror, Written
 
 DIMENSION = 6
@@ -121,7 +123,8 @@ class World:
 
     # What the archive sees.
     def reader(self, collection: Collection) -> Reader:
-        return MemoryReader(self.serving[collection.uid], cast(Any, None), self.threads)
+        threads = ReadThreads(self.threads, self.threads, Turnstile(1, 0, "A_SETTING"))
+        return MemoryReader(self.serving[collection.uid], cast(Any, None), threads)
 
     def mirror_of(self, collection: Collection) -> Mirror | None:
         return None if "chroma" in collection.name else self.serving[collection.uid]

@@ -63,7 +63,7 @@ class Served:
     @property
     def in_search_thread(self) -> bool:
         """Whether one has gone where larger ones go."""
-        return bool(self.engine.threads._threads)
+        return bool(self.engine._searching._threads)
 
     def counted(self, path: str) -> float | None:
         return self.registry.get_sample_value("likeness_indexer_queries_total", {"path": path})
