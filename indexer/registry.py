@@ -12,18 +12,19 @@ import structlog
 from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
+from indexer.budget import Budget
 from indexer.collections import Collection, NewerCollection
 from indexer.metrics import Metrics
 from indexer.patience import patiently
 from indexer.reads import Reader
-from indexer.served import OverBudgetError, Served, estimate, over_budget, status_of
+from indexer.served import OverBudgetError, Served, estimate, expected, over_budget, status_of
 from indexer.serving import snapshot
 from indexer.serving.collection import ServingCollection
 from indexer.serving.engine import Engine
 from indexer.serving.loader import load
 from indexer.serving.maintenance import Maintenance
 from indexer.serving.reader import MemoryReader
-from indexer.serving.table import StoppedError
+from indexer.serving.table import StoppedError, Table
 from indexer.settings import IndexerSettings, Reads
 from indexer.status import CollectionStatus, Mode, Status
 from indexer.store import ChromaStore
@@ -60,18 +61,13 @@ class Registry:
 
     def __post_init__(self) -> None:
         self._engine = Engine(self.settings, self.metrics)
-        self._budget = self.settings.memory_budget_bytes
-        self.metrics.budget(self._budget)
+        self._budget = Budget(self.settings.memory_budget_bytes, self._served)
+        self.metrics.budget(self._budget.most)
 
     @property
     def needs_store(self) -> bool:
         """Whether reads of some collection are answered by Chroma."""
         return any(served.mode is not Mode.MEMORY for served in self._served.values())
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the collections in memory take, estimated."""
-        return sum(served.nbytes for served in self._served.values())
 
     async def load(self, collections: Sequence[Collection | NewerCollection]) -> None:
         """Brings into memory what belongs there, the smallest first; returns when reads of all are complete.
@@ -132,23 +128,24 @@ class Registry:
     def admit(self, collection: Collection, items: int) -> None:
         """Makes sure that there is memory for so many more items.
 
-        With LIKENESS_READS=auto the largest collection is served from Chroma from then on, where there is none.
+        With LIKENESS_READS=auto the largest is served from Chroma from then on where clearing dead rows is not enough.
 
         Raises:
-            LikenessError: MEMORY_FULL, with LIKENESS_READS=memory.
+            LikenessError: MEMORY_FULL, with LIKENESS_READS=memory; OVERLOADED: not before dead rows are cleared away.
         """
         served = self._served.get(collection.uid)
         if served is None or served.serving is None:
             return
-        used, more = self.nbytes, items * estimate(collection)
-        if used + more <= self._budget or not self.store.connected:
+        budget, more = self._budget, items * estimate(collection)
+        if budget.used + more <= budget.most or not self.store.connected:
             return
         if self.settings.reads is Reads.MEMORY:
-            for each in self._served.values():
-                if each.maintenance is not None:
-                    each.maintenance.make_room()
-            raise self._memory_full(used)
-        self._evict(max(self._served.values(), key=lambda each: each.nbytes), over_budget(self._budget))
+            budget.clear()
+            raise budget.full()
+        if not budget.make_room(more):
+            self._evict(budget.largest(), over_budget(budget.most))
+        elif budget.used + more > budget.utmost:
+            raise budget.crowded()
 
     async def count_newer(self, collection: NewerCollection) -> int:
         """How many items there are in a collection that a newer release wrote."""
@@ -205,10 +202,11 @@ class Registry:
         """
         if self.settings.reads is Reads.CHROMA:
             return None
-        used, more = self.nbytes + sum(self._staged.values()), items * estimate(collection)
-        if used + more > self._budget:
-            if self.settings.reads is Reads.MEMORY:
-                raise self._memory_full(used)
+        more, staged = items * estimate(collection), sum(self._staged.values())
+        if self.settings.reads is Reads.MEMORY:
+            if self._budget.used + staged + more > self._budget.most:
+                raise self._budget.full(staged)
+        elif not self._budget.make_room(staged + more):
             return None
         self._staged[collection.uid] = more
         return ServingCollection(collection, self._engine.table(collection), 0)
@@ -216,7 +214,7 @@ class Registry:
     def complete(self, collection: Collection, serving: ServingCollection | None) -> None:
         """A collection that was staged is complete: it is served from now on."""
         self._staged.pop(collection.uid, None)
-        why = "LIKENESS_READS is chroma" if self.settings.reads is Reads.CHROMA else over_budget(self._budget)
+        why = "LIKENESS_READS is chroma" if self.settings.reads is Reads.CHROMA else over_budget(self._budget.most)
         served = self._served[collection.uid] = Served(collection, Mode.CHROMA, why)
         if serving is not None:
             self._serve(served, serving)
@@ -241,8 +239,8 @@ class Registry:
         """What the indexer is doing."""
         return Status(
             store_available=self.store.connected,
-            memory_bytes=self.nbytes,
-            memory_budget_bytes=self._budget,
+            memory_bytes=self._budget.used,
+            memory_budget_bytes=self._budget.most,
             collections=[status_of(served) for served in self._served.values()],
         )
 
@@ -264,15 +262,23 @@ class Registry:
         if self.settings.reads is Reads.CHROMA:
             served.mode, served.reason = Mode.CHROMA, "LIKENESS_READS is chroma"
             return
-        began = time.monotonic()
+        began, budget, bounded = time.monotonic(), self._budget, self.settings.reads is Reads.AUTO
 
-        def progress(loaded: int, total: int) -> None:
-            served.loaded, served.total = loaded, total
-            if self.settings.reads is Reads.AUTO and self.nbytes + total * estimate(collection) > self._budget:
+        def require(nbytes: int) -> None:
+            if bounded and not budget.fits(nbytes):
                 raise OverBudgetError
 
+        def progress(loaded: int, total: int, table: Table) -> None:
+            served.loaded, served.total = loaded, total
+            require(expected(collection, table, total))
+
+        def may_read(nbytes: int, rows: int) -> bool:
+            require(nbytes * count // max(rows, 1))
+            return not bounded or budget.used + nbytes <= budget.utmost
+
+        served.total = count
         try:
-            progress(0, count)
+            require(count * estimate(collection))
             if self.told is None:
                 await patiently(partial(self.upgrade, collection))
             told = None if self.told is None else await patiently(partial(self.told, collection))
@@ -284,10 +290,11 @@ class Registry:
                     graph=self._engine.graph_settings(collection),
                     mask_bytes=self._engine.mask_bytes,
                     progress=progress,
+                    may_read=may_read,
                 )
             )
         except OverBudgetError:
-            served.mode, served.reason = Mode.CHROMA, over_budget(self._budget)
+            served.mode, served.reason = Mode.CHROMA, over_budget(budget.most)
             log.warning("collection is served from Chroma", collection=collection.name, why=served.reason)
             return
         except Exception as error:  # which keeps no other collection from being served
@@ -300,8 +307,8 @@ class Registry:
         if told is not None:
             loaded.serving.watermark = min(loaded.serving.watermark, told)
         self._serve(served, loaded.serving)
-        if self.settings.reads is Reads.AUTO and self.nbytes > self._budget:
-            self._evict(served, over_budget(self._budget))
+        if bounded and not budget.make_room(0):
+            self._evict(served, over_budget(budget.most))
 
     def _serve(self, served: Served, serving: ServingCollection) -> None:
         """Serves from memory from now on."""
@@ -328,18 +335,11 @@ class Registry:
         if folder is not None:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
-    def _memory_full(self, used: int) -> LikenessError:
-        return LikenessError(
-            error_pb2.REASON_MEMORY_FULL,
-            f"the collections in memory take {used >> 20:,} MiB of {self._budget >> 20:,}; raise "
-            "LIKENESS_MEMORY_BUDGET_MB, delete collections or items (whose room comes back with the next rebuild), "
-            "or set LIKENESS_READS to auto or chroma",
-        )
-
     def keep_in_budget(self) -> None:
         """Makes room where another indexer writes: nothing can be refused there. To be called now and then."""
-        if self.told is not None and self.nbytes > self._budget:
-            self._evict(max(self._served.values(), key=lambda each: each.nbytes), over_budget(self._budget))
+        budget = self._budget
+        if self.told is not None and not (budget.make_room(0) and budget.used <= budget.utmost):
+            self._evict(budget.largest(), over_budget(budget.most))
 
     def _forget_others(self, uids: set[str]) -> None:
         """Removes the snapshots of collections that are no more."""

@@ -6,6 +6,7 @@ from indexer.collections import Collection
 from indexer.serving.collection import ServingCollection
 from indexer.serving.maintenance import Maintenance
 from indexer.serving.reader import MemoryReader
+from indexer.serving.table import Table
 from indexer.status import CollectionStatus, Mode
 
 # What an item takes beside its vector: its id, a few keys of metadata and its links in the graph.
@@ -29,6 +30,13 @@ class Served:
     def nbytes(self) -> int:
         """Bytes it takes in memory."""
         return 0 if self.serving is None else self.serving.table.nbytes
+
+    @property
+    def live_nbytes(self) -> int:
+        """Bytes it will take once its dead rows have been cleared away, if they can be."""
+        if self.serving is None or self.maintenance is None or not self.maintenance.clears:
+            return self.nbytes
+        return _live_nbytes(self.serving.table)
 
 
 def status_of(served: Served) -> CollectionStatus:
@@ -58,6 +66,18 @@ class OverBudgetError(Exception):
 def estimate(collection: Collection) -> int:
     """Bytes that an item takes in memory, before it is known."""
     return 4 * collection.fingerprint.dimension + _BESIDE_VECTOR
+
+
+def expected(collection: Collection, table: Table, total: int) -> int:
+    """Bytes that so many items will take in memory, some of which a table has already."""
+    there = table.view.live_count
+    held = _live_nbytes(table) * min(there, total) // max(there, 1)
+    return held + max(total - there, 0) * estimate(collection)
+
+
+def _live_nbytes(table: Table) -> int:
+    """Bytes that a table takes for its live rows: about what is left of it when it is built anew."""
+    return table.nbytes * table.view.live_count // max(table.view.count, 1)
 
 
 def over_budget(budget: int) -> str:

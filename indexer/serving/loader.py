@@ -43,7 +43,10 @@ LATE_US = 5_000_000
 # when it comes from the writer, and the newest of what is loaded are put there.
 _SAMPLED_LAST, _SAMPLED = 128, 128
 
-Progress = Callable[[int, int], None]
+# How many items are in memory and how many there are, and the table that has them.
+Progress = Callable[[int, int, Table], None]
+# The bytes and the rows of a snapshot's files → whether it is read.
+MayRead = Callable[[int, int], bool]
 
 
 class LoadStore(Protocol):
@@ -78,7 +81,14 @@ class Loaded:
 
 
 async def load(
-    store: LoadStore, collection: Collection, *, folder: Path, graph: GraphSettings, mask_bytes: int, progress: Progress
+    store: LoadStore,
+    collection: Collection,
+    *,
+    folder: Path,
+    graph: GraphSettings,
+    mask_bytes: int,
+    progress: Progress,
+    may_read: MayRead,
 ) -> Loaded:
     """Brings a collection into memory; when it returns, reads are complete.
 
@@ -90,12 +100,19 @@ async def load(
         folder: of its snapshots.
         graph: how its graph is made.
         mask_bytes: most bytes of remembered filters.
-        progress: called with how many items are in memory and how many there are; what it raises ends the load.
+        progress: called with how many items are in memory and how many there are, and the table; what it raises ends
+            the load.
+        may_read: asked before a snapshot is read; likewise.
 
     Raises:
         LikenessError: what the store raises.
     """
-    kept = await asyncio.to_thread(snapshot.read, folder, collection, graph)
+    size = await asyncio.to_thread(snapshot.size, folder, collection, graph)
+    kept = None
+    if size is None or may_read(*size):
+        kept = await asyncio.to_thread(snapshot.read, folder, collection, graph)
+    else:
+        log.warning("snapshot refused", collection=collection.name, why="with its dead rows it would not fit memory")
     if kept is not None:
         restored = await asyncio.to_thread(_restored, collection, graph, mask_bytes, kept)
         del kept
@@ -148,7 +165,7 @@ async def _follow(store: LoadStore, serving: ServingCollection, progress: Progre
             return None
         wanted += changed
     total = len(there.keys() | set(wanted))
-    steps = _Steps(collection, progress, total - len(wanted), total)
+    steps = _Steps(serving, progress, total - len(wanted), total)
     newest: list[StoredRecord] = []
     async with aclosing(pages(store, collection, wanted)) as read:
         async for asked, records in read:
@@ -242,16 +259,16 @@ async def _read(store: LoadStore, collection: Collection, ids: Sequence[str]) ->
 class _Steps:
     """Says how far a load is: always to whoever asked, to the log at every tenth of it."""
 
-    def __init__(self, collection: Collection, progress: Progress, loaded: int, total: int) -> None:
-        self._collection, self._progress = collection, progress
+    def __init__(self, serving: ServingCollection, progress: Progress, loaded: int, total: int) -> None:
+        self._serving, self._progress = serving, progress
         self._loaded, self._total = loaded, total
         self._tenths = 0
-        progress(loaded, total)
+        progress(loaded, total, serving.table)
 
     def done(self, items: int) -> None:
         self._loaded += items
-        self._progress(self._loaded, self._total)
+        self._progress(self._loaded, self._total, self._serving.table)
         tenths = 10 * self._loaded // self._total
         if tenths > self._tenths and self._total > _PAGE:
             self._tenths = tenths
-            log.info("loading", collection=self._collection.name, items=self._loaded, of=self._total)
+            log.info("loading", collection=self._serving.collection.name, items=self._loaded, of=self._total)

@@ -17,7 +17,6 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
@@ -29,7 +28,7 @@ from indexer.serving import probe, snapshot
 from indexer.serving.builder import Builder
 from indexer.serving.collection import ServingCollection
 from indexer.serving.graph import GraphSettings
-from indexer.serving.schedule import Job, MaintenanceSettings
+from indexer.serving.schedule import Job, MaintenanceSettings, Renewal
 from indexer.serving.table import StoppedError, Table, View
 
 log = structlog.get_logger()
@@ -54,22 +53,6 @@ class Observer(Protocol):
 
     def snapshot(self, result: Literal["written", "failed"]) -> None:
         """A snapshot was written, or could not be."""
-
-
-@dataclass(eq=False)
-class _Renewal:
-    """A table built anew that somebody waits for."""
-
-    graph: GraphSettings
-    done: asyncio.Future[None]
-
-    def succeed(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
-
-    def fail(self, error: Exception) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
 
 
 class Maintenance:
@@ -122,7 +105,7 @@ class Maintenance:
         self._snapshot_took = 0.0
         self._stopping = False
         self._room_wanted = False
-        self._renewals: list[_Renewal] = []
+        self._renewals: list[Renewal] = []
         self._saving_turn = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._rebuilding: asyncio.Task[None] | None = None
@@ -138,6 +121,11 @@ class Maintenance:
     def start(self) -> None:
         """Begins."""
         self._task = asyncio.create_task(self._run(), name=f"maintenance of {self._name}")
+
+    @property
+    def clears(self) -> bool:
+        """Whether dead rows are cleared away when that is asked for: not while it fails, for want of memory say."""
+        return not (self._stopping or self._rebuild.failures)
 
     def make_room(self) -> None:
         """Has dead rows cleared away, however few."""
@@ -156,7 +144,7 @@ class Maintenance:
         """
         if self._stopping:
             raise StoppedError
-        self._renewals.append(renewal := _Renewal(graph, asyncio.get_running_loop().create_future()))
+        self._renewals.append(renewal := Renewal(graph, asyncio.get_running_loop().create_future()))
         self._rebuild.not_before = 0.0
         self._serving.changed.set()
         await renewal.done

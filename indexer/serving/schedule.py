@@ -1,7 +1,10 @@
 """When maintenance does what."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+
+from indexer.serving.graph import GraphSettings
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,26 @@ class Job:
     work: Callable[[], Awaitable[None]]
     failures: int = 0
     not_before: float = 0.0
+
+
+@dataclass(eq=False)
+class Renewal:
+    """A table built anew that somebody waits for.
+
+    Attributes:
+        graph: how its graph is made.
+        done: what they wait for.
+    """
+
+    graph: GraphSettings
+    done: asyncio.Future[None]
+
+    def succeed(self) -> None:
+        """It is what reads see now."""
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """It could not be built, or is not wanted any more."""
+        if not self.done.done():
+            self.done.set_exception(error)

@@ -89,6 +89,22 @@ def write(folder: Path, collection: Collection, graph: GraphSettings, snapshot: 
     return size
 
 
+def size(folder: Path, collection: Collection, graph: GraphSettings) -> tuple[int, int] | None:
+    """The bytes and the rows of the newest snapshot of such a collection, as its manifest has them. Runs in a thread.
+
+    Returns:
+        None: there is none.
+    """
+    for path in reversed(_finished(folder)):
+        try:
+            manifest = _manifest(path / MANIFEST)
+        except _RefusedError:
+            continue
+        if all(manifest.get(name) == value for name, value in _identity(collection, graph).items()):
+            return sum(file["bytes"] for file in manifest["files"].values()), manifest["rows"]
+    return None
+
+
 def read(folder: Path, collection: Collection, graph: GraphSettings) -> Snapshot | None:
     """Reads the newest snapshot that is whole. Takes long; runs in a thread.
 

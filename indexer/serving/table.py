@@ -178,7 +178,8 @@ class Table:
     def nbytes(self) -> int:
         """Bytes it takes, estimated."""
         lengths = 0 if self._lengths is None else self._lengths.nbytes
-        arrays = self._graph.nbytes + self._tail.nbytes + lengths + self._columns.nbytes + self.view.live.nbytes
+        # Of the tail what is filled: its room for what is to come, up to as much again, takes nothing until it is used.
+        arrays = self._graph.nbytes + self._tail.values.nbytes + lengths + self._columns.nbytes + self.view.live.nbytes
         return arrays + self._masks.nbytes + self._orders.nbytes + self._text_bytes
 
     def state(self) -> TableState:

@@ -17,6 +17,7 @@ from indexer.serving import snapshot
 from indexer.serving.loader import Loaded, LoadStore, load
 from indexer.serving.snapshot import MANIFEST, Snapshot
 from indexer.serving.snapshot_files import FILES
+from indexer.serving.table import Table
 from indexer.writes import StoredRecord
 from tests.unit.indexer.conftest import Connected
 from tests.unit.indexer.serving.tables import (
@@ -77,7 +78,15 @@ def kept(count: int) -> Kept:
 
 
 async def loaded(store: LoadStore, folder: Path, of: Collection = COLLECTION) -> Loaded:
-    return await load(store, of, folder=folder, graph=GRAPH, mask_bytes=MASK_BYTES, progress=lambda *_: None)
+    return await load(
+        store,
+        of,
+        folder=folder,
+        graph=GRAPH,
+        mask_bytes=MASK_BYTES,
+        progress=lambda *_: None,
+        may_read=lambda *_: True,
+    )
 
 
 async def save(store: LoadStore, folder: Path, of: Collection = COLLECTION) -> None:
@@ -98,20 +107,21 @@ def assert_equal(found: Loaded, store: Kept) -> None:
 
 async def test_without_a_snapshot_everything_is_read(tmp_path: Path) -> None:
     store = kept(1000)
-    steps: list[tuple[int, int]] = []
+    steps: list[tuple[int, int, int]] = []
     found = await load(
         store,
         COLLECTION,
         folder=tmp_path,
         graph=GRAPH,
         mask_bytes=MASK_BYTES,
-        progress=lambda *step: steps.append(step),
+        progress=lambda loaded, total, table: steps.append((loaded, total, table.view.live_count)),
+        may_read=lambda *_: True,
     )
     assert_equal(found, store)
     assert (found.from_snapshot, found.read, found.serving.changed_rows) == (False, 1000, 1000)
     assert len(found.serving.view.tail) == 1000
-    assert steps[0] == (0, 1000)
-    assert steps[-1] == (1000, 1000)
+    assert steps[0] == (0, 1000, 0)
+    assert steps[-1] == (1000, 1000, 1000 - 128)  # the newest come last
     assert steps == sorted(steps)
     assert store.most_under_way == 2
 
@@ -253,15 +263,51 @@ async def test_a_store_that_fails_fails_the_load_and_leaves_no_request_behind(tm
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+async def test_a_snapshot_is_read_only_by_leave(tmp_path: Path) -> None:
+    store = kept(300)
+    await save(store, tmp_path)
+    asked: list[tuple[int, int]] = []
+
+    def refuse(nbytes: int, rows: int) -> bool:
+        asked.append((nbytes, rows))
+        return False
+
+    found = await load(
+        store,
+        COLLECTION,
+        folder=tmp_path,
+        graph=GRAPH,
+        mask_bytes=MASK_BYTES,
+        progress=lambda *_: None,
+        may_read=refuse,
+    )
+    assert_equal(found, store)
+    assert not found.from_snapshot
+    files = sum((tmp_path / "00000001" / name).stat().st_size for name in FILES)
+    assert asked == [(files, 300)]
+    for other in (collection(key="made anew"), collection(digest="b2")):
+        assert snapshot.size(tmp_path, other, GRAPH) is None
+    damage(tmp_path / "00000001" / MANIFEST)
+    assert snapshot.size(tmp_path, COLLECTION, GRAPH) is None
+
+
 async def test_whoever_is_told_of_the_progress_may_end_the_load(tmp_path: Path) -> None:
     full = LikenessError(error_pb2.REASON_MEMORY_FULL, "too large")
 
-    def check(done: int, total: int) -> None:
+    def check(done: int, total: int, table: Table) -> None:
         if done > 500:
             raise full
 
     with pytest.raises(LikenessError) as raised:
-        await load(kept(1000), COLLECTION, folder=tmp_path, graph=GRAPH, mask_bytes=MASK_BYTES, progress=check)
+        await load(
+            kept(1000),
+            COLLECTION,
+            folder=tmp_path,
+            graph=GRAPH,
+            mask_bytes=MASK_BYTES,
+            progress=check,
+            may_read=lambda *_: True,
+        )
     assert raised.value is full
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
