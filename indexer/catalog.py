@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 from likeness.common.v1 import error_pb2
@@ -14,6 +15,7 @@ from indexer import deleted
 from indexer.alias_changes import AliasChanges
 from indexer.collections import (
     DEFAULT_HNSW,
+    PREFIX,
     SCHEMA_VERSION,
     STAMPED_SCHEMA,
     Collection,
@@ -21,32 +23,38 @@ from indexer.collections import (
     Hnsw,
     Metric,
     NewerCollection,
+    StoredCollection,
+    made_anew,
     not_found,
     readable,
     to_metadata,
 )
 from indexer.generations import Generations
+from indexer.leftovers import Leftovers
 from indexer.listed import DROPPED
 from indexer.namespace import copy_name, exists, new
 
 log = structlog.get_logger()
 
-_TRY_AGAIN_S = 1.0
 
 # Of what is addressed without being a collection that this release reads.
 _NOTHING = Fingerprint("", "", 0)
 _NEVER = datetime.fromtimestamp(0, UTC)
 
 
-class Collections(AliasChanges, Generations):
+class Collections(AliasChanges, Generations, Leftovers):
     """The collections of one store, remembered once read."""
 
     @asynccontextmanager
-    async def use(self, name: str) -> AsyncIterator[Collection]:
+    async def use(self, name: str, uid: str = "") -> AsyncIterator[Collection]:
         """The collection of that name or alias, for as long as something is done with it.
 
         It is not deleted meanwhile, unless that takes long. If the store says that there is no such collection
         (somebody deleted it there), it is forgotten.
+
+        Args:
+            name: it.
+            uid: of the collection that is meant; empty: whichever has the name.
 
         Raises:
             LikenessError: COLLECTION_NOT_FOUND, SCHEMA_UNSUPPORTED or STORE_UNAVAILABLE.
@@ -55,6 +63,8 @@ class Collections(AliasChanges, Generations):
         if found is None or found.uid in self._leaving:
             raise self._not_found(name)
         collection = readable(found)
+        if uid not in ("", collection.uid):
+            raise made_anew(collection)
         self._users[collection.uid] += 1
         try:
             yield collection
@@ -91,9 +101,7 @@ class Collections(AliasChanges, Generations):
             wanted = new(name, fingerprint, metric, hnsw, description, earlier_uids=earlier_uids)
             if name in {left.name for left in listed.left}:  # of one that was deleted, and is not gone yet
                 wanted = replace(wanted, store_name=copy_name(), schema_version=SCHEMA_VERSION)
-            stored = await self._store.create(wanted.store_name, metric, to_metadata(wanted), hnsw)
-            if stored is None:
-                raise exists(name, "exists in the store, and it is not one of Likeness's")
+            stored = await self._until_known(f"creating {name!r}", lambda: self._made(wanted))
             made = self._known[name] = replace(wanted, key=stored.key)
             return made
 
@@ -173,13 +181,15 @@ class Collections(AliasChanges, Generations):
             if (there := self._known.get(collection.name)) is None or there.uid != collection.uid:
                 raise not_found(collection.name)
             # The collection itself comes last: without it, an earlier generation would be the collection again.
-            for left in listed.left_of(collection.uid):
-                await self._drop(left.name, left.key)
+            # All are marked here, and emptied later: everybody waits for this.
             dropped, doing = {DROPPED: there.uid}, f"deleting {there.name!r}"
+            for left in listed.replaced_of(there.uid):
+                await self._until_known(doing, partial(self._store.set_apart, left.name, left.key))
             await self._until_known(doing, lambda: self._store.describe(_addressed(there), dropped))
             del self._known[collection.name]
             await self._remember_deleted(there)
-        self._drop_later(there)
+        itself = StoredCollection(there.store_name, there.key, {})
+        self._drop_later(itself, *listed.copies_of(there.uid), *listed.replaced_of(there.uid))
 
     async def list(self, after: str, size: int) -> tuple[list[Collection | NewerCollection], bool]:
         """A page of the collections, ordered by name.
@@ -205,12 +215,6 @@ class Collections(AliasChanges, Generations):
         """Of collections that were deleted, by what is known, the last first; see ``deleted``."""
         return self._deleted.uids
 
-    async def stop(self) -> None:
-        """Ends what goes on behind the callers; the next start of a writer finishes it (``recover``)."""
-        for task in self._behind:
-            task.cancel()
-        await asyncio.gather(*self._behind, return_exceptions=True)
-
     async def _remember_deleted(self, collection: Collection | NewerCollection) -> None:
         """Remembers that a collection was deleted, and what it was restored from, where no other collection is of that.
 
@@ -230,30 +234,15 @@ class Collections(AliasChanges, Generations):
             return
         self._deleted = remembered
 
-    def _drop_later(self, collection: Collection | NewerCollection) -> None:
-        """Drops what is no collection any more: of a large one, that takes minutes."""
-        task = asyncio.create_task(self._drop_patiently(collection), name=f"dropping {collection.name}")
-        self._behind.add(task)
-        task.add_done_callback(self._behind.discard)
-
-    async def _drop_patiently(self, collection: Collection | NewerCollection) -> None:
-        try:
-            while True:
-                if await self._dropped(collection):
-                    return
-                await asyncio.sleep(_TRY_AGAIN_S)
-        except Exception as error:  # of which nobody would hear
-            log.error("a deleted collection stays until the next start", collection=collection.name, exc_info=error)
-
-    async def _dropped(self, collection: Collection | NewerCollection) -> bool:
-        try:
-            await self._drop(collection.store_name, collection.key)
-        except LikenessError as error:
-            if error.reason != error_pb2.REASON_STORE_UNAVAILABLE:
-                raise
-            log.warning("a deleted collection is not gone yet", collection=collection.name, why=error.message)
-            return False
-        return True
+    async def _made(self, wanted: Collection) -> StoredCollection:
+        """Makes a collection in the store, unless an earlier attempt, whose answer was lost, has made it."""
+        name, metadata = wanted.store_name, to_metadata(wanted)
+        if (made := await self._store.create(name, wanted.metric, metadata, wanted.hnsw)) is not None:
+            return made
+        for there in await self._store.collections():
+            if there.name == name and there.metadata.get(f"{PREFIX}uid") == wanted.uid:
+                return there
+        raise exists(wanted.name, "exists in the store, and it is not one of Likeness's")
 
     async def _wait_for_users(self, collection: Collection | NewerCollection) -> None:
         if not self._users[collection.uid]:

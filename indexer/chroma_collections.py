@@ -103,7 +103,7 @@ class ChromaCollections:
             key: its id; what has the name and another id is left alone. None: whatever has the name.
         """
         if key is not None:
-            name = await self._apart(name, key)
+            name = await self.set_apart(name, key)
         await self._drop(name, self._before_request)
 
     async def _drop(self, name: str, before_request: Callable[[], Awaitable[None]]) -> None:
@@ -122,10 +122,14 @@ class ChromaCollections:
             await before_request()
             await client.delete_collection(name)
 
-    async def _apart(self, name: str, key: str) -> str:
-        """Gives what is to be dropped a name that nothing else ever has; returns it.
+    async def set_apart(self, name: str, key: str) -> str:
+        """Gives what is to be dropped a name that nothing else ever has, and takes all marks from it; returns the name.
 
         Chroma drops by name, and a request that is repeated, or late, must not hit what was made under it meanwhile.
+
+        Args:
+            name: the name it has, or had; what has it and another id is left alone.
+            key: its id.
         """
         apart = f"Likeness.Dropped.{key}"
         async with self._chroma.client("deleting a collection", name) as client:

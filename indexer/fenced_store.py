@@ -57,6 +57,12 @@ class FencedStore(ChromaStore):
         await super().describe(collection, metadata)
         await self._permit()
 
+    async def set_apart(self, name: str, key: str) -> str:
+        """See ``ChromaStore``."""
+        apart = await super().set_apart(name, key)
+        await self._permit()
+        return apart
+
     async def drop(self, name: str, key: str | None = None) -> None:
         """See ``ChromaStore``."""
         await super().drop(name, key)

@@ -3,20 +3,16 @@
 1. What is to become a collection is staged: a Chroma collection of another name, without the marks of one.
 2. Once it is complete, it is committed: one change of its metadata gives it all marks, with the next generation.
    Before, it is dropped if anything fails; after it, there is no way back.
-3. The generation before is dropped, at once or at the next start.
+3. The generation before is dropped, at once or after the next start (``leftovers``).
 """
 
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-import structlog
-
 from indexer.collections import DEFAULT_HNSW, Collection, Fingerprint, Hnsw, Metric, not_found, readable
 from indexer.listed import COPY_OF, RESTORES
 from indexer.namespace import Namespace, copy_name, new
-
-log = structlog.get_logger()
 
 
 class Generations(Namespace):
@@ -77,7 +73,7 @@ class Generations(Namespace):
             return committed
 
     async def discard(self, copy: Collection) -> None:
-        """Drops what was staged and not committed. Not fatal if it fails: ``recover`` does it at the next start.
+        """Drops what was staged and not committed. Not fatal if it fails: the next start does it.
 
         Raises:
             LikenessError: STORE_UNAVAILABLE.
@@ -88,7 +84,7 @@ class Generations(Namespace):
     async def drop_generation(self, old: Collection) -> None:
         """Drops a generation that another has replaced, once no request to it is under way, nor another indexer's.
 
-        Not fatal if it fails: ``recover`` does it at the next start.
+        Not fatal if it fails: the next start does it.
 
         Raises:
             LikenessError: STORE_UNAVAILABLE.
@@ -96,17 +92,6 @@ class Generations(Namespace):
         await asyncio.sleep(self._linger_s)
         await self._store.idle(old)
         await self._drop_unless_used(old)
-
-    async def recover(self) -> None:
-        """Drops what an earlier run left: unfinished copies, replaced generations. Before anything is served.
-
-        Raises:
-            LikenessError: STORE_UNAVAILABLE.
-        """
-        async with self._fresh() as listed:
-            for left in listed.left:
-                log.info("dropping what an earlier run left", what=left.name)
-                await self._drop(left.name, left.key)
 
     async def _stage(self, copy: Collection, marks: Mapping[str, str]) -> Collection:
         name = copy_name()

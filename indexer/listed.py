@@ -34,10 +34,13 @@ class Listed:
     documents: list[StoredCollection]
     deleted: Deleted
 
-    def left_of(self, uid: str) -> list[StoredCollection]:
-        """What there is of a collection beside itself."""
-        copies = [each for each in self.copies if each.metadata.get(COPY_OF) == uid]
-        return copies + [each for each in self.replaced if from_stored(each).uid == uid]
+    def copies_of(self, uid: str) -> list[StoredCollection]:
+        """What was staged of a collection."""
+        return [each for each in self.copies if each.metadata.get(COPY_OF) == uid]
+
+    def replaced_of(self, uid: str) -> list[StoredCollection]:
+        """Its earlier generations."""
+        return [each for each in self.replaced if from_stored(each).uid == uid]
 
     @property
     def left(self) -> list[StoredCollection]:

@@ -61,6 +61,9 @@ class CollectionStore(Protocol):
     async def describe(self, collection: Collection, metadata: Mapping[str, Any], /) -> None:
         """Replaces the metadata of a collection itself."""
 
+    async def set_apart(self, name: str, key: str, /) -> str:
+        """Gives what is to be dropped another name, and takes all marks from it, if it has this id."""
+
     async def drop(self, name: str, key: str, /) -> None:
         """Deletes what the store has under a name, and everything in it, if it has this id."""
 
@@ -110,7 +113,9 @@ class Namespace:
         self._unused: dict[str, asyncio.Event] = {}  # who waits until there are none, by uid
         self._leaving: set[str] = set()  # uids of those being deleted
         self._staged: dict[str, str] = {}  # names that will be given, by the key of the copy
-        self._behind: set[asyncio.Task[None]] = set()  # what goes on behind the callers
+        self._behind: set[asyncio.Task[bool]] = set()  # what is dropped behind the callers
+        self._left: list[StoredCollection] = []  # by an earlier run
+        self._dropping_left: asyncio.Task[bool] | None = None
 
     def refresh(self, stored: Sequence[StoredCollection]) -> list[Collection | NewerCollection]:
         """Takes over what the store lists.

@@ -174,6 +174,7 @@ class IndexerService:
         started = True
         self._figures.start()
         if settings.role is Role.WRITER:
+            self._collections.drop_left()
             await self._upkeep.resume()
 
     async def stop(self) -> None:

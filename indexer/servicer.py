@@ -14,7 +14,7 @@ from indexer.archive_servicer import ArchiveRpcs
 from indexer.bulk import BulkUpsert
 from indexer.catalog import Collections
 from indexer.collection_servicer import CollectionRpcs
-from indexer.collections import check_fingerprint, made_anew
+from indexer.collections import check_fingerprint
 from indexer.disk_usage import DiskUsage
 from indexer.reads import Listing
 from indexer.servicing import NOT_MEASURED, Context, Lease, Readers, Writes
@@ -71,10 +71,8 @@ class IndexerServicer(  # type: ignore[misc]  # streams are coroutines that writ
         self._lease.require()
         names.check_collection(request.collection, "collection")
         expected = messages.expected_fingerprint(request)
-        async with self._collections.use(request.collection) as collection:
+        async with self._collections.use(request.collection, request.expected_uid) as collection:
             check_fingerprint(collection, expected)
-            if request.expected_uid and request.expected_uid != collection.uid:
-                raise made_anew(collection)
             items = await item_messages.items(request.items, collection)
             return indexer_pb2.UpsertItemsResponse(stored=await self._writers.upsert(collection, items))
 

@@ -155,7 +155,7 @@ class Upkeep:
         self._observer = observer
         self._tidying: asyncio.Task[None] | None = None
         self._untidy: set[str] = set()  # uids of collections that are no more, and whose traces have to go
-        self._left_over: set[str] = set()  # uids of those whose earlier generation the next start drops
+        self._left_over: set[str] = set()  # uids of those of which the next start drops what is left
         self._dropped = False
         self._purging = 0
 
@@ -256,6 +256,11 @@ class Upkeep:
 
         self._run(collection, kind, work)
 
+    async def _left_dropped(self, uids: set[str]) -> None:
+        """Waits for what may hold traces of these collections; where it stays, the next start clears them away."""
+        if not await self._collections.left_dropped():
+            self._left_over |= uids
+
     async def _purge(self, job: Job[Any], collection: Collection, kind: Kind) -> Collection:
         """Stores a collection anew, and clears away what was."""
         await self._require_room(collection)
@@ -275,6 +280,8 @@ class Upkeep:
         job.report("building the index in memory")
         await self._serving.renew(collection)
         if self._files is not None:
+            job.report("dropping what an earlier run left")
+            await self._left_dropped({collection.uid})
             job.report("clearing Chroma's files")
             await self._files.compact()
 
@@ -286,6 +293,7 @@ class Upkeep:
         return 0 if self._files is None else await asyncio.to_thread(folder_bytes, self._files.data_dir)
 
     async def _tidy(self, files: OwnFiles) -> None:
+        await self._left_dropped(self._untidy)
         while self._dropped:
             await asyncio.sleep(_DEBOUNCE_S)  # a pace, not a wait for anything
             self._dropped = False

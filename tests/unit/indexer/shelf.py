@@ -66,8 +66,19 @@ class Shelf:
         self.kept[there.name] = StoredCollection(there.name, there.key, dict(metadata))
         await self._answer("describe", there.name)
 
+    async def set_apart(self, name: str, key: str, /) -> str:
+        self._hear()
+        apart = f"Likeness.Dropped.{key}"
+        if name in self.kept and self.kept[name].key == key:
+            del self.kept[name]
+            self.kept[apart] = StoredCollection(apart, key, {"likeness.dropped": key})
+            await self._answer("set apart", name)
+        return apart
+
     async def drop(self, name: str, key: str, /) -> None:
         self._hear()
+        apart = f"Likeness.Dropped.{key}"
+        name = apart if apart in self.kept else name
         if name not in self.kept or self.kept[name].key != key:
             raise not_found(name)
         del self.kept[name]

@@ -77,6 +77,8 @@ async def test_one_moved_by_a_change_that_a_crash_cut_short_has_moved(shelf: She
     later = Collections(shelf)
     assert (await use(later, "al")).name == "two"
     await later.recover()
+    later.drop_left()
+    assert await later.left_dropped()
     assert sorted(shelf.kept) == ["Likeness.Aliases.2", "one", "two"]
 
 

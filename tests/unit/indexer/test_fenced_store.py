@@ -41,7 +41,7 @@ READS = {
     "read",
     "search",
 }
-CHANGES = {"create", "delete", "describe", "drop", "relabel", "write"}
+CHANGES = {"create", "delete", "describe", "drop", "relabel", "set_apart", "write"}
 
 
 def test_whatever_changes_chroma_is_fenced() -> None:
@@ -79,6 +79,7 @@ def test_nothing_is_changed_without_permission_nor_acknowledged_after_it_is_lost
     connected: Connected, chroma_url: str
 ) -> None:
     of = connected.collection("fenced", Metric.COSINE, DIMENSION)
+    left = connected.collection("left", Metric.COSINE, DIMENSION)
     refused = LikenessError(error_pb2.REASON_READ_ONLY, "another writes")
     permits: list[bool] = []
 
@@ -96,6 +97,7 @@ def test_nothing_is_changed_without_permission_nor_acknowledged_after_it_is_lost
         lambda: store.write(of, Changes([item], [], []), 1),
         lambda: store.relabel(of, label, 2),
         lambda: store.delete(of, ["id"]),
+        lambda: store.set_apart("left", left.key),
         lambda: store.drop("fenced"),
     ]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
 from indexer.catalog import Collections
-from indexer.collections import Collection, Fingerprint, Hnsw, Metric, StoredCollection
+from indexer.collections import Collection, Fingerprint, Hnsw, Metric, StoredCollection, to_metadata
 from indexer.deleted import STORE_NAME
+from indexer.listed import COPY_OF
 from indexer.reads import Item
 from tests.unit.indexer.conftest import Connected
 from tests.unit.indexer.shelf import Shelf
@@ -36,6 +38,13 @@ async def collections(shelf: Shelf) -> Collections:
 async def use(collections: Collections, name: str = "col") -> Collection:
     async with collections.use(name) as collection:
         return collection
+
+
+async def swept(collections: Collections) -> None:
+    """A start, once everything is served."""
+    await collections.recover()
+    collections.drop_left()
+    assert await collections.left_dropped()
 
 
 async def refusal(work: Any) -> LikenessError:
@@ -117,7 +126,7 @@ async def test_deleting_what_was_rebuilt_leaves_no_earlier_generation(shelf: She
         await collections.delete(collection)
     for seen_by in (collections, Collections(shelf)):
         assert (await refusal(use(seen_by))).reason == error_pb2.REASON_COLLECTION_NOT_FOUND
-    await Collections(shelf).recover()
+    await swept(Collections(shelf))
     assert shelf.kept.keys() == {STORE_NAME}
 
 
@@ -170,7 +179,7 @@ async def test_a_start_drops_what_was_not_finished_and_nothing_else(shelf: Shelf
     shelf.kept["foreign"] = StoredCollection("foreign", "f", {"owner": "somebody"})
     shelf.kept["gone"] = StoredCollection("gone", "g", {"likeness.dropped": "uid"})
     later = Collections(shelf)
-    await later.recover()
+    await swept(later)
     assert shelf.kept.keys() == {committed.store_name, "other", "Likeness.Aliases.1", "foreign"}
     assert await use(later, "al") == committed
 
@@ -203,6 +212,115 @@ async def test_a_reader_sees_what_it_is_told_and_asks_for_nothing(shelf: Shelf, 
     assert await use(reader, "al") == await use(collections)
 
 
+async def test_what_an_earlier_run_left_holds_nobody_up(shelf: Shelf, collections: Collections) -> None:
+    old = await use(collections)
+    await collections.commit(await collections.stage_copy(old, WIDE))
+    later = Collections(shelf)
+    shelf.gate.clear()  # dropping takes long
+    shelf.entered.clear()
+    async with asyncio.timeout(10):
+        await later.recover()
+        assert (await use(later)).generation == 1
+        later.drop_left()
+        await shelf.entered.wait()
+        assert [c.name for c in (await later.list("", 10))[0]] == ["col"]
+    shelf.gate.set()
+    assert await later.left_dropped()
+    assert len(shelf.kept) == 1
+
+
+async def test_a_stop_leaves_the_rest_to_the_next_start(shelf: Shelf, collections: Collections) -> None:
+    await collections.commit(await collections.stage_copy(await use(collections), WIDE))
+    later = Collections(shelf)
+    await later.recover()
+    drop = shelf.drop
+
+    async def never(name: str, key: str, /) -> None:
+        shelf.entered.set()
+        await asyncio.Event().wait()
+
+    shelf.entered.clear()
+    shelf.drop = never  # type: ignore[method-assign]
+    later.drop_left()
+    await shelf.entered.wait()
+    async with asyncio.timeout(10):
+        await later.stop()
+    assert not await later.left_dropped()
+    shelf.drop = drop  # type: ignore[method-assign]
+    await swept(Collections(shelf))
+    assert [c.metadata["likeness.generation"] for c in shelf.kept.values()] == [1]
+
+
+async def test_deleting_waits_for_nothing_to_be_emptied(shelf: Shelf, collections: Collections) -> None:
+    old = await use(collections)
+    committed = await collections.commit(await collections.stage_copy(old, WIDE))
+    copy = await collections.stage_copy(committed, WIDE)  # a rebuild is under way
+    emptied = asyncio.Event()
+    drop = shelf.drop
+
+    async def slowly(name: str, key: str, /) -> None:
+        await emptied.wait()
+        await drop(name, key)
+
+    shelf.drop = slowly  # type: ignore[method-assign]
+    async with asyncio.timeout(10), collections.leaving("col") as collection:
+        await collections.delete(collection)
+    await collections.create("other", FINGERPRINT, Metric.L2)
+    assert len(shelf.kept) == 4
+    # Whatever a kill leaves of them now is no collection.
+    for gone in ((), (committed.key,), (old.key, committed.key), (copy.key,)):
+        left = Shelf()
+        left.kept = {name: stored for name, stored in shelf.kept.items() if stored.key not in gone}
+        assert [c.name for c in (await Collections(left).list("", 10))[0]] == ["other"]
+    emptied.set()
+    await asyncio.gather(*collections._behind)
+    assert shelf.kept.keys() == {"other"}
+
+
+@pytest.mark.parametrize("changes", range(5))
+async def test_a_deletion_that_is_killed_on_the_way_brings_no_earlier_generation_back(
+    shelf: Shelf, collections: Collections, changes: int
+) -> None:
+    """After so many changes in the store."""
+    await collections.commit(await collections.stage_copy(await use(collections), WIDE))
+    made, left = len(shelf.log), Shelf()
+    answer = shelf._answer
+
+    async def until_killed(verb: str, name: str) -> None:
+        if len(shelf.log) - made == changes - 1:
+            left.kept = dict(shelf.kept)
+        await answer(verb, name)
+
+    shelf._answer = until_killed  # type: ignore[method-assign]
+    if not changes:
+        left.kept = dict(shelf.kept)
+    async with collections.leaving("col") as collection:
+        await collections.delete(collection)
+    await asyncio.gather(*collections._behind)
+    later = Collections(left)
+    await swept(later)
+    found = [(c.name, c.generation) for c in (await later.list("", 10))[0]]
+    assert found == ([("col", 1)] if changes < 2 else [])
+
+
+async def test_who_means_another_collection_of_the_name_makes_nobody_forget_this_one(
+    shelf: Shelf, collections: Collections
+) -> None:
+    there = await use(collections)
+
+    async def use_another() -> None:
+        async with collections.use("col", "the uid of one before"):
+            pass
+
+    error = await refusal(use_another())
+    assert error.reason == error_pb2.REASON_COLLECTION_NOT_FOUND
+    assert "made anew" in error.message
+    shelf.away = True
+    assert await use(collections) == there
+    async with collections.use("col", there.uid) as collection:
+        assert collection == there
+
+
 # In a real Chroma
 
 
@@ -224,6 +342,30 @@ def test_an_earlier_generation_stands_for_the_present_one(connected: Connected) 
     assert sorted(run(store.ids(now))) == ["b", "c", "d"]
     handle = run(configured(connected, now))
     assert (handle["max_neighbors"], handle["ef_construction"], handle["ef_search"]) == (24, 150, 77)
+
+
+def test_with_a_rebuilt_collection_goes_what_was_replaced_and_what_was_staged(connected: Connected) -> None:
+    run, store = connected.loop.run, connected.store
+    collections = Collections(store)
+    # As a release before generations wrote it: its uid is its key.
+    stored = run(store.create("deleted", Metric.L2, {"owner": "test"}))
+    assert stored is not None
+    old = Collection("deleted", stored.key, FINGERPRINT, Metric.L2, datetime.now(UTC))
+    run(store.describe(old, to_metadata(old)))
+    connected.upsert(old, Item("a", np.zeros(4, np.float32)))
+    committed = run(collections.commit(run(collections.stage_copy(run(use(collections, "deleted")), WIDE))))
+    run(collections.stage_copy(committed, WIDE))
+
+    async def delete() -> None:
+        async with collections.leaving("deleted") as collection:
+            await collections.delete(collection)
+        assert "deleted" not in {c.name for c in (await Collections(store).list("", 1000))[0]}
+        assert await store.find("deleted") is None, "its earlier generation has lost name and marks"
+        await asyncio.gather(*collections._behind)
+
+    run(delete())
+    left = {stored.key, committed.key}
+    assert [c for c in run(store.collections()) if c.key in left or c.metadata.get(COPY_OF) == old.uid] == []
 
 
 async def configured(connected: Connected, collection: Collection) -> Any:

@@ -12,16 +12,17 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from chassis.errors import LikenessError
-from indexer import catalog
+from indexer import leftovers
 from indexer.catalog import Collections
 from indexer.chroma_reader import ChromaReader
 from indexer.collection_servicer import CollectionRpcs
-from indexer.collections import Metric
+from indexer.collections import Metric, StoredCollection
 from indexer.deleted import STORE_NAME
 from indexer.metrics import Metrics
 from indexer.registry import Registry
 from indexer.servicing import Context, Sole
 from indexer.settings import IndexerSettings
+from indexer.status import Mode
 from indexer.store import ChromaStore
 from indexer.turnstile import Turnstile
 from indexer.writers import Writers
@@ -139,6 +140,24 @@ async def test_a_collection_whose_maker_went_away_is_served(indexer: Indexer) ->
     assert indexer.served == ["col"]
 
 
+async def test_a_collection_whose_making_got_no_answer_is_served(indexer: Indexer) -> None:
+    for lost, missed in ((1, 0), (0, 2), (1, 1)):
+        indexer.shelf.lost, indexer.shelf.missed = lost, missed
+        made = (await indexer.servicer.CreateCollection(CREATE, CONTEXT)).collection
+        (served,) = indexer.registry.status().collections
+        (stored,) = indexer.shelf.kept.values()
+        assert (served.uid, served.key, served.mode) == (made.uid, stored.key, Mode.MEMORY)
+        await indexer.servicer.DeleteCollection(DELETE, CONTEXT)
+        await indexer.gone()
+
+
+async def test_a_name_that_somebody_else_has_in_the_store_is_refused(indexer: Indexer) -> None:
+    indexer.shelf.kept["col"] = StoredCollection("col", "foreign", {"owner": "somebody"})
+    with pytest.raises(LikenessError, match="not one of Likeness's"):
+        await indexer.servicer.CreateCollection(CREATE, CONTEXT)
+    assert indexer.served == []
+
+
 async def test_a_collection_whose_deleter_went_away_is_no_longer_served(indexer: Indexer) -> None:
     await indexer.servicer.CreateCollection(CREATE, CONTEXT)
     await indexer.leave(indexer.servicer.DeleteCollection(DELETE, CONTEXT))
@@ -147,7 +166,7 @@ async def test_a_collection_whose_deleter_went_away_is_no_longer_served(indexer:
 
 
 async def test_a_failure_that_nobody_waits_for_is_logged(indexer: Indexer) -> None:
-    indexer.shelf.failure = LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, "no answer")
+    indexer.shelf.failure = LikenessError(error_pb2.REASON_STORE_FULL, "no room")
     with capture_logs() as logs:
         await indexer.leave(indexer.servicer.CreateCollection(CREATE, CONTEXT))
     assert [(entry["log_level"], entry["exc_info"]) for entry in logs] == [("error", indexer.shelf.failure)]
@@ -205,7 +224,7 @@ async def test_who_uses_a_collection_is_waited_for_and_nobody_new_is_let_in(inde
 async def test_what_was_deleted_is_dropped_once_the_store_is_back(
     indexer: Indexer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalog, "_TRY_AGAIN_S", 0.01)
+    monkeypatch.setattr(leftovers, "_TRY_AGAIN_S", 0.01)
     await indexer.servicer.CreateCollection(CREATE, CONTEXT)
     drop, refused = indexer.shelf.drop, asyncio.Event()
 

@@ -121,7 +121,7 @@ def test_dropping_goes_on_where_an_attempt_has_failed(connected: Connected) -> N
     collection = connected.collection("half", Metric.L2, 2)
     connected.upsert(collection, Item("a", np.ones(2, np.float32)))
     apart = f"Likeness.Dropped.{collection.key}"
-    assert run(store._apart("half", collection.key)) == apart  # and then its process died
+    assert run(store.set_apart("half", collection.key)) == apart  # and then its process died
     assert [sort_out([each]).dropped for each in run(store.collections()) if each.key == collection.key] == [
         [run(store.find(apart))]
     ]
