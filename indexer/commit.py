@@ -41,7 +41,8 @@ class Committer:
         self._stamps: Stamps | None = None
         # Id in doubt → when it is read for the last time, in seconds of the monotonic clock.
         self._doubts: dict[str, float] = {}
-        # Id in doubt → what was in use as a stamp when a later write of it was acknowledged, and is in the mirror.
+        # Id in doubt, as all are while a writer before may have requests under way → what was in use as a stamp when a
+        # later write of it was acknowledged, and is in the mirror.
         self._acknowledged: dict[str, int] = {}
         self._unread = False
         self._looked = 0.0
@@ -85,7 +86,8 @@ class Committer:
         if self._stamps is not None and self._doubts:
             self._surroundings.done(self._collection, self._stamps.last, list(self._doubts))
         self._doubts = {item_id: last for item_id, last in self._doubts.items() if last > began}
-        self._acknowledged = {i: stamp for i, stamp in self._acknowledged.items() if i in self._doubts}
+        if not self._surroundings.unsettled():
+            self._acknowledged = {i: stamp for i, stamp in self._acknowledged.items() if i in self._doubts}
         self._unread = False
         self._looked = began
 
@@ -249,8 +251,12 @@ class Committer:
         return self._surroundings.mirror_of(self._collection), self._stamps
 
     def _acknowledge(self, ids: Sequence[str], mirror: Mirror | None, stamps: Stamps) -> None:
+        unsettled = self._surroundings.unsettled()
+        if not (unsettled or self._doubts):
+            self._acknowledged.clear()
+            return
         for item_id in ids:
-            if mirror is not None and item_id in self._doubts:
+            if mirror is not None and (unsettled or item_id in self._doubts):
                 self._acknowledged[item_id] = stamps.last
             else:
                 self._acknowledged.pop(item_id, None)

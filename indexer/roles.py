@@ -57,6 +57,10 @@ class Standing(Protocol):
     def linger_s(self) -> float:
         """How long what was replaced in Chroma is left alone, in seconds."""
 
+    @property
+    def unsettled(self) -> bool:
+        """See ``surroundings.Surroundings.unsettled``."""
+
     def done(self, collection: Collection, stamp: int, again: Sequence[str]) -> None:
         """See ``surroundings.Surroundings.done``."""
 
@@ -88,6 +92,7 @@ class Alone:
     """Its Chroma is its own."""
 
     linger_s = 0.0
+    unsettled = False
 
     def __init__(self, settings: IndexerSettings) -> None:
         self.store = ChromaStore(settings.chroma_headers, settings.store_timeout_s)
@@ -125,6 +130,11 @@ class Writer:
         self._lost: Lost | None = None
         self.store = FencedStore(settings.chroma_headers, settings.store_timeout_s, self._permit, settings.chroma_ca)
         self.lease = Lease(self.store, self._published, self._on_lost)
+
+    @property
+    def unsettled(self) -> bool:
+        """See ``Standing``."""
+        return self._aftermath is not None and not self._aftermath.done()
 
     def done(self, collection: Collection, stamp: int, again: Sequence[str]) -> None:
         """Readers must know."""
@@ -197,6 +207,7 @@ class Reader:
     """One that reads, and follows the writer."""
 
     linger_s = LINGER_S
+    unsettled = False
 
     def __init__(self, settings: IndexerSettings) -> None:
         self._settings = settings

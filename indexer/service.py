@@ -81,6 +81,7 @@ class IndexerService:
             wrote=metrics.wrote,
             done=self._standing.done,
             settle_s=settings.store_timeout_s,
+            unsettled=lambda: self._standing.unsettled,
         )
         self._writers = Writers(self._store, settings.write_chunk, settings.write_queue, surroundings)
         self._jobs = Jobs()

@@ -61,6 +61,10 @@ def _unseen(_: WriteKind, _items: int, _seconds: float) -> None:
     return
 
 
+def _settled() -> bool:
+    return False
+
+
 def _untold(_: Collection, _stamp: int, _again: Sequence[str]) -> None:
     return
 
@@ -78,6 +82,7 @@ class Surroundings:
         done: is told up to which stamp everything is in Chroma, and of what was deleted or read back, whose stamps tell
             nothing: what other indexers must know that follow this one.
         settle_s: after how many seconds a request without an answer is no longer carried out.
+        unsettled: whether a request of a writer before this one may still be carried out.
     """
 
     mirror_of: Callable[[Collection], Mirror | None] = _no_mirror
@@ -87,3 +92,4 @@ class Surroundings:
     wrote: Callable[[WriteKind, int, float], None] = _unseen
     done: Callable[[Collection, int, Sequence[str]], None] = _untold
     settle_s: float = 60.0
+    unsettled: Callable[[], bool] = _settled

@@ -247,6 +247,62 @@ async def test_a_write_that_failed_after_the_acknowledged_one_is_taken_over_if_i
     assert await late.healed() == (None if deletes else {"n": 3})
 
 
+class Successor(Late):
+    """A committer that follows one whose last requests may still be carried out; ``a`` has n=0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unsettled = True
+        surroundings = Surroundings(mirror_of=lambda _: self.mirror, unsettled=lambda: self.unsettled)
+        self.committer = Committer(COLLECTION, self.store, surroundings)
+
+    async def begun(self) -> "Successor":
+        await self.upsert(0)
+        self.stamp = self.mirror.watermark
+        return self
+
+    async def reviewed(self) -> Mapping[str, Plain] | None:
+        await self.committer.review(["a"])
+        return await self.healed()
+
+
+async def test_a_write_that_one_of_the_writer_before_has_overwritten_is_written_again() -> None:
+    late = await Successor().begun()
+    for n in (2, 3):
+        await late.upsert(n)
+        late.carried_out()
+        assert await late.reviewed() == {"n": n}
+    late.carried_out()  # once more: what was written again is as good as any other write
+    assert await late.reviewed() == {"n": 3}
+    await late.committer.delete(["a"])
+    late.carried_out()
+    assert await late.reviewed() is None
+
+
+async def test_a_write_that_a_deletion_of_the_writer_before_has_undone_is_written_again() -> None:
+    late = await Successor().begun()
+    await late.committer.relabel([Change("a", {"n": 2}, {"n": 0})])
+    del late.store.items["a"]
+    assert await late.reviewed() == {"n": 2}
+
+
+async def test_what_nobody_has_written_since_is_taken_over_from_the_writer_before() -> None:
+    late = await Successor().begun()
+    late.store.items["b"] = Item("b", np.ones(2, np.float32), {"n": 1})
+    late.store.stamps["b"] = late.stamp
+    await late.committer.review(["b"])
+    assert late.mirror.items["b"][1] == {"n": 1}
+
+
+async def test_once_nothing_of_it_can_come_no_write_is_remembered() -> None:
+    late = await Successor().begun()
+    await late.upsert(2)
+    late.unsettled = False
+    await late.upsert(3)
+    late.carried_out()
+    assert await late.reviewed() == {"n": 1}, "somebody else has written it"
+
+
 async def test_a_mirror_that_fails_is_put_right() -> None:
     class Failing(DictMirror):
         failures = 1
