@@ -59,5 +59,5 @@ def test_there_are_as_many_threads_as_cores_that_may_be_used(
 ) -> None:
     monkeypatch.setattr("chassis.cores.found", lambda: Found(machine=64, affinity=64, quota=2.5))
     made = Engine(IndexerSettings(search_threads=asked), Metrics(CollectorRegistry()))
-    assert made.threads._max_workers == threads
+    assert made._searching._max_workers == threads
     made.close()
