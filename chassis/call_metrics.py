@@ -9,7 +9,7 @@ from functools import cache
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from chassis.calls import Outcome, Transport
+from chassis.call_log import Outcome, Transport
 
 # A search with a remembered vector takes a millisecond; one that waits for a busy embedder, seconds; a stream, hours.
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)

@@ -1,24 +1,26 @@
 """What is done around every call, whatever brought it: gRPC or HTTP.
 
-1. ``Calls.admit``, before anything of the request is read: room, API key, scope, rate, calls at once
+1. ``Calls.admit``, before anything of the request is read: its trace, room, API key, scope, rate, calls at once
 2. ``Call.under_way``, around its answering: readiness, the deadline, and every failure as ``LikenessError``
-3. ``Call.end``, once, when nothing of it is left: gives its place back, writes its log line
+3. ``Call.received``, once its request is read, where it has one: items against the rate, what it touches for the log
+4. ``Call.end``, once, when nothing of it is left: gives its place back, writes its log line
 
 A call whose key is revoked meanwhile ends with KEY_INVALID.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 import grpc
-import structlog
 from likeness.common.v1 import error_pb2
 
+from chassis import trace
+from chassis.audit import Record, Touched
+from chassis.call_log import CallLog, Outcome, Transport
 from chassis.deadline import Timed
 from chassis.errors import LikenessError, incident
 from chassis.guard import Guard, Metadata
@@ -26,22 +28,15 @@ from chassis.keys import Caller, Limits
 from chassis.quota import Allowance
 from chassis.readiness import Readiness
 from chassis.settings import ServiceSettings
-
-log = structlog.get_logger()
+from chassis.trace import Trace
 
 # How a client sees what a service that is starting waits for.
 ANSWERED_WHILE_STARTING = frozenset({"GetStatus"})
-# Refusals that come by the hundred a second, when there is no time to write of each: of each kind, for each key, one
-# a second is logged, with how many were left out before it.
-_CROWDED = frozenset({"OVERLOADED", "RATE_LIMITED"})
-_CROWDED_S = 1.0
 # Between two looks at the file of keys, in seconds.
 LOOK_S = 1.0
 
 # The name of the metadata, or of the header, in which a deadline that the caller did not ask for is told.
 DEADLINE_APPLIED = "likeness-deadline-ms"
-
-Transport = Literal["grpc", "http"]
 
 
 class CallContext(Timed, Protocol):
@@ -49,29 +44,6 @@ class CallContext(Timed, Protocol):
 
     async def write(self, message: Any, /) -> None:
         """Sends a message of a stream; returns when there is room for the next."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a call went.
-
-    Attributes:
-        method: ``/package.Service/Method``.
-        transport: what brought it.
-        admitted: False: it was turned away before anything was done for it.
-        code: what it ended with.
-        reason: of a failure.
-        seconds: from its admission to its end.
-        key: the name of its key, if it had one.
-    """
-
-    method: str
-    transport: Transport
-    admitted: bool
-    code: grpc.StatusCode
-    reason: str | None
-    seconds: float
-    key: str | None
 
 
 def _unobserved(_outcome: Outcome) -> None:
@@ -86,10 +58,18 @@ class Call:
     """One call that has been admitted."""
 
     def __init__(
-        self, calls: "Calls", method: str, transport: Transport, caller: Caller | None, allowance: Allowance
+        self,
+        calls: "Calls",
+        method: str,
+        transport: Transport,
+        trace: Trace,
+        *,
+        caller: Caller | None,
+        allowance: Allowance,
     ) -> None:
         self.method = method
         self.transport = transport
+        self.trace = trace
         self.caller = caller
         self.allowance = allowance
         # The deadline that the caller did not ask for, in milliseconds; None: the caller's own holds, or none.
@@ -100,6 +80,8 @@ class Call:
         self._reason: str | None = None
         self._limit: asyncio.Timeout | None = None
         self._revoked: LikenessError | None = None
+        self._touched: Touched | None = None
+        self._peer: str | None = None
         self._ended = False
 
     @asynccontextmanager
@@ -110,7 +92,7 @@ class Call:
             time_remaining: seconds to the caller's deadline; None: it has none, and gets the default one.
             stream: no deadline is added: how long a stream lasts is for its client to say.
         """
-        token = _current.set(self)
+        token, entered = _current.set(self), trace.enter(self.trace)
         try:
             if self._revoked is not None:
                 raise self._revoked
@@ -127,29 +109,44 @@ class Call:
             raise self.failed(error) from error
         finally:
             self._limit = None
+            trace.leave(entered)
             _current.reset(token)
 
-    def charge(self, request: Any) -> None:
-        """Counts a request's items against the caller's rate, but for the one that its admission took.
+    def received(self, request: Any, peer: Callable[[], str]) -> None:
+        """Its request has come: the items count against the caller's rate, but for the one that its admission took.
+
+        Args:
+            request: the only one, of an rpc that takes one.
+            peer: tells the address that it came from.
 
         Raises:
             LikenessError: RATE_LIMITED.
         """
+        record = self._calls.records.get(self.method)
+        if record is not None and (touched := record(request)) is not None:
+            self._peer = peer()
+            self.touch(touched)
         if self._calls.guard is not None:
             items = self._calls.guard.items(self.method, request)
             if items > 1:
                 self.allowance.charge(items, taken=1)
 
+    def touch(self, what: Touched) -> None:
+        """Has its line logged at INFO, however it ends, with this beside what was said before."""
+        self._touched = {**(self._touched or {}), **what}
+
     def failed(self, error: Exception) -> LikenessError:
         """Takes down what it failed with, also before it was under way; a fault of ours is logged whole.
 
         Returns:
-            what its caller may see of it.
+            what its caller may see of it: the same, with the call's trace.
         """
         if not isinstance(error, LikenessError):
+            entered = trace.enter(self.trace)
             error = incident(f"unexpected error in {self.method}", error)
+            trace.leave(entered)
         self._code, self._reason = error.code, error.reason_name
-        return error
+        return _traced(error, self.trace)
 
     def end(self) -> None:
         """Nothing of it is left. May be called again."""
@@ -183,15 +180,8 @@ class Call:
     def _outcome(self) -> Outcome:
         seconds = time.perf_counter() - self._started
         key = None if self.caller is None else self.caller.name
-        return Outcome(self.method, self.transport, True, self._code, self._reason, seconds, key)
-
-
-@dataclass
-class _Crowd:
-    """Refusals of one kind: when the last one was logged, and how many were not since."""
-
-    logged: float = float("-inf")
-    unlogged: int = 0
+        told = (self.trace, self._touched, self._peer)
+        return Outcome(self.method, self.transport, True, self._code, self._reason, seconds, key, *told)
 
 
 class Calls:
@@ -207,6 +197,7 @@ class Calls:
         guard: Guard | None = None,
         observe: Callable[[Outcome], None] = _unobserved,
         turn_away: Callable[[str, Metadata], None] = _welcome,
+        records: Mapping[str, Record] = {},
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing is under way yet.
@@ -220,18 +211,19 @@ class Calls:
             observe: told how each call went, refused ones too.
             turn_away: asked with method and metadata of each call before anything of its request is read; raises
                 LikenessError where the service has no room for it.
+            records: the methods whose calls are logged when they succeed too, and what of them.
             clock: in seconds.
         """
         self.readiness = readiness
         self.default_deadline_s = min(default_deadline_s, max_deadline_s)
         self.max_deadline_s = max_deadline_s
         self.guard = guard
+        self.records = records
         self._max_calls = max_calls
         self._observe = observe
         self._turn_away = turn_away
         self._open: set[Call] = set()
-        self._clock = clock
-        self._crowds: dict[tuple[str, str | None], _Crowd] = {}
+        self._log = CallLog(clock)
 
     @classmethod
     def of(
@@ -241,6 +233,8 @@ class Calls:
         guard: Guard | None = None,
         observe: Callable[[Outcome], None] = _unobserved,
         turn_away: Callable[[str, Metadata], None] = _welcome,
+        *,
+        records: Mapping[str, Record] = {},
     ) -> Self:
         """With the limits of the settings."""
         return cls(
@@ -251,6 +245,7 @@ class Calls:
             guard=guard,
             observe=observe,
             turn_away=turn_away,
+            records=records,
         )
 
     def admit(self, method: str, metadata: Metadata, transport: Transport) -> Call:
@@ -264,7 +259,7 @@ class Calls:
         Raises:
             LikenessError: OVERLOADED, KEY_MISSING, KEY_INVALID, SCOPE_MISSING, RATE_LIMITED.
         """
-        started, caller = time.perf_counter(), None
+        started, caller, traced = time.perf_counter(), None, Trace.of(metadata)
         try:
             allowance = Allowance(Limits())
             if self.guard is not None:
@@ -284,9 +279,9 @@ class Calls:
         except LikenessError as error:
             key = None if caller is None else caller.name
             seconds = time.perf_counter() - started
-            self.tell(Outcome(method, transport, False, error.code, error.reason_name, seconds, key))
-            raise
-        call = Call(self, method, transport, caller, allowance)
+            self.tell(Outcome(method, transport, False, error.code, error.reason_name, seconds, key, traced))
+            raise _traced(error, traced) from None
+        call = Call(self, method, transport, traced, caller=caller, allowance=allowance)
         self._open.add(call)
         return call
 
@@ -320,32 +315,16 @@ class Calls:
         self._open.discard(call)
 
     def tell(self, outcome: Outcome) -> None:
-        """One log line a call, at INFO if it failed, but for refusals that come in crowds."""
-        unlogged = self._unlogged(outcome)
-        write = log.debug if outcome.code is grpc.StatusCode.OK or unlogged is None else log.info
-        write(
-            "call",
-            method=outcome.method,
-            transport=outcome.transport,
-            code=outcome.code.name,
-            reason=outcome.reason,
-            ms=round(outcome.seconds * 1000, 1),
-            **({} if outcome.key is None else {"key": outcome.key}),
-            **({"unlogged": unlogged} if unlogged else {}),
-        )
+        """A call has ended, or was refused."""
+        self._log.write(outcome)
         self._observe(outcome)
 
-    def _unlogged(self, outcome: Outcome) -> int | None:
-        """How many like it were left out of the log since the last line; None: so is this one."""
-        if outcome.reason not in _CROWDED:
-            return 0
-        crowd = self._crowds.setdefault((outcome.reason, outcome.key), _Crowd())
-        now = self._clock()
-        if now < crowd.logged + _CROWDED_S:
-            crowd.unlogged += 1
-            return None
-        unlogged, crowd.logged, crowd.unlogged = crowd.unlogged, now, 0
-        return unlogged
+
+def _traced(error: LikenessError, of: Trace) -> LikenessError:
+    """A copy: what several calls fail with at once may be one object."""
+    if error.trace_id is not None:
+        return error
+    return LikenessError(error.reason, error.message, error.violations, error.retry_after_s, of.id)
 
 
 _current: ContextVar[Call | None] = ContextVar("call", default=None)
@@ -356,3 +335,10 @@ def allowance() -> Allowance:
     """What is left to the caller of the call that is being answered; without limits where there are no keys."""
     call = _current.get()
     return _UNLIMITED if call is None else call.allowance
+
+
+def touch(**what: object) -> None:
+    """Has the line of the call that is being answered logged at INFO, with this; see ``chassis.audit``."""
+    call = _current.get()
+    if call is not None:
+        call.touch(what)

@@ -21,6 +21,9 @@ log = structlog.get_logger()
 
 DOMAIN = "likeness"
 
+# The key in ``ErrorInfo.metadata`` under which a call's failure tells its trace.
+_TRACE_ID = "traceId"
+
 # All of a status travels in HTTP/2 trailers, of which clients take 8 KiB.
 _MAX_MESSAGE, _MAX_DESCRIPTION, _MAX_VIOLATIONS = 1500, 500, 8
 
@@ -82,12 +85,14 @@ class LikenessError(Exception):
         message: what was wrong, what was expected and what to do, for the caller to read.
         violations: the bad fields, for an INVALID_ARGUMENT.
         retry_after_s: seconds after which trying again may help; None where it will not.
+        trace_id: of the call that failed with it, once it has; see ``chassis.trace``.
     """
 
     reason: Reason.ValueType
     message: str
     violations: Sequence[Violation] = field(default=())
     retry_after_s: float | None = None
+    trace_id: str | None = None
 
     def __str__(self) -> str:
         return f"{self.reason_name}: {self.message}"
@@ -109,7 +114,10 @@ def invalid(where: str, description: str, reason: Reason.ValueType = error_pb2.R
 
 
 def incident(event: str, error: BaseException) -> LikenessError:
-    """Logs a fault of ours in full and returns what its caller may see of it: the id of the log line."""
+    """Logs a fault of ours in full and returns what its caller may see of it: the id of the log line.
+
+    The id is of this one fault; the trace id in the line is of the call, which may have met with several.
+    """
     number = uuid.uuid4().hex
     log.error(event, incident=number, exc_info=error)
     message = f"an unexpected error; the service's log has its cause under incident {number}"
@@ -118,7 +126,8 @@ def incident(event: str, error: BaseException) -> LikenessError:
 
 def to_status(error: LikenessError) -> status_pb2.Status:
     """The error as ``google.rpc.Status``, details included."""
-    details = [_pack(error_details_pb2.ErrorInfo(reason=error.reason_name, domain=DOMAIN))]
+    told = {} if error.trace_id is None else {_TRACE_ID: error.trace_id}
+    details = [_pack(error_details_pb2.ErrorInfo(reason=error.reason_name, domain=DOMAIN, metadata=told))]
     if error.violations:
         request = error_details_pb2.BadRequest()
         for violation in error.violations[:_MAX_VIOLATIONS]:

@@ -6,6 +6,8 @@ import sys
 
 import structlog
 
+from chassis import trace
+
 # Without the frames' variables: they hold pictures and keys.
 _tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 
@@ -34,7 +36,7 @@ def configure(level: str, style: str, service: str) -> None:
 
     shared: list[structlog.typing.Processor] = [
         name,
-        structlog.contextvars.merge_contextvars,
+        trace.in_log,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.stdlib.ExtraAdder(),

@@ -19,7 +19,7 @@ from dataclasses import replace
 import structlog
 from PIL import Image
 
-from chassis.errors import LikenessError, incident
+from chassis.errors import LikenessError
 from chassis.pictures import PictureLimits
 from embedder.batcher import STARVING_S
 from embedder.decode import decoded_pixels, open_picture, upright_rgb
@@ -204,7 +204,7 @@ class Decoding:
         except LikenessError as error:
             return error
         except Exception as error:
-            return incident("a picture could not be prepared", error)
+            return entry.fault("a picture could not be prepared", error)
         return Span(begun, time.perf_counter())
 
 

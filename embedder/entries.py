@@ -10,7 +10,8 @@ from typing import Literal
 from likeness.common.v1 import error_pb2
 from PIL.JpegImagePlugin import JpegImageFile
 
-from chassis.errors import LikenessError, in_request
+from chassis.errors import LikenessError, in_request, incident
+from chassis.trace import Trace, current, enter, leave
 from embedder.inputs import Kind, Lane, Outcome, Picture, Timings, Tokens
 
 Why = Literal["cancelled", "expired"]
@@ -133,6 +134,7 @@ class Entry:
         losses: how often a model process was lost with it on board.
         decoded: when its pixels were decoded.
         inferred: the forward passes it was in.
+        trace: of the call that brought it first.
     """
 
     kind: Kind
@@ -155,6 +157,7 @@ class Entry:
     losses: int = 0
     decoded: list[Span] = field(default_factory=list)
     inferred: list[Span] = field(default_factory=list)
+    trace: Trace | None = field(default_factory=current)
 
     def wanted(self, now: float) -> bool:
         """Whether any caller still waits."""
@@ -171,6 +174,13 @@ class Entry:
         message = "the deadline passed before the work was begun"
         self.finish(Outcome(LikenessError(error_pb2.REASON_DEADLINE_EXCEEDED, message)))
         return True
+
+    def fault(self, event: str, error: BaseException) -> LikenessError:
+        """Logs a fault of ours that costs this entry, with its trace; returns what its callers may see of it."""
+        entered = enter(self.trace)
+        failure = incident(event, error)
+        leave(entered)
+        return failure
 
     def finish(self, outcome: Outcome) -> None:
         """Gives every caller its outcome, and lets go of what it held."""

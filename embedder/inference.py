@@ -122,7 +122,8 @@ class Inference:
             for entry in batch:
                 entry.losses += 1
             if len(batch) == 1 and batch[0].losses > 1:
-                batch[0].finish(Outcome(incident("the model process was lost with this input, twice or more", error)))
+                failure = batch[0].fault("the model process was lost with this input, twice or more", error)
+                batch[0].finish(Outcome(failure))
             else:
                 await self._halves(batch)
         else:
@@ -148,7 +149,7 @@ class Inference:
         if not error.out_of_memory:
             self._failed_alone += 1
         if self._failed_alone < _BROKEN_AFTER:
-            batch[0].finish(Outcome(_failure(error)))
+            batch[0].finish(Outcome(_failure(batch[0], error)))
             return
         self._failed_alone = 0
         worker.lose("failing")
@@ -180,7 +181,8 @@ class Inference:
                 entry.finish(Outcome(vector, entry.truncated))
             else:
                 length = float(np.linalg.norm(vector))
-                entry.finish(Outcome(incident("the model gave no unit vector", ValueError(f"length {length}"))))
+                failure = entry.fault("the model gave no unit vector", ValueError(f"length {length}"))
+                entry.finish(Outcome(failure))
 
     def _shrink(self, kind: Kind, rows: int) -> None:
         limit = min(self._queue.full(kind), rows) if kind == "image" else self._queue.full(kind)
@@ -198,8 +200,8 @@ class Inference:
             self._metrics.batch_limit(kind, self._queue.limits[kind])
 
 
-def _failure(error: ForwardError) -> LikenessError:
+def _failure(entry: Entry, error: ForwardError) -> LikenessError:
     if error.out_of_memory:
         message = "the model ran out of memory on this input alone; try again, or at another replica"
         return LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=1.0)
-    return incident("a forward pass failed", error)
+    return entry.fault("a forward pass failed", error)

@@ -17,6 +17,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 
 from likeness.common.v1 import error_pb2
@@ -216,7 +217,7 @@ class Pipeline:
             return
         loop = asyncio.get_running_loop()
         chosen = [inputs[place] for place in places]
-        prepared = await loop.run_in_executor(self._preparing[call.lane], self._prepare, chosen)
+        prepared = await loop.run_in_executor(self._preparing[call.lane], copy_context().run, self._prepare, chosen)
         pixels = sum(p.pixels for p in prepared if isinstance(p, _Prepared))
         if refuse:
             self._stages.admission.check_pixels(call.lane, pixels)

@@ -2,7 +2,7 @@
 
 Calls that may be repeated are: by gRPC within a second or two (see ``chassis.channel``), and, while the service stays
 away, here, until LIKENESS_RIDE_OUT_S or the caller's time is over: a restart is ridden out. None is ever sent twice at
-once.
+once. Each brings the trace of the call that it is made for.
 """
 
 import asyncio
@@ -12,15 +12,19 @@ from typing import Any, TypeVar
 
 import grpc
 import structlog
+from grpc.aio import Metadata
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError, from_rpc_error
+from chassis.trace import passed_on
 from gateway.settings import GatewaySettings
 
 log = structlog.get_logger()
 
 Answer = TypeVar("Answer")
+
+Said = tuple[tuple[str, str], ...]
 
 # At start: how long one of several at an address is watched before the next one's turn, and the pause in between.
 _WATCH_S, _WATCH_AGAIN_S = 5.0, 0.5
@@ -28,6 +32,11 @@ _WATCH_S, _WATCH_AGAIN_S = 5.0, 0.5
 # Waits between attempts while a service is away: the first, and the longest, which is as long as gRPC takes at most to
 # look for it again.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 2.0
+
+
+def bringing(*said: tuple[str, str]) -> Metadata:
+    """The metadata of a call: this, and the trace of the call that it is made for, if there is one."""
+    return Metadata(*said, *passed_on())  # gRPC itself takes 10 µs to make one of a tuple
 
 
 class Backend:
@@ -68,16 +77,31 @@ class Backend:
             raise from_rpc_error(error, self._unavailable, f"the {self.name} at {self.address}") from error
 
     async def _repeatable(
-        self, method: Callable[..., Awaitable[Answer]], request: Any, timeout_s: float, *, ride_out: bool = True
+        self,
+        method: Callable[..., Awaitable[Answer]],
+        request: Any,
+        timeout_s: float,
+        *,
+        ride_out: bool = True,
+        said: Said = (),
     ) -> Answer:
-        """A call that is sent again while the service is away, as long as there is time."""
+        """A call that is sent again while the service is away, as long as there is time.
+
+        Args:
+            method: of the stub.
+            request: what it takes.
+            timeout_s: how long all of it may take.
+            ride_out: whether a restart is waited for.
+            said: metadata beside the trace.
+        """
+        metadata = bringing(*said)
         started = time.monotonic()
         give_up = started + min(timeout_s, self._ride_out_s if ride_out else 0)
         pause = _FIRST_PAUSE_S
         while True:
             left = started + timeout_s - time.monotonic()
             try:
-                return await self._call(method(request, timeout=left))
+                return await self._call(method(request, timeout=left, metadata=metadata))
             except LikenessError as error:
                 # With an answer that says why while there is still time to hear it.
                 if error.code is not grpc.StatusCode.UNAVAILABLE or time.monotonic() + pause >= give_up:

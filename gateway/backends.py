@@ -16,7 +16,7 @@ from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from likeness.indexer.v1 import indexer_pb2, indexer_pb2_grpc
 
 from chassis.channel import Connections, connect
-from gateway.backend import Backend
+from gateway.backend import Backend, bringing
 from gateway.indexer_reads import INDEXER, READS, IndexerReads
 from gateway.settings import GatewaySettings
 
@@ -73,14 +73,15 @@ class Embedder(Backend):
         """
         if bulk:
             request = embedder_pb2.EmbedRequest(inputs=inputs, priority=embedder_pb2.PRIORITY_BULK)
+            metadata = bringing(*_BULK)
             call = self._bulk.call(
-                lambda stub: stub.Embed, request, timeout=timeout_s, wait_for_ready=True, metadata=_BULK
+                lambda stub: stub.Embed, request, timeout=timeout_s, wait_for_ready=True, metadata=metadata
             )
             return await self._bulk_call(call)
         request = embedder_pb2.EmbedRequest(inputs=inputs, priority=priority)
-        known = _BULK if priority == embedder_pb2.PRIORITY_BULK else None
-        method = partial(self._interactive.call, lambda stub: stub.Embed, metadata=known)
-        return await self._repeatable(method, request, timeout_s)
+        known = _BULK if priority == embedder_pb2.PRIORITY_BULK else ()
+        method = partial(self._interactive.call, lambda stub: stub.Embed)
+        return await self._repeatable(method, request, timeout_s, said=known)
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -158,7 +159,8 @@ class Indexer(IndexerReads):
         self, request: indexer_pb2.CreateCollectionRequest, timeout_s: float
     ) -> indexer_pb2.Collection:
         """Makes a collection. Not repeated by itself: a second attempt would find the first one's."""
-        return (await self._call(self._stub.CreateCollection(request, timeout=timeout_s))).collection
+        call = self._stub.CreateCollection(request, timeout=timeout_s, metadata=bringing())
+        return (await self._call(call)).collection
 
     async def update_collection(
         self, request: indexer_pb2.UpdateCollectionRequest, timeout_s: float
@@ -168,20 +170,25 @@ class Indexer(IndexerReads):
 
     async def delete_collection(self, name: str, timeout_s: float) -> None:
         """Deletes a collection. Not repeated by itself, as above."""
-        await self._call(self._stub.DeleteCollection(indexer_pb2.DeleteCollectionRequest(name=name), timeout=timeout_s))
+        request = indexer_pb2.DeleteCollectionRequest(name=name)
+        await self._call(self._stub.DeleteCollection(request, timeout=timeout_s, metadata=bringing()))
 
     async def set_alias(self, request: indexer_pb2.SetAliasRequest, timeout_s: float) -> str:
         """Makes or moves an alias; returns the collection that it stood for, empty if it is new."""
-        return (await self._call(self._stub.SetAlias(request, timeout=timeout_s))).previous_collection
+        call = self._stub.SetAlias(request, timeout=timeout_s, metadata=bringing())
+        return (await self._call(call)).previous_collection
 
     async def delete_alias(self, alias: str, timeout_s: float) -> str:
         """Deletes an alias; returns the collection that it stood for."""
         request = indexer_pb2.DeleteAliasRequest(alias=alias)
-        return (await self._call(self._stub.DeleteAlias(request, timeout=timeout_s))).collection
+        call = self._stub.DeleteAlias(request, timeout=timeout_s, metadata=bringing())
+        return (await self._call(call)).collection
 
     async def upsert(self, request: indexer_pb2.UpsertItemsRequest, timeout_s: float) -> None:
         """Stores items; they are on disk when this returns."""
-        await self._bulk_call(self._bulk_stub.UpsertItems(request, timeout=timeout_s, wait_for_ready=True))
+        metadata = bringing()
+        call = self._bulk_stub.UpsertItems(request, timeout=timeout_s, wait_for_ready=True, metadata=metadata)
+        await self._bulk_call(call)
 
     async def delete(
         self, request: indexer_pb2.DeleteItemsRequest, timeout_s: float

@@ -15,6 +15,7 @@ from likeness.common.v1.types_pb2 import ItemFields
 from likeness.gateway.v1 import gateway_pb2
 from likeness.indexer.v1 import indexer_pb2
 
+from chassis import calls
 from chassis.deadline import Deadline
 from chassis.unbroken import unbroken
 from gateway.backends import Indexer
@@ -65,6 +66,7 @@ class Deletion:
             if ids:
                 await self.media.check(found.uid)
                 deleted += (await self._remove(found, ids, shared, deadline)).deleted
+                calls.touch(deleted=deleted)
             if not page.next_page_token:
                 return gateway_pb2.DeleteItemsResponse(deleted=deleted)
             listing.page_token = page.next_page_token

@@ -139,6 +139,8 @@ class Ingest:
             found, created = await find_or_create(
                 services.indexer, collection, model.fingerprint, deadline.left(), create=create
             )
+            if created:
+                calls.touch(collection=found.name, created=True)
         except LikenessError as error:
             if checkpoint is None or error.reason != error_pb2.REASON_COLLECTION_NOT_FOUND:
                 raise

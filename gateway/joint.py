@@ -11,11 +11,16 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+import structlog
 from likeness.common.v1 import error_pb2
 
+from chassis import trace
 from chassis.deadline import Deadline
 from chassis.errors import LikenessError, incident
+from chassis.trace import Trace
 from gateway.gathering import Gathering
+
+log = structlog.get_logger()
 
 Part = TypeVar("Part")
 Answer = TypeVar("Answer")
@@ -41,11 +46,13 @@ class _Asked(Generic[Part, Answer]):
     """What a caller wants, and until when, by the loop's clock.
 
     Attributes:
+        trace: of the caller's call.
         answer: None: the caller is to send a call of its own.
     """
 
     part: Part
     until: float
+    trace: Trace | None
     answer: "asyncio.Future[Answer | None]"
 
 
@@ -82,7 +89,7 @@ class JointCalls(Generic[Part, Answer]):
             LikenessError: the other service is away or has too much to do, or the time is over.
         """
         left, loop = deadline.left(), asyncio.get_running_loop()
-        asked = _Asked[Part, Answer](part, loop.time() + left, loop.create_future())
+        asked = _Asked[Part, Answer](part, loop.time() + left, trace.current(), loop.create_future())
         self._gathering.add(((alike, round(math.log(left) / _ABOUT)), asked))
         try:
             async with asyncio.timeout_at(asked.until):
@@ -107,6 +114,9 @@ class JointCalls(Generic[Part, Answer]):
         return max(map(len, groups.values()), default=1)
 
     async def _ask(self, group: Sequence[_Asked[Part, Answer]]) -> None:
+        # Whoever began to wait first has it done; in the log of the other service the call bears that one's id.
+        trace.enter(group[0].trace)
+        log.debug("calls share one", trace_ids=[asked.trace.id for asked in group if asked.trace is not None])
         left = max(asked.until for asked in group) - asyncio.get_running_loop().time()
         answers: Sequence[Answer | None] = [None] * len(group)
         try:

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -177,7 +178,7 @@ class Media:
         loop = asyncio.get_running_loop()
         path = f"{folder}/{picture.sha256}"
         if thumbnails:
-            rendered = await loop.run_in_executor(self._cpu, render, picture.image)
+            rendered = await loop.run_in_executor(self._cpu, copy_context().run, render, picture.image)
             if rendered is not None:  # a thumbnail can be made again: it need not outlive a power failure
                 await self._on_files(self._files.write, f"{path}.{THUMBNAIL}", rendered)
         if originals and picture.image.WhichOneof("source") == "encoded":
@@ -193,7 +194,9 @@ class Media:
         return None
 
     async def _on_files(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._io, partial(work, *args, **kwargs))
+        # In the context of the call that it is done for, whose trace the log's lines carry.
+        done = partial(copy_context().run, work, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._io, done)
 
     def _drop_others(self, folder: str, sha256: str) -> None:
         for name in self._files.names(folder):

@@ -16,6 +16,7 @@ from chassis.guard import Guard
 from chassis.keys import Keys
 from chassis.names import is_loopback
 from chassis.readiness import Readiness
+from gateway.audit import RECORDS
 from gateway.backends import Embedder, Indexer, Readers
 from gateway.batch import BatchSearch
 from gateway.classify import Classify
@@ -84,7 +85,7 @@ class GatewayService:
             log.warning("everybody who reaches this address may do everything", host=settings.listen_host, why=why)
         if settings.keyed and settings.tls is None and not is_loopback(settings.listen_host):
             log.warning("API keys come unencrypted, unless something in front speaks TLS; see LIKENESS_TLS_CERT")
-        self._calls = Calls.of(self._settings, readiness, self._guard, self._metrics.calls.called)
+        self._calls = Calls.of(self._settings, readiness, self._guard, self._metrics.calls.called, records=RECORDS)
         return self._calls
 
     def register(self, server: grpc.aio.Server) -> None:

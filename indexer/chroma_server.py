@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import Context
 from pathlib import Path
 from typing import Protocol
 
@@ -183,7 +184,9 @@ class LocalChroma:
         self._process = await self._spawn(command(self._directory, HOST, port))
         self._lock.name_holders(self._process.pid)
         assert self._process.stdout is not None
-        self._output = asyncio.create_task(self._read(self._process.stdout), name="output of Chroma")
+        # In no call's trace, though an erasure may have it started.
+        output = self._read(self._process.stdout)
+        self._output = asyncio.create_task(output, name="output of Chroma", context=Context())
         url = self._url = f"http://{HOST}:{port}"
         if await self._stopped_or(self._answers(url)):
             return

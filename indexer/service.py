@@ -14,6 +14,7 @@ from chassis.calls import Calls
 from chassis.readiness import Readiness
 from indexer.archive.archive import Archive
 from indexer.archive.files import Storage
+from indexer.audit import RECORDS
 from indexer.catalog import Collections
 from indexer.chroma_reader import ChromaReader
 from indexer.chroma_remote import RemoteChroma
@@ -125,7 +126,7 @@ class IndexerService:
 
     def calls(self, readiness: Readiness) -> Calls:
         """What is done around its calls."""
-        return Calls.of(self._settings, readiness, observe=self._metrics.calls.called)
+        return Calls.of(self._settings, readiness, observe=self._metrics.calls.called, records=RECORDS)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds its servicer to the server."""

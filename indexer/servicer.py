@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from likeness.indexer.v1 import indexer_pb2, indexer_pb2_grpc
 
-from chassis import names
+from chassis import calls, names
 from chassis.errors import invalid
 from indexer import item_messages, limits, messages, query, query_messages, tokens
 from indexer.archive.archive import Archive
@@ -122,6 +122,7 @@ class IndexerServicer(  # type: ignore[misc]  # streams are coroutines that writ
                 deleted = await self._writers.delete(collection, ids)
             else:
                 deleted = await self._writers.delete_matching(collection, where)
+                calls.touch(deleted=deleted)
         return indexer_pb2.DeleteItemsResponse(deleted=deleted)
 
     async def ListItems(self, request: indexer_pb2.ListItemsRequest, context: Context) -> indexer_pb2.ListItemsResponse:

@@ -8,6 +8,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -226,7 +227,8 @@ class Upkeep:
         """A collection was deleted: its disk space comes back soon."""
         self._dropped = True
         if self._files is not None and (self._tidying is None or self._tidying.done()):
-            self._tidying = asyncio.create_task(self._tidy(self._files), name="reclaiming disk space")
+            tidying = self._tidy(self._files)  # after more deletions than this: in no call's trace
+            self._tidying = asyncio.create_task(tidying, name="reclaiming disk space", context=Context())
 
     async def stop(self) -> None:
         """Ends what it does by itself; jobs have ended."""

@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import Context
 from typing import TypeVar
 
 import structlog
@@ -73,7 +74,8 @@ class CollectionWriter:
         self._refused: frozenset[str] = frozenset()
         self._closed: LikenessError | None = None
         self._gone: LikenessError | None = None
-        self._task = asyncio.create_task(self._run(), name=f"writer of {collection.name}")
+        # Of no call's trace, though one has it made: it writes for all.
+        self._task = asyncio.create_task(self._run(), name=f"writer of {collection.name}", context=Context())
 
     @property
     def waiting(self) -> int:

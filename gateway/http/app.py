@@ -19,8 +19,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
-from chassis.calls import DEADLINE_APPLIED, Calls, Outcome
+from chassis.call_log import Outcome
+from chassis.calls import DEADLINE_APPLIED, Calls
 from chassis.errors import LikenessError
+from chassis.trace import TRACE_ID, TRACEPARENT
 from gateway.http import errors
 from gateway.http.bodies import Bodies
 from gateway.http.connect import ConnectService
@@ -38,8 +40,8 @@ SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["SearchService"]
 # by a name of its own no more than that a gateway is here, and whether it is ready.
 _PROBED = ("/healthz", "/readyz")
 # What a page of another origin may send and see.
-_SENT = ["authorization", "connect-protocol-version", "connect-timeout-ms", "content-type", "x-api-key"]
-_SEEN = [DEADLINE_APPLIED, "etag", "retry-after"]
+_SENT = ["authorization", "connect-protocol-version", "connect-timeout-ms", "content-type", TRACEPARENT, "x-api-key"]
+_SEEN = [DEADLINE_APPLIED, TRACE_ID, "etag", "retry-after"]
 
 
 @dataclass(frozen=True)

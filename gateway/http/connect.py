@@ -28,6 +28,7 @@ from starlette.types import Receive, Scope, Send
 
 from chassis.calls import DEADLINE_APPLIED, Call, Calls
 from chassis.errors import LikenessError, invalid
+from chassis.trace import TRACE_ID
 from gateway.http.bodies import Bodies, Body
 from gateway.http.errors import CallError, refusal, response
 from gateway.http.messages import Codec, Gzip, Messages, Received
@@ -51,17 +52,23 @@ class _Exchange:
         headers: names in lower case.
         body: what comes of it.
         ends_at: the caller's deadline, by ``time.monotonic``; None: it has none.
+        client: the address that it came from, host and port, where that is known.
         call: once it is admitted.
     """
 
     headers: list[tuple[str, str]]
     body: Body
     ends_at: float | None
+    client: tuple[str, int] | None
     call: Call | None = None
 
     def left(self) -> float | None:
         """Seconds to the caller's deadline."""
         return None if self.ends_at is None else max(0.0, self.ends_at - time.monotonic())
+
+    def peer(self) -> str:
+        """The address that it came from, as text."""
+        return "unknown" if self.client is None else "{}:{}".format(*self.client)
 
 
 _exchange: ContextVar[_Exchange] = ContextVar("exchange")
@@ -106,6 +113,7 @@ class _Admission:
             exchange.call = self._calls.admit(method, exchange.headers, "http")
         except LikenessError as error:
             raise _told(CallError(error), ctx) from None
+        ctx.response_headers[TRACE_ID] = exchange.call.trace.id
         return exchange
 
     async def on_end(self, token: _Exchange, ctx: Context, error: Exception | None) -> None:
@@ -115,8 +123,8 @@ class _Admission:
         told: CallError | None = None
         match error:
             case CallError():
-                told = _told(error, ctx)
-                call.failed(error.error)
+                failed = call.failed(error.error)
+                told = _told(error if failed is error.error else CallError(failed), ctx)
             case ConnectError() if error.code is not Code.CANCELED:
                 told = CallError(call.failed(invalid("request", error.message)))
             case Exception() if not isinstance(error, ConnectError):
@@ -193,7 +201,8 @@ class ConnectService:
         timeout_ms = read.get("connect-timeout-ms")
         left = None if timeout_ms is None else int(timeout_ms) / 1000
         body = Body(self._bodies, receive, left, int(dict(sent).get("content-length", 0)))
-        exchange = _Exchange(sent, body, None if left is None else time.monotonic() + left)
+        ends_at = None if left is None else time.monotonic() + left
+        exchange = _Exchange(sent, body, ends_at, scope.get("client"))
         token = _exchange.set(exchange)
         passed_on = [(name.encode(), read[name].encode()) for name in ("content-type", *_PASSED_ON) if name in read]
         try:
@@ -251,7 +260,7 @@ class ConnectService:
     async def _read(self, received: Received, kind: type[Message], exchange: _Exchange) -> Message:
         assert exchange.call is not None
         request = await self._messages.read(received, kind, exchange.body.hold)
-        exchange.call.charge(request)
+        exchange.call.received(request, exchange.peer)
         return request
 
 

@@ -17,6 +17,7 @@ from protobuf.wkt import Struct
 from starlette.responses import Response
 
 from chassis.errors import LikenessError, to_status
+from chassis.trace import TRACE_ID
 
 # The types must have been imported for their messages to be printed.
 _DETAILS = (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo)
@@ -64,11 +65,12 @@ class CallError(ConnectError):
 
 def headers(error: LikenessError) -> Mapping[str, str]:
     """Headers that say more about a failure."""
+    told = {} if error.trace_id is None else {TRACE_ID: error.trace_id}
     if error.retry_after_s is not None:
-        return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
-    if error.code.name == "UNAUTHENTICATED":
-        return {"www-authenticate": "Bearer"}
-    return {}
+        told["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    elif error.code.name == "UNAUTHENTICATED":
+        told["www-authenticate"] = "Bearer"
+    return told
 
 
 def response(error: LikenessError) -> Response:

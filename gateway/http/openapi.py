@@ -133,12 +133,12 @@ def _operation(contract: _Contract, name: str, method: MethodDescriptorProto) ->
         "operationId": method.name,
         "summary": _first_sentence(comment),
         "description": comment,
-        "parameters": [{"$ref": "#/components/parameters/Timeout"}],
+        "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in openapi_routes.PARAMETERS],
         "requestBody": {"required": True, "content": _content(kinds, method.input_type)},
         "responses": {
             "200": {
                 "description": contract.comment(method.output_type.lstrip(".")),
-                "headers": openapi_routes.DEADLINE_HEADER,
+                "headers": openapi_routes.HEADERS,
                 "content": _content(kinds, method.output_type),
             },
             "default": {"$ref": "#/components/responses/Error"},

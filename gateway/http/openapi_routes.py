@@ -17,7 +17,14 @@ STREAMED = (
     "length as 4 bytes big-endian, then the message; the last envelope, with flag 2, is JSON and holds any error."
 )
 
-DEADLINE_HEADER = {
+_TRACE_HEADER = {
+    "Likeness-Trace-Id": {
+        "description": "The trace's id, 32 hexadecimal digits, under which the services' logs have the call.",
+        "schema": {"type": "string"},
+    }
+}
+
+HEADERS = _TRACE_HEADER | {
     "Likeness-Deadline-Ms": {
         "description": "The deadline that was applied, in milliseconds, where the call brought none or a later one.",
         "schema": {"type": "integer"},
@@ -30,7 +37,13 @@ PARAMETERS = {
         "in": "header",
         "description": "The call's deadline, in milliseconds from now. Left out: GatewayLimits.default_deadline.",
         "schema": {"type": "integer", "minimum": 1, "maximum": 9_999_999_999},
-    }
+    },
+    "Traceparent": {
+        "name": "Traceparent",
+        "in": "header",
+        "description": "What the call belongs to, as W3C's Trace Context has it. Left out: a trace begins here.",
+        "schema": {"type": "string", "examples": ["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"]},
+    },
 }
 
 SCHEMAS: dict[str, Any] = {
@@ -83,7 +96,8 @@ SCHEMAS: dict[str, Any] = {
 RESPONSES = {
     "Error": {
         "description": "The call failed.",
-        "headers": {
+        "headers": _TRACE_HEADER
+        | {
             "Retry-After": {
                 "description": "Seconds after which trying again may help (with 429 and 503).",
                 "schema": {"type": "integer"},

@@ -17,6 +17,7 @@ from chassis import metadata
 from chassis.calls import Calls
 from chassis.deadline import Deadline
 from chassis.errors import LikenessError, invalid
+from chassis.trace import TRACE_ID
 from gateway.indexer_reads import IndexerReads
 from gateway.media import Media
 from gateway.requests import collection_name
@@ -57,7 +58,9 @@ class Thumbnails:
         call = self.calls.admit(_METHOD, request.headers.items(), "http")
         try:
             async with call.under_way(None):
-                return await self._show(request)
+                shown = await self._show(request)
+                shown.headers[TRACE_ID] = call.trace.id
+                return shown
         finally:
             call.end()
 

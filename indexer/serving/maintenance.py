@@ -17,6 +17,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextvars import Context
 from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
@@ -119,8 +120,8 @@ class Maintenance:
         ]
 
     def start(self) -> None:
-        """Begins."""
-        self._task = asyncio.create_task(self._run(), name=f"maintenance of {self._name}")
+        """Begins, in no call's trace, though one may have it begin."""
+        self._task = asyncio.create_task(self._run(), name=f"maintenance of {self._name}", context=Context())
 
     @property
     def clears(self) -> bool:

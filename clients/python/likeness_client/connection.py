@@ -10,6 +10,7 @@ from likeness.gateway.v1 import gateway_pb2
 from likeness.gateway.v1.gateway_pb2_grpc import SearchServiceStub
 
 from likeness_client import channel, defaults
+from likeness_client.call_metadata import Traceparent, traced
 from likeness_client.rpc_errors import from_rpc_error
 from likeness_client.security import Security
 
@@ -29,6 +30,7 @@ class Connection:
         *,
         timeout: float | None = defaults.TIMEOUT_S,
         security: Security | None = None,
+        traceparent: Traceparent | None = None,
     ) -> None:
         """Prepares a channel.
 
@@ -37,6 +39,8 @@ class Connection:
             timeout: seconds that one call may take; None: any time. Streams (ingest, suggested labels, duplicates,
                 embedding anew) may take any time.
             security: API key and TLS; None: the key in LIKENESS_API_KEY if there is one, and no TLS.
+            traceparent: asked at each call for the W3C ``traceparent`` of what it is done for, whose id the logs of all
+                services then carry; None, or where it gives None: the gateway begins a trace.
 
         Raises:
             ValueError: a file of certificates cannot be read.
@@ -47,9 +51,10 @@ class Connection:
         # Those that the contract says may be. One that answers with a stream only is as long as nothing of it has come.
         known = descriptor_pb2.MethodOptions.IDEMPOTENCY_UNKNOWN
         repeatable = [each.name for each in service.methods if each.GetOptions().idempotency_level != known]
-        self._channel = (security or Security.of_environment()).channel(
+        untraced = (security or Security.of_environment()).channel(
             channel.target(address), channel.options(service, repeatable)
         )
+        self._channel = traced(untraced, traceparent)
         self._stub = SearchServiceStub(self._channel)
 
     def __enter__(self) -> Self:

@@ -42,6 +42,8 @@ class LikenessError(Exception):
         message: what was wrong, what was expected and what to do.
         violations: the bad fields, if the request was refused for them.
         retry_after_s: seconds after which trying again may help; None where the server did not say.
+        trace_id: under which the servers' logs have what they did for the call; None where the server did not say, and
+            for an item. Python shows it below the message of an exception that nobody catches.
     """
 
     code: str
@@ -49,6 +51,11 @@ class LikenessError(Exception):
     message: str
     violations: Sequence[Violation] = field(default=())
     retry_after_s: float | None = None
+    trace_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.trace_id is not None:
+            self.add_note(f"trace id {self.trace_id}")
 
     def __str__(self) -> str:
         return f"{self.reason or self.code}: {self.message}"

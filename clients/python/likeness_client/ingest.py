@@ -108,6 +108,7 @@ class Ingest:
                     error.message,
                     error.violations,
                     error.retry_after_s,
+                    error.trace_id,
                     unanswered=tuple(self._again),
                 ) from error
             backoff_s = min(self._limits.first_backoff_s * 2**self._broken_in_a_row, self._limits.max_backoff_s)

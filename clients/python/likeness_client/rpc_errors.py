@@ -19,15 +19,16 @@ _CODES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 def from_status(status: status_pb2.Status) -> LikenessError:
     """The error that a ``google.rpc.Status`` tells of."""
-    reason, violations, retry_after_s = "", [], None
+    reason, violations, retry_after_s, trace_id = "", [], None, None
     for detail in status.details:
         if (info := _unpack(detail, error_details_pb2.ErrorInfo())) and info.domain == _DOMAIN:
-            reason = info.reason
+            reason, trace_id = info.reason, info.metadata.get("traceId")
         elif request := _unpack(detail, error_details_pb2.BadRequest()):
             violations = [Violation(v.field, v.description) for v in request.field_violations]
         elif retry := _unpack(detail, error_details_pb2.RetryInfo()):
             retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
-    return LikenessError(_CODES.get(status.code, "UNKNOWN"), reason, status.message, violations, retry_after_s)
+    code = _CODES.get(status.code, "UNKNOWN")
+    return LikenessError(code, reason, status.message, violations, retry_after_s, trace_id)
 
 
 def from_item_error(error: error_pb2.ItemError) -> LikenessError:

@@ -1,12 +1,14 @@
 """How a client proves who it is, and which servers it believes."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import grpc
+
+from likeness_client.call_metadata import with_metadata
 
 API_KEY_VARIABLE = "LIKENESS_API_KEY"
 
@@ -55,47 +57,10 @@ class Security:
             channel = grpc.secure_channel(target, credentials, options=options)
         else:
             channel = grpc.insecure_channel(target, options=options)
-        return channel if self.api_key is None else grpc.intercept_channel(channel, _Key(self.api_key))
-
-
-@dataclass(frozen=True)
-class _Details(grpc.ClientCallDetails):
-    method: str
-    timeout: float | None
-    metadata: tuple[tuple[str, str | bytes], ...]
-    credentials: grpc.CallCredentials | None
-    wait_for_ready: bool | None
-    compression: grpc.Compression | None
-
-
-class _Key(
-    grpc.UnaryUnaryClientInterceptor,
-    grpc.UnaryStreamClientInterceptor,
-    grpc.StreamUnaryClientInterceptor,
-    grpc.StreamStreamClientInterceptor,
-):
-    """Adds the key to every call. Not gRPC's call credentials, which want TLS, as a proxy in between may speak it."""
-
-    def __init__(self, key: str) -> None:
-        self._bearer = ("authorization", f"Bearer {key}")
-
-    def _intercept(self, continuation: Callable[..., Any], client_call_details: Any, request: Any) -> Any:
-        return continuation(self._with_key(client_call_details), request)
-
-    intercept_unary_unary: Any = _intercept
-    intercept_unary_stream: Any = _intercept
-    intercept_stream_unary: Any = _intercept
-    intercept_stream_stream: Any = _intercept
-
-    def _with_key(self, details: Any) -> _Details:
-        return _Details(
-            details.method,
-            details.timeout,
-            (*(details.metadata or ()), self._bearer),
-            details.credentials,
-            details.wait_for_ready,
-            details.compression,
-        )
+        if self.api_key is None:
+            return channel
+        bearer = ("authorization", f"Bearer {self.api_key}")
+        return with_metadata(channel, lambda: [bearer])
 
 
 def _read(file: Path | None) -> bytes | None:

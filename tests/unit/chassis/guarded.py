@@ -14,7 +14,8 @@ from grpc_reflection.v1alpha import reflection
 from likeness.common.v1 import error_pb2
 from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 
-from chassis.calls import Call, Calls, Outcome, Transport
+from chassis.call_log import Outcome, Transport
+from chassis.calls import Call, Calls
 from chassis.errors import from_rpc_error
 from chassis.guard import Guard, Rpc
 from chassis.interceptor import CallInterceptor

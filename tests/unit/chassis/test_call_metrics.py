@@ -4,8 +4,8 @@ import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 
+from chassis.call_log import Outcome, Transport
 from chassis.call_metrics import CallMetrics
-from chassis.calls import Outcome, Transport
 
 OK, EXHAUSTED = grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED
 

@@ -14,7 +14,8 @@ from likeness.common.v1 import error_pb2
 from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from structlog.testing import capture_logs
 
-from chassis.calls import Calls, Outcome
+from chassis.call_log import Outcome
+from chassis.calls import Calls
 from chassis.errors import LikenessError, from_rpc_error, invalid
 from chassis.interceptor import CallInterceptor
 from chassis.readiness import LIVE, Readiness

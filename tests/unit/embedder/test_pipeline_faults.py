@@ -15,6 +15,7 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 
+from chassis import trace
 from chassis.errors import LikenessError, invalid
 from embedder import worker_process
 from embedder.assembly import open_pipeline
@@ -76,8 +77,15 @@ async def test_a_call_of_bad_inputs_only_does_not_reach_the_model(build: Build) 
 async def test_a_forward_pass_that_raises_fails_its_culprit_only(build: Build) -> None:
     bench = await build(max_batch=8)
     levels = [10, 11, 12, fake.RAISE, 20, 21, 22, 23]
-    with structlog.testing.capture_logs() as logs:
-        outcomes, _ = await bench.together(*[grey(level) for level in levels])
+    with structlog.testing.capture_logs(processors=[trace.in_log]) as logs:
+        first, held = await bench.hold()
+        entered = trace.enter(cause := trace.Trace.of([]))
+        call = bench.start(bench.embed(*[grey(level) for level in levels]))
+        trace.leave(entered)
+        await bench.until(lambda: bench.pipeline.waiting_for_model >= len(levels))
+        held.release()
+        await first
+        outcomes, _ = await call
     culprit = outcomes.pop(3)
     assert reason(culprit) == "INTERNAL"
     assert isinstance(culprit.result, LikenessError)
@@ -86,6 +94,9 @@ async def test_a_forward_pass_that_raises_fails_its_culprit_only(build: Build) -
     incident = next(line for line in logs if line["log_level"] == "error")
     assert "no thirteens" in repr(incident["exc_info"])
     assert incident["incident"] in culprit.result.message
+    assert incident["trace_id"] == cause.id
+    # Of a batch it is nobody's.
+    assert [line.get("trace_id") for line in logs if line["event"].endswith("halving the batch")] == [None] * 3
 
 
 async def test_a_vector_without_direction_is_an_error_of_its_input_only(build: Build) -> None:

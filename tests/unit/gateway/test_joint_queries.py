@@ -10,7 +10,9 @@ from likeness.common.v1.metadata_pb2 import OPERATOR_EQ, Comparison, Filter
 from likeness.common.v1.types_pb2 import ModelFingerprint, Vector
 from likeness.indexer.v1 import indexer_pb2
 from likeness.indexer.v1.indexer_pb2 import Example, Query, QueryRequest, Rescore
+from structlog.testing import capture_logs
 
+from chassis import trace
 from chassis.deadline import Deadline
 from chassis.errors import LikenessError, invalid
 from chassis.vectors import from_proto, to_proto
@@ -28,6 +30,7 @@ class Answering:
     def __init__(self) -> None:
         self.calls: list[QueryRequest] = []
         self.timeouts: list[float] = []
+        self.traces: list[trace.Trace | None] = []
         self.begun = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.bad: dict[int, Exception] = {}
@@ -38,6 +41,7 @@ class Answering:
     async def query(self, request: QueryRequest, timeout_s: float) -> indexer_pb2.QueryResponse:
         self.calls.append(request)
         self.timeouts.append(timeout_s)
+        self.traces.append(trace.current())
         self.begun.set()
         try:
             async with asyncio.timeout(timeout_s):
@@ -99,6 +103,25 @@ async def test_queries_that_are_there_together_share_a_call_and_get_their_own_an
     assert [found(answered) for answered in answers] == [[1], [2]]
     assert indexer.calls == [request(1, 2)]
     assert 9 < indexer.timeouts[0] <= 9.1
+
+
+async def test_a_shared_call_is_in_the_trace_of_its_first_caller_and_the_log_names_all() -> None:
+    async def asking(number: int, wanted: QueryRequest) -> Any:
+        trace.enter(traces[number])
+        return await joint(wanted, Deadline(9))
+
+    indexer, traces = Answering(), [trace.Trace.of([]) for _ in range(4)]
+    joint = indexer.joint()
+    entered = trace.enter(traces[3])
+    await joint(request(3), Deadline(9))  # so that the joint calls are there already
+    trace.leave(entered)
+    wanted = [request(0, top_k=4), request(1), request(2)]
+    with capture_logs() as lines:
+        await asyncio.gather(*(asking(number, each) for number, each in enumerate(wanted)))
+    assert indexer.asked[1:] in ([[1, 2], [0]], [[0], [1, 2]])
+    of = {tuple(asked): of for asked, of in zip(indexer.asked, indexer.traces, strict=True)}
+    assert of == {(3,): traces[3], (0,): traces[0], (1, 2): traces[1]}
+    assert [line["trace_ids"] for line in lines] == [[traces[1].id, traces[2].id]]
 
 
 async def test_who_is_alone_is_sent_as_it_came() -> None:

@@ -8,7 +8,9 @@ from uuid import uuid4
 import fsspec
 import pytest
 from likeness.common.v1 import error_pb2, types_pb2
+from structlog.testing import capture_logs
 
+from chassis import trace
 from chassis.errors import LikenessError
 from gateway.media import Media, PictureMedia
 from gateway.picture_facts import content_hash
@@ -43,6 +45,15 @@ def files(where: str) -> list[str]:
     """Every file, by its path below the root."""
     fs, root = fsspec.core.url_to_fs(where)
     return sorted(path.removeprefix(root).lstrip("/") for path in fs.find(root))
+
+
+async def test_what_the_threads_write_to_the_log_is_in_the_trace_of_the_call(media: Media) -> None:
+    entered = trace.enter(mine := trace.Trace.of([]))
+    no_picture = PictureMedia("odd", "00" * 32, types_pb2.Image(encoded=b"junk"))
+    with capture_logs(processors=[trace.in_log]) as lines:
+        await keep(media, no_picture, originals=False)
+    trace.leave(entered)
+    assert [(line["event"], line["trace_id"]) for line in lines] == [("no thumbnail", mine.id)]
 
 
 async def test_a_thumbnail_and_the_original_are_there_before_the_item_is(media: Media) -> None:

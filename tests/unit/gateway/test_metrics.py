@@ -5,7 +5,7 @@ import pytest
 from likeness.gateway.v1.gateway_pb2 import SearchTimings
 from prometheus_client import CollectorRegistry
 
-from chassis.calls import Outcome
+from chassis.call_log import Outcome
 from gateway.metrics import STAGES, Metrics
 
 

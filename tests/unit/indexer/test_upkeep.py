@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 
+from chassis import trace
 from indexer import reclaim, upkeep
 from indexer.catalog import Collections
 from indexer.collections import Collection
@@ -84,12 +85,17 @@ async def test_the_traces_of_a_deleted_collection_are_cleared_once_what_was_left
 async def test_a_failure_that_nobody_thought_of_does_not_end_the_reclaiming_of_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Chroma left a journal when it was stopped, say. A deletion meanwhile is tidied up after all the same."""
+    """Chroma left a journal when it was stopped, say. A deletion meanwhile is tidied up after all the same.
+
+    Nor is it in the trace of the call that deleted first.
+    """
+    traces: list[trace.Trace | None] = []
     failures = [RuntimeError("a journal is left")]
     compacted = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def compact(_: Path) -> None:
+        traces.append(trace.current())
         if failures:
             loop.call_soon_threadsafe(tidied.deleted)
             raise failures.pop()
@@ -104,7 +110,10 @@ async def test_a_failure_that_nobody_thought_of_does_not_end_the_reclaiming_of_s
     monkeypatch.setattr(reclaim, "worth_compacting", lambda _: True)
     monkeypatch.setattr(reclaim, "compact", compact)
     tidied = upkeep_of(tmp_path, Left(gone=True), pause)
+    entered = trace.enter(trace.Trace.of([]))
     tidied.deleted()
+    trace.leave(entered)
     async with asyncio.timeout(20):
         await compacted.wait()
     await tidied.stop()
+    assert traces == [None, None]

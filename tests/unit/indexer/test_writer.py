@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from likeness.common.v1 import error_pb2
 
-from chassis import metadata
+from chassis import metadata, trace
 from chassis.errors import LikenessError
 from indexer.changes import Changes
 from indexer.collections import Collection, Fingerprint, Metric, not_found
@@ -86,6 +86,24 @@ async def test_a_call_is_acknowledged_only_after_the_store_has_answered() -> Non
     assert not call.done()
     store.gate.set()
     assert await call == 2
+    await writer.drain()
+
+
+async def test_what_is_written_for_all_is_in_nobody_s_trace_not_in_that_of_the_first_call() -> None:
+    class Telling(HeldStore):
+        async def write(self, collection: Collection, changes: Changes, stamp: int) -> None:
+            traces.append(trace.current())
+            await super().write(collection, changes, stamp)
+
+    traces: list[trace.Trace | None] = []
+    store = Telling()
+    store.gate.set()
+    entered = trace.enter(trace.Trace.of([]))
+    writer = writer_over(store)
+    await writer.write(items("a"))
+    trace.leave(entered)
+    await writer.write(items("b"))
+    assert traces == [None, None]
     await writer.drain()
 
 

@@ -12,6 +12,7 @@ from likeness.indexer.v1 import indexer_pb2 as pb
 from likeness.indexer.v1.indexer_pb2_grpc import IndexerServiceStub
 
 from likeness_client import channel, defaults
+from likeness_client.call_metadata import Traceparent, traced
 from likeness_client.errors import LikenessError
 from likeness_client.facets import Facets
 from likeness_client.filters import Filter
@@ -58,6 +59,7 @@ class IndexerClient(Jobs):
         *,
         timeout: float | None = defaults.TIMEOUT_S,
         security: Security | None = None,
+        traceparent: Traceparent | None = None,
     ) -> None:
         """Prepares a channel.
 
@@ -66,6 +68,7 @@ class IndexerClient(Jobs):
             timeout: seconds that one call may take; None: any time. Streams (exports, backups, restoring, rebuilding,
                 erasing) may take any time.
             security: TLS; None: none. An API key in it is not sent: indexers know none.
+            traceparent: asked at each call for the W3C ``traceparent`` of what it is done for; see ``Client``.
 
         Raises:
             ValueError: a file of certificates cannot be read.
@@ -80,10 +83,9 @@ class IndexerClient(Jobs):
             if method.GetOptions().idempotency_level != MethodOptions.IDEMPOTENCY_UNKNOWN
             and not method.client_streaming
         ]
-        self._channel = (
-            (security or Security())
-            .without_key()
-            .channel(channel.target(address), channel.options(service, repeatable))
+        untraced = (security or Security()).without_key()
+        self._channel = traced(
+            untraced.channel(channel.target(address), channel.options(service, repeatable)), traceparent
         )
         self._stub = IndexerServiceStub(self._channel)
 

@@ -178,7 +178,7 @@ async def test_cors_is_off_unless_origins_are_listed() -> None:
     asked = {
         "origin": "https://shop.example.org",
         "access-control-request-method": "POST",
-        "access-control-request-headers": "content-type,x-api-key",
+        "access-control-request-headers": "content-type,traceparent,x-api-key",
     }
     path = f"{SERVICE}/Search"
     async with serving(library(), api_keys=KEYS) as gateway:
@@ -194,4 +194,5 @@ async def test_cors_is_off_unless_origins_are_listed() -> None:
     assert "access-control-allow-origin" not in other.headers
     assert "access-control-allow-credentials" not in on.headers
     assert told.status_code == 200
+    assert "likeness-trace-id" in told.headers["access-control-expose-headers"]
     assert "retry-after" in told.headers["access-control-expose-headers"]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from chassis import trace
 from chassis.vectors import Array
 from indexer.collections import Metric
 from indexer.reads import Fields, Row, Search
@@ -51,6 +52,7 @@ class Seen:
 
     def __init__(self) -> None:
         self.done: list[str] = []
+        self.traces: list[trace.Trace | None] = []
         self._changed = asyncio.Event()
 
     def rebuilt(self, ok: bool) -> None:
@@ -66,6 +68,7 @@ class Seen:
 
     def _add(self, what: str) -> None:
         self.done.append(what)
+        self.traces.append(trace.current())
         self._changed.set()
 
 
@@ -155,6 +158,18 @@ async def test_the_tail_goes_into_the_graph(tmp_path: Path, threads: ThreadPoolE
         expected.apply(written(range(25, 60), seed=1), [])
         assert_same_items(view, expected.view)
         assert not under.saved()
+
+
+async def test_it_is_in_nobody_s_trace_not_in_that_of_the_call_that_made_the_collection(
+    tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    entered = trace.enter(trace.Trace.of([]))
+    async with kept(tmp_path, threads, replace(QUIET, least_dead=10, dead_share=0.3)) as under:
+        trace.leave(entered)
+        under.write(range(100))
+        under.write(range(50), seed=1)
+        await under.seen.wait_for("rebuilt")
+    assert under.seen.traces == [None]
 
 
 async def test_an_absorption_that_failed_half_way_goes_on_where_it_was(
