@@ -1,14 +1,16 @@
-"""What every service tells Prometheus of its calls. See ``chassis.metrics`` for how it is shown.
+"""What every service tells Prometheus of its calls, and of itself. See ``chassis.metrics`` for how it is shown.
 
 Imported only where there are metrics: a service without them does without the library.
 """
 
+import platform
 from collections.abc import Sequence
 from functools import cache
 
 import grpc
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from chassis import __version__
 from chassis.call_log import Outcome, Transport
 
 # A search with a remembered vector takes a millisecond; one that waits for a busy embedder, seconds; a stream, hours.
@@ -26,6 +28,7 @@ class CallMetrics:
             registry: where they are counted.
             refusals: reasons for which a call can be turned away before anything is done for it.
         """
+        _tell_build(namespace.removeprefix("likeness_"), registry)
         names = ("method", "transport", "code")
         calls = Counter(f"{namespace}_calls", "Calls by how they ended.", names, registry=registry)
         text = "Calls and streams from beginning to end."
@@ -52,3 +55,15 @@ class CallMetrics:
             self._took(outcome.method, outcome.transport).observe(outcome.seconds)
         elif outcome.reason in self._refused:
             self._refused[outcome.reason].inc()
+
+
+def _tell_build(service: str, registry: CollectorRegistry) -> None:
+    """Which release this is. Of a service of several processes one series, while any of them lives."""
+    build = Gauge(
+        "likeness_build_info",
+        "1, labelled with the release that runs.",
+        ("version", "service", "python"),
+        registry=registry,
+        multiprocess_mode="livemax",
+    )
+    build.labels(__version__, service, platform.python_version()).set(1)

@@ -19,7 +19,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from chassis import cores, logs
+from chassis import __version__, cores, logs
 from chassis.calls import Calls
 from chassis.errors import LikenessError
 from chassis.interceptor import CallInterceptor
@@ -193,7 +193,7 @@ async def _listen(server: grpc.aio.Server, settings: ServiceSettings) -> bool:
         return False
     await server.start()
     tls = "none" if settings.tls is None else "mutual" if settings.tls.client_ca else "server"
-    log.info("listening", host=settings.listen_host, port=port, tls=tls)
+    log.info("listening", host=settings.listen_host, port=port, tls=tls, version=__version__)
     return True
 
 

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from likeness.gateway.v1 import gateway_pb2
 
+from chassis import __version__
 from deploy.local import Services
 from tests.integration.conftest import Stub, connect, item, messages, read
 from tests.pictures import noise
@@ -62,6 +63,8 @@ def test_the_logs_of_all_three_services_tell_of_one_search_under_one_id(
         timeout=60,
     )
     assert (deleted.status_code, deleted.headers["likeness-trace-id"]) == (200, DELETED)
+    figures = httpx.get(f"http://{services.http}/metrics", trust_env=False, timeout=10).text
+    assert 'likeness_build_info{python="' in figures
     services.stop()  # all that is to be logged is
 
     search, embed, query = (calls(services, name, SEARCHED) for name in ("gateway", "embedder", "indexer"))
@@ -88,3 +91,5 @@ def test_the_logs_of_all_three_services_tell_of_one_search_under_one_id(
         line = calls(services, name, DELETED)["DeleteCollection"]
         assert (line["level"], line["code"], line["touched"]) == ("info", "OK", {"collection": "noises"})
         assert "127.0.0.1" in line["peer"]
+    for name in ("gateway", "embedder", "indexer"):
+        assert {line["version"] for line in lines(services, name) if "tls" in line} == {__version__}

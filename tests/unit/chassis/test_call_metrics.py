@@ -1,9 +1,12 @@
 """How calls went, as Prometheus reads it: the same of every service."""
 
+import platform
+
 import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 
+from chassis import __version__
 from chassis.call_log import Outcome, Transport
 from chassis.call_metrics import CallMetrics
 
@@ -57,3 +60,10 @@ def test_a_reason_that_was_not_named_beforehand_makes_no_series(
 
     assert value(registry, "refused_total", reason="SOMETHING_NEW") is None
     assert value(registry, "calls_total", method="Try", transport="grpc", code="RESOURCE_EXHAUSTED") == 1
+
+
+def test_the_release_that_runs_is_told(metrics: CallMetrics, registry: CollectorRegistry) -> None:
+    (family,) = [family for family in registry.collect() if family.name == "likeness_build_info"]
+    (sample,) = family.samples
+    labels = {"version": __version__, "service": "test", "python": platform.python_version()}
+    assert (sample.labels, sample.value) == (labels, 1)

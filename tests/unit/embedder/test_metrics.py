@@ -109,7 +109,7 @@ def test_names_follow_the_conventions_and_all_are_explained(metrics: Metrics, re
 
     assert len(families) >= 17
     for family in families:
-        assert re.fullmatch(r"likeness_embedder_[a-z_]+", family.name)
+        assert re.fullmatch(r"likeness_embedder_[a-z_]+|likeness_build_info", family.name)
         assert family.documentation.endswith(".")
         if family.type == "counter":
             assert all(sample.name.endswith(("_total", "_created")) for sample in family.samples)
@@ -145,7 +145,8 @@ MultiProcessCollector(registry, {str(tmp_path)!r})
 def show():
     print(registry.get_sample_value("likeness_embedder_items_total", dict(kind="image", lane="bulk", result="ok")),
           registry.get_sample_value("likeness_embedder_queue_items", dict(stage="decode", lane="bulk")),
-          registry.get_sample_value("likeness_embedder_model_up"))
+          registry.get_sample_value("likeness_embedder_model_up"),
+          [sample.value for family in registry.collect() for sample in family.samples if "build" in sample.name])
 show()
 mark_process_dead({pids[0]}, {str(tmp_path)!r})
 show()
@@ -154,4 +155,4 @@ show()
         [sys.executable, "-c", parent], env=environment, check=True, timeout=60, capture_output=True, text=True
     )
 
-    assert done.stdout.split("\n")[:2] == ["2.0 6.0 2.0", "2.0 3.0 1.0"]
+    assert done.stdout.split("\n")[:2] == ["2.0 6.0 2.0 [1.0]", "2.0 3.0 1.0 [1.0]"]

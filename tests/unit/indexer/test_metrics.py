@@ -133,5 +133,5 @@ def test_names_follow_the_conventions_and_all_are_explained(metrics: Metrics, re
     families = list(text_string_to_metric_families(generate_latest(registry).decode()))
     assert len(families) >= 20
     for family in families:
-        assert re.fullmatch(r"likeness_indexer_[a-z_]+", family.name)
+        assert re.fullmatch(r"likeness_indexer_[a-z_]+|likeness_build_info", family.name)
         assert family.documentation.endswith(".")
