@@ -89,7 +89,12 @@ CALLS: list[tuple[str, Any, str, str]] = [
     ("SetAlias", pb.SetAliasRequest(alias="al", collection="other"), "", "SetAlias"),
     ("ListAliases", pb.ListAliasesRequest(), "", "ListAliases"),
     ("DeleteAlias", pb.DeleteAliasRequest(alias="al"), "", "DeleteAlias"),
-    ("DeleteCollection", pb.DeleteCollectionRequest(name="other"), "", "GetCollection DeleteCollection ListCollections"),
+    (
+        "DeleteCollection",
+        pb.DeleteCollectionRequest(name="other"),
+        "",
+        "GetCollection DeleteCollection ListCollections",
+    ),
     ("GetStatus", pb.GetStatusRequest(), "GetStatus", "ListCollections"),
 ]
 
