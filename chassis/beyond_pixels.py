@@ -12,6 +12,8 @@ from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 # libjpeg goes through all of a picture's blocks for every scan, however little is in it: 4 ms for 49 megapixels;
 # 2,000 scans, in 28 KB, take 8 s. Encoders make ten or so; libtiff draws its line for JPEGs inside of TIFFs here.
 MOST_SCANS = 100
+# Parts of a file, thumbnails and profiles among them, that are looked at to count its scans; of more it has too many.
+_MOST_PARTS = 20_000
 
 # Markers of a JPEG (ITU-T T.81, B.1.1.3): start of scan, end of image, and the one before others that has no content.
 _SOS, _EOI, _TEM = b"\xda", b"\xd9", b"\x01"
@@ -26,12 +28,14 @@ _WHOLE = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8, 18: 8}
 
 
 def has_one_scan(opened: Image.Image) -> bool:
-    """Whether a colour JPEG is sequential and its first scan, whose header Pillow has just read, has all colours.
+    """Whether a JPEG of three colours is sequential, and its first scan, whose header Pillow has just read, has all.
 
     libjpeg decodes no other scan of such a one.
     """
-    file = opened.fp if isinstance(opened, JpegImageFile) else None
-    if file is None or "progressive" in opened.info or file.tell() < _SCAN_HEADER_BYTES:
+    if not isinstance(opened, JpegImageFile) or opened.layers != 3 or "progressive" in opened.info:
+        return False
+    file = opened.fp
+    if file is None or file.tell() < _SCAN_HEADER_BYTES:
         return False
     file.seek(-_SCAN_HEADER_BYTES, io.SEEK_CUR)
     return bytes(file.read(_SCAN_HEADER_BYTES)).startswith(_SCAN_OF_THREE)
@@ -47,7 +51,7 @@ def has_too_many_scans(opened: Image.Image, encoded: bytes) -> bool:
     if not isinstance(opened, JpegImageFile) or has_one_scan(opened):
         return False
     # First what takes microseconds, but counts what stands in thumbnails or behind the picture, such as a video.
-    return _looks_like_scans(encoded) > MOST_SCANS and _scans(encoded) > MOST_SCANS
+    return _looks_like_scans(encoded) > MOST_SCANS and _is_scanned_more_often(encoded, MOST_SCANS)
 
 
 def pixels_at_once(opened: Image.Image, encoded: bytes) -> int:
@@ -90,12 +94,17 @@ def _looks_like_scans(encoded: bytes) -> int:
     return int(np.count_nonzero((each[:-1] == 0xFF) & (each[1:] == _SOS[0])))
 
 
-def _scans(encoded: bytes) -> int:
-    """Scans of a JPEG up to its end, as libjpeg finds them."""
+def _is_scanned_more_often(encoded: bytes, most: int) -> bool:
+    """Whether a JPEG has more scans than MOST up to its end, as libjpeg finds them."""
     scans, place = 0, 2
-    while (marker := _MARKER.search(encoded, place)) is not None and marker[1] != _EOI:
+    for _ in range(_MOST_PARTS):
+        marker = _MARKER.search(encoded, place)
+        if marker is None or marker[1] == _EOI:
+            return False
         scans += marker[1] == _SOS
+        if scans > most:
+            return True
         place = marker.end()
         if marker[1] != _TEM:
             place += max(2, int.from_bytes(encoded[place : place + 2]))
-    return scans
+    return True

@@ -81,7 +81,7 @@ class CallLog:
 
     def _unlogged(self, outcome: Outcome) -> int | None:
         """How many like it were left out of the log since the last line; None: so is this one."""
-        if outcome.reason not in _CROWDED:
+        if outcome.reason not in _CROWDED or outcome.touched is not None:
             return 0
         crowd = self._crowds.setdefault((outcome.reason, outcome.key), _Crowd())
         now = self._clock()

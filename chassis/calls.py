@@ -81,6 +81,8 @@ class Call:
         self._limit: asyncio.Timeout | None = None
         self._revoked: LikenessError | None = None
         self._touched: Touched | None = None
+        # Tells the address that it came from; None: it is not known.
+        self.peer: Callable[[], str] | None = None
         self._peer: str | None = None
         self._ended = False
 
@@ -112,19 +114,17 @@ class Call:
             trace.leave(entered)
             _current.reset(token)
 
-    def received(self, request: Any, peer: Callable[[], str]) -> None:
+    def received(self, request: Any) -> None:
         """Its request has come: the items count against the caller's rate, but for the one that its admission took.
 
         Args:
             request: the only one, of an rpc that takes one.
-            peer: tells the address that it came from.
 
         Raises:
             LikenessError: RATE_LIMITED.
         """
         record = self._calls.records.get(self.method)
         if record is not None and (touched := record(request)) is not None:
-            self._peer = peer()
             self.touch(touched)
         if self._calls.guard is not None:
             items = self._calls.guard.items(self.method, request)
@@ -134,6 +134,8 @@ class Call:
     def touch(self, what: Touched) -> None:
         """Has its line logged at INFO, however it ends, with this beside what was said before."""
         self._touched = {**(self._touched or {}), **what}
+        if self._peer is None and self.peer is not None:
+            self._peer = self.peer()
 
     def failed(self, error: Exception) -> LikenessError:
         """Takes down what it failed with, also before it was under way; a fault of ours is logged whole.

@@ -20,8 +20,8 @@ Handler = Callable[[Any, Context], Awaitable[Any]]
 
 HEALTH = "/grpc.health.v1.Health/"
 # Streams that watch the health, and as many of reflection, open at once: gRPC counts them as it does calls, and nobody
-# needs a key to watch. A gateway holds one for each of its connections to an embedder or a reader.
-STREAMS_BESIDE = 1000
+# needs a key to watch. A gateway holds one for each connection to a reader, or to an embedder (16, unless told).
+STREAMS_BESIDE = 10_000
 # What this service has waited for already, as long as it may: gRPC's own retries would have it wait as long again.
 _RIDDEN_OUT = frozenset({error_pb2.REASON_EMBEDDER_UNAVAILABLE, error_pb2.REASON_INDEXER_UNAVAILABLE})
 # How long the request of a health check may take to come, in seconds.
@@ -117,9 +117,10 @@ def _unary(call: Call, handler: Handler, within_s: float) -> Handler:
     async def answer(_requests: Any, context: Context) -> Any:
         try:
             async with call.under_way(context.time_remaining()):
+                call.peer = context.peer
                 _tell(context, call)
                 request = await _request(context, within_s)
-                call.received(request, context.peer)
+                call.received(request)
                 return await handler(request, context)
         except LikenessError as error:
             await _abort(context, error, call)
@@ -133,9 +134,10 @@ def _download(call: Call, handler: Handler, within_s: float) -> Handler:
     async def answer(_requests: Any, context: Context) -> None:
         try:
             async with call.under_way(context.time_remaining(), stream=True):
+                call.peer = context.peer
                 _tell(context, call)
                 request = await _request(context, within_s)
-                call.received(request, context.peer)
+                call.received(request)
                 await _until_gone(handler(request, context))
         except LikenessError as error:
             await _abort(context, error, call)
@@ -147,6 +149,7 @@ def _stream(call: Call, handler: Handler) -> Handler:
     async def answer(requests: Any, context: Context) -> Any:
         try:
             async with call.under_way(context.time_remaining(), stream=True):
+                call.peer = context.peer
                 _tell(context, call)
                 return await _until_gone(handler(_readable_each(requests), context))
         except LikenessError as error:

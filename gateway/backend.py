@@ -28,6 +28,8 @@ Said = tuple[tuple[str, str], ...]
 
 # At start: how long one of several at an address is watched before the next one's turn, and the pause in between.
 _WATCH_S, _WATCH_AGAIN_S = 5.0, 0.5
+# Nobody listens, or too many are asking.
+_NOT_NOW = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 # Waits between attempts while a service is away: the first, and the longest, which is as long as gRPC takes at most to
 # look for it again.
@@ -137,7 +139,7 @@ class Backend:
             except TimeoutError:
                 pass  # the next one at the address may serve already
             except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                if error.code() not in _NOT_NOW:
                     raise self._misplaced(f"{error.code().name}: {error.details()}") from error
                 if error.details() != told:  # nobody listens yet; or a certificate is not believed, for ever
                     told = error.details()

@@ -8,31 +8,45 @@ Of a collection that was restored from a backup, files go from where the one bef
 collection that looks for files there has the items.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import grpc
 from likeness.common.v1.types_pb2 import ItemFields
 from likeness.gateway.v1 import gateway_pb2
 from likeness.indexer.v1 import indexer_pb2
 
 from chassis import calls
 from chassis.deadline import Deadline
+from chassis.errors import LikenessError
 from chassis.unbroken import unbroken
 from gateway.backends import Indexer
 from gateway.media import Media
 from gateway.requests import collection_name
-from gateway.uids import forgettable, sharing
+from gateway.uids import existing, forgettable, sharing
 
 # Items of a filter that go together: what is done to its end should not take long.
 _PAGE = 256
+# Failures after which the items may be there or not.
+_UNKNOWN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 @dataclass(frozen=True)
 class Deletion:
-    """Deletes items, by ids or by filter."""
+    """Deletes items, by ids or by filter.
+
+    Attributes:
+        indexer: has the items.
+        media: has their files.
+        limit_s: how long one step may take that is done to its end.
+    """
 
     indexer: Indexer
     media: Media
+    limit_s: float
+    _begun: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def __call__(
         self, request: gateway_pb2.DeleteItemsRequest, deadline: Deadline
@@ -71,19 +85,41 @@ class Deletion:
                 return gateway_pb2.DeleteItemsResponse(deleted=deleted)
             listing.page_token = page.next_page_token
 
+    async def finish(self) -> None:
+        """Returns when nothing that was begun is under way any more."""
+        if self._begun:
+            await asyncio.wait(self._begun)
+
     async def _remove(
         self, found: indexer_pb2.Collection, ids: Sequence[str], shared: Mapping[str, Sequence[str]], deadline: Deadline
     ) -> gateway_pb2.DeleteItemsResponse:
-        elsewhere = await forgettable(self.indexer, ids, shared, deadline.left)
+        async with self.media.leaving([found.uid, *shared], ids):
+            elsewhere = await forgettable(self.indexer, ids, shared, deadline.left)
+            deadline.left()
+            return await unbroken(self._removed(found, ids, elsewhere))
 
-        async def remove() -> gateway_pb2.DeleteItemsResponse:
-            answer = await self._delete(indexer_pb2.DeleteItemsRequest(collection=found.name, ids=ids), deadline)
-            for uid, theirs in [(found.uid, ids), *elsewhere]:
-                await self.media.forget(uid, theirs)
-            return answer
-
-        async with self.media.leaving(found.uid, ids):
-            return await unbroken(remove())
+    async def _removed(
+        self, found: indexer_pb2.Collection, ids: Sequence[str], elsewhere: Sequence[tuple[str, Sequence[str]]]
+    ) -> gateway_pb2.DeleteItemsResponse:
+        """Has a time limit of its own: to its caller's, what was begun would be left half done."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._begun.add(task)
+        task.add_done_callback(self._begun.discard)
+        deleting = indexer_pb2.DeleteItemsRequest(collection=found.name, ids=ids)
+        gone, failed = set(ids), None
+        try:
+            answer = await self._delete(deleting, Deadline(self.limit_s))
+        except LikenessError as error:
+            if error.code not in _UNKNOWN:
+                raise
+            # It may have been done all the same, and by filter these would not be found again.
+            gone, failed = gone - await existing(self.indexer, found.name, ids, self.limit_s), error
+        for uid, theirs in [(found.uid, ids), *elsewhere]:
+            await self.media.forget(uid, [each for each in theirs if each in gone])
+        if failed is not None:
+            raise failed
+        return answer
 
     async def _delete(
         self, request: indexer_pb2.DeleteItemsRequest, deadline: Deadline

@@ -108,20 +108,21 @@ class Media:
             self._leave(folders.values())
 
     @asynccontextmanager
-    async def leaving(self, uid: str, ids: Iterable[str]) -> AsyncIterator[None]:
+    async def leaving(self, uids: Iterable[str], ids: Sequence[str]) -> AsyncIterator[None]:
         """Has nobody write files of items while the block deletes first the items and then the files (``forget``).
 
         Else an item that is taken in again between the two would lose its new files. Of two gateways that do so at the
         same moment neither knows.
 
         Args:
-            uid: the collection's.
+            uids: of collections: under each there may be files of the items.
             ids: of the items.
         """
-        folders = {_folder(uid, item_id) for item_id in ids}
-        await self._until(lambda: self._leaving.isdisjoint(folders) and folders.isdisjoint(self._writers))
+        folders = {_folder(uid, item_id) for uid in uids for item_id in ids}
+        await self._until(lambda: self._leaving.isdisjoint(folders))
         self._leaving |= folders
-        try:
+        try:  # those who write already hold nothing that others wait for, and new ones wait for this
+            await self._until(lambda: folders.isdisjoint(self._writers))
             yield
         finally:
             self._leaving -= folders

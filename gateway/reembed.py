@@ -273,11 +273,13 @@ class _Run:
                 looking = indexer_pb2.GetItemsRequest(collection=source.name, ids=ids, fields=ItemFields())
                 extra = (await self._indexer.get(looking, self._time())).missing_ids
                 if extra:
-                    elsewhere = await forgettable(self._indexer, extra, shared, self._time)
-                    for uid, theirs in [(target.uid, extra), *elsewhere]:
-                        await self._reembed.media.forget(uid, theirs)
-                    gone = indexer_pb2.DeleteItemsRequest(collection=target.name, ids=extra)
-                    await self._indexer.delete(gone, self._time())
+                    media = self._reembed.media
+                    async with media.leaving([target.uid, *shared], extra):
+                        elsewhere = await forgettable(self._indexer, extra, shared, self._time)
+                        for uid, theirs in [(target.uid, extra), *elsewhere]:
+                            await media.forget(uid, theirs)
+                        gone = indexer_pb2.DeleteItemsRequest(collection=target.name, ids=extra)
+                        await self._indexer.delete(gone, self._time())
                     self._tally.remove(len(extra))
             if not page.next_page_token:
                 return

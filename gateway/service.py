@@ -96,6 +96,7 @@ class GatewayService:
         # For what may be a little behind; all else is asked of the one that writes.
         reads: IndexerReads = self._readers or indexer
         self._media = Media(settings.media_url)
+        self._deletion = Deletion(indexer, self._media, settings.ingest_call_s)
         self._sweep = MediaSweep(indexer, MediaFiles(settings.media_url), stopping, settings.default_deadline_s)
         self._fetch = Fetch(settings, self._metrics)
         self._messages = Messages(settings.max_message_mb * 2**20)
@@ -113,7 +114,7 @@ class GatewayService:
             collections=Collections(embedder, indexer, self._media),
             reembed=Reembed(embedder, indexer, self._media, self._fetch, settings, stopping),
             default_deadline_s=settings.default_deadline_s,
-            deletion=Deletion(indexer, self._media),
+            deletion=self._deletion,
             search=search,
             batch_search=BatchSearch(search),
             ingest=ingest,
@@ -163,6 +164,7 @@ class GatewayService:
     async def stop(self) -> None:
         """Answers what is under way by HTTP, closes the connections to the services, and ends the threads."""
         await self._http.stop()
+        await self._deletion.finish()
         if self._sweeping is not None:
             await self._sweeping
         await self._embedder.close()

@@ -97,11 +97,16 @@ async def forgettable(
     """
     needed: dict[str, set[str]] = {}
     for name in {name for names in shared.values() for name in names}:
-        needed[name] = await _existing(indexer, name, ids, time())
+        needed[name] = await existing(indexer, name, ids, time())
     return [(uid, [i for i in ids if not any(i in needed[name] for name in names)]) for uid, names in shared.items()]
 
 
-async def _existing(indexer: Indexer, collection: str, ids: Sequence[str], timeout_s: float) -> set[str]:
+async def existing(indexer: Indexer, collection: str, ids: Sequence[str], timeout_s: float) -> set[str]:
+    """Which of these items a collection has, by name; all of them, if that is not known.
+
+    Raises:
+        LikenessError: an id is none, or the indexer does not answer.
+    """
     request = indexer_pb2.GetItemsRequest(collection=collection, ids=ids, fields=ItemFields())
     try:
         return {item.id for item in (await indexer.get(request, timeout_s)).items}

@@ -36,12 +36,12 @@ class InParts:
             if len(body) <= PART_BYTES:
                 await send(message)
                 return
-            *parts, last = (body[start : start + PART_BYTES] for start in range(0, len(body), PART_BYTES))
+            more = message.get("more_body", False)
             try:
                 async with asyncio.timeout(UNREAD_S + len(body) / LEAST_BYTES_PER_S):
-                    for part in parts:
-                        await send({**message, "body": part, "more_body": True})
-                    await send({**message, "body": last})
+                    for start in range(0, len(body), PART_BYTES):
+                        end = start + PART_BYTES
+                        await send({**message, "body": body[start:end], "more_body": more or end < len(body)})
             except TimeoutError:
                 scope["state"][ABORT]()
                 await send({**message, "body": b""})  # until the server knows that the client is gone

@@ -260,7 +260,8 @@ class ConnectService:
     async def _read(self, received: Received, kind: type[Message], exchange: _Exchange) -> Message:
         assert exchange.call is not None
         request = await self._messages.read(received, kind, exchange.body.hold)
-        exchange.call.received(request, exchange.peer)
+        exchange.call.peer = exchange.peer
+        exchange.call.received(request)
         return request
 
 

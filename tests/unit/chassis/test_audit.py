@@ -46,8 +46,9 @@ def peer() -> str:
 async def answered(calls: Calls, method: str, request: Any, *metadata: tuple[str, str], **more: object) -> None:
     """A call that succeeds, in which more may be said."""
     call = calls.admit(method, metadata, "grpc")
+    call.peer = peer
     async with call.under_way(None):
-        call.received(request, peer)
+        call.received(request)
         if more:
             await asyncio.create_task(touching(more))
     call.end()
@@ -85,9 +86,9 @@ async def test_what_turns_out_on_the_way_is_told_beside_and_has_a_call_recorded_
     with capture_logs() as lines:
         await answered(calls, DELETE, REQUEST, deleted=7)
         await answered(calls, QUERY, indexer_pb2.QueryRequest(), collection="made", created=True)
-    assert [(line["log_level"], line["touched"]) for line in lines] == [
-        ("info", {"collection": "photos", "deleted": 7}),
-        ("info", {"collection": "made", "created": True}),
+    assert [(line["log_level"], line["touched"], line["peer"]) for line in lines] == [
+        ("info", {"collection": "photos", "deleted": 7}, peer()),
+        ("info", {"collection": "made", "created": True}, peer()),
     ]
     chassis_calls.touch(deleted=1)  # for no call: of no effect
 
@@ -98,8 +99,26 @@ async def test_one_that_fails_says_what_it_was_to_touch() -> None:
     with capture_logs() as lines:
         with pytest.raises(LikenessError):
             async with call.under_way(None):
-                call.received(REQUEST, peer)
+                call.received(REQUEST)
                 raise LikenessError(error_pb2.REASON_COLLECTION_NOT_FOUND, "no such collection")
         call.end()
     (line,) = lines
     assert (line["code"], line["touched"]) == (grpc.StatusCode.NOT_FOUND.name, {"collection": "photos"})
+
+
+async def test_refusals_in_a_crowd_are_left_out_but_for_those_that_have_touched_something() -> None:
+    calls = await ready()
+    with capture_logs() as lines:
+        for touched in (True, False, False, True):
+            call = calls.admit(DELETE if touched else QUERY, (), "grpc")
+            with pytest.raises(LikenessError):
+                async with call.under_way(None):
+                    call.received(REQUEST)
+                    raise LikenessError(error_pb2.REASON_OVERLOADED, "too much")
+            call.end()
+    assert [(line["log_level"], "touched" in line) for line in lines] == [
+        ("info", True),
+        ("info", False),
+        ("debug", False),
+        ("info", True),
+    ]

@@ -140,6 +140,26 @@ def test_a_jpeg_whose_scans_have_one_colour_each_is_refused_for_too_many_as_well
         open_header(whole[:start] + scan_of_one * 101 + b"\xff\xd9", LIMITS, "image")
 
 
+def test_a_jpeg_of_four_colours_whose_first_scan_has_three_is_refused_for_too_many_as_well() -> None:
+    out = io.BytesIO()
+    Image.new("CMYK", (16, 16)).save(out, "JPEG", subsampling=0)
+    whole = out.getvalue()
+    start = whole.index(b"\xff\xda")
+    scan_of_three = b"\xff\xda\0\x0c\x03" + whole[start + 5 : start + 11] + whole[start + 13 : -2]
+
+    with pytest.raises(LikenessError, match="more than 100 scans"):
+        open_header(whole[:start] + scan_of_three * 101 + b"\xff\xd9", LIMITS, "image")
+
+
+def test_a_jpeg_of_more_parts_than_are_looked_at_is_refused_for_too_many_scans() -> None:
+    comments = b"\xff\xfe\0\x02" * 20_000
+    content = progressive(comment=b"\xff\xda" * 1000)
+    start = content.index(b"\xff\xda\0")
+
+    with pytest.raises(LikenessError, match="more than 100 scans"):
+        open_header(content[:start] + comments + content[start:], LIMITS, "image")
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from likeness.common.v1 import error_pb2, metadata_pb2, types_pb2
@@ -52,7 +53,7 @@ class Desk:
 async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
     async with behind() as (services, _, indexer):
         media = Media(str(tmp_path))
-        made = Desk(services, Deletion(indexer, media), media)
+        made = Desk(services, Deletion(indexer, media, 30), media)
         for item_id, age in (("a", "old"), ("b", "new"), ("c", "old")):
             await made.put(item_id, age)
         yield made
@@ -188,6 +189,54 @@ async def test_an_item_deleted_while_it_is_taken_in_again_leaves_no_files(
     assert await deleting == 1
 
     assert set(desk.services.items) == await desk.thumbnails() == {"b", "c"}
+
+
+@pytest.mark.parametrize("done", [True, False])
+async def test_a_delete_of_which_no_answer_comes_takes_the_files_of_what_is_gone(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, done: bool
+) -> None:
+    async def lost(request: Any, _timeout_s: float) -> None:
+        if done:
+            for item_id in request.ids:
+                del desk.services.items[item_id]
+        raise LikenessError(error_pb2.REASON_INDEXER_UNAVAILABLE, "gone")
+
+    monkeypatch.setattr(desk.deletion.indexer, "delete", lost)
+    with pytest.raises(LikenessError) as caught:
+        await desk.delete(filter=OLD)
+    assert caught.value.reason == error_pb2.REASON_INDEXER_UNAVAILABLE
+
+    assert set(desk.services.items) == await desk.thumbnails() == ({"b"} if done else {"a", "b", "c"})
+
+
+async def test_a_stop_waits_for_what_was_begun(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(monkeypatch)
+    deleting = asyncio.create_task(desk.delete(filter=OLD))
+    assert await asyncio.to_thread(held.reached.wait, 30)
+    deleting.cancel()
+    finishing = asyncio.create_task(desk.deletion.finish())
+    await asyncio.wait({finishing}, timeout=0)
+    assert not finishing.done()
+    held.go.set()
+    await finishing
+
+    assert set(desk.services.items) == await desk.thumbnails() == {"b"}
+    await asyncio.wait({deleting})
+
+
+async def test_a_deletion_does_not_wait_for_those_who_come_after_it(desk: Desk) -> None:
+    """Two who take an item in, one always before the other has ended, would let nobody delete it."""
+    picture = PictureMedia("a", desk.sha256, desk.image)
+    async with desk.media.replacing(UID, [picture], thumbnails=True, originals=False):
+        deleting = asyncio.create_task(desk.delete(ids=["a"]))
+        while "a" in desk.services.items and not desk.media._leaving:
+            await asyncio.wait({deleting}, timeout=0.01)
+        later = asyncio.create_task(desk.put("a", "newest"))
+        await asyncio.wait({later}, timeout=0.01)
+    assert await deleting == 1
+    await later
+
+    assert set(desk.services.items) == await desk.thumbnails() == {"a", "b", "c"}
 
 
 async def _away(_uid: str, _ids: object) -> None:

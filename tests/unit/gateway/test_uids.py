@@ -45,7 +45,7 @@ class Desk:
 async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
     async with shelves() as (services, _, indexer):
         media = Media(str(tmp_path))
-        made = Desk(services, Deletion(indexer, media), media)
+        made = Desk(services, Deletion(indexer, media, 30), media)
         made.make("photos", LAST, FIRST, items=("a", "b"))
         made.make("unrelated", "uid-other", items=("a", "b"))
         pictures = [PictureMedia(item_id, SHA256, IMAGE) for item_id in ("a", "b")]
