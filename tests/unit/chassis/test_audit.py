@@ -116,9 +116,4 @@ async def test_refusals_in_a_crowd_are_left_out_but_for_those_that_have_touched_
                     call.received(REQUEST)
                     raise LikenessError(error_pb2.REASON_OVERLOADED, "too much")
             call.end()
-    assert [(line["log_level"], "touched" in line) for line in lines] == [
-        ("info", True),
-        ("info", False),
-        ("debug", False),
-        ("info", True),
-    ]
+    assert ["touched" in line for line in lines if line["log_level"] == "info"] == [True, False, True]

@@ -10,7 +10,7 @@ from likeness.common.v1.metadata_pb2 import OPERATOR_EQ, Comparison, Filter
 from likeness.common.v1.types_pb2 import ModelFingerprint, Vector
 from likeness.indexer.v1 import indexer_pb2
 from likeness.indexer.v1.indexer_pb2 import Example, Query, QueryRequest, Rescore
-from structlog.testing import capture_logs
+from structlog.testing import CapturingLogger
 
 from chassis import trace
 from chassis.deadline import Deadline
@@ -105,7 +105,9 @@ async def test_queries_that_are_there_together_share_a_call_and_get_their_own_an
     assert 9 < indexer.timeouts[0] <= 9.1
 
 
-async def test_a_shared_call_is_in_the_trace_of_its_first_caller_and_the_log_names_all() -> None:
+async def test_a_shared_call_is_in_the_trace_of_its_first_caller_and_the_log_names_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def asking(number: int, wanted: QueryRequest) -> Any:
         trace.enter(traces[number])
         return await joint(wanted, Deadline(9))
@@ -116,12 +118,13 @@ async def test_a_shared_call_is_in_the_trace_of_its_first_caller_and_the_log_nam
     await joint(request(3), Deadline(9))  # so that the joint calls are there already
     trace.leave(entered)
     wanted = [request(0, top_k=4), request(1), request(2)]
-    with capture_logs() as lines:
-        await asyncio.gather(*(asking(number, each) for number, each in enumerate(wanted)))
+    log = CapturingLogger()
+    monkeypatch.setattr("gateway.joint.log", log)
+    await asyncio.gather(*(asking(number, each) for number, each in enumerate(wanted)))
     assert indexer.asked[1:] in ([[1, 2], [0]], [[0], [1, 2]])
     of = {tuple(asked): of for asked, of in zip(indexer.asked, indexer.traces, strict=True)}
     assert of == {(3,): traces[3], (0,): traces[0], (1, 2): traces[1]}
-    assert [line["trace_ids"] for line in lines] == [[traces[1].id, traces[2].id]]
+    assert [call.kwargs["trace_ids"] for call in log.calls] == [[traces[1].id, traces[2].id]]
 
 
 async def test_who_is_alone_is_sent_as_it_came() -> None:
