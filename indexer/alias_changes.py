@@ -45,7 +45,7 @@ class AliasChanges(Namespace):
             LikenessError: COLLECTION_EXISTS, COLLECTION_NOT_FOUND, ALIAS_MOVED, FIELD_INVALID or STORE_UNAVAILABLE.
         """
         async with self._fresh() as listed:
-            if alias in self._known or alias in self._staged.values():
+            if alias in self._known or self._is_staged(alias):
                 raise exists(alias, "is the name of a collection")
             if self._own_name(name, "collection").uid in self._leaving:
                 raise not_found(name)

@@ -11,8 +11,9 @@ from likeness.common.v1 import error_pb2
 from chassis.errors import LikenessError
 from indexer.served import Served
 
-# By what share of the budget it may be passed while dead rows are cleared away.
-_SPARE = 1 / 8
+# By what share of the budget it may be passed while dead rows are cleared away, and what share has to be free after it:
+# for less, tables would be built anew all the time.
+_SPARE, _FREE = 1 / 8, 1 / 16
 
 
 class Budget:
@@ -40,7 +41,7 @@ class Budget:
 
     def make_room(self, more: int) -> bool:
         """Has dead rows cleared away where room for so many bytes more is wanted; False: it would not be enough."""
-        if not self.fits(more):
+        if not self.fits(more + int(_FREE * self.most)):
             return False
         excess = self.used + more - self.most
         for each in sorted(self._served.values(), key=lambda each: each.nbytes - each.live_nbytes, reverse=True):

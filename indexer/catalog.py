@@ -162,6 +162,9 @@ class Collections(AliasChanges, Generations, Leftovers):
             if collection.uid in self._leaving:
                 message = f"collection {name!r} is being deleted already; wait for that"
                 raise LikenessError(error_pb2.REASON_COLLECTION_BUSY, message)
+            if any(collection.uid in staged.earlier_uids for staged in self._staged.values()):
+                message = f"a backup of collection {name!r} is being restored, which needs its pictures; wait for that"
+                raise LikenessError(error_pb2.REASON_COLLECTION_BUSY, message)
             self._leaving.add(collection.uid)
         try:
             await self._wait_for_users(collection)
@@ -220,7 +223,8 @@ class Collections(AliasChanges, Generations, Leftovers):
 
         Where that fails nothing but the disk space of its files elsewhere is lost.
         """
-        needed = {uid for other in self._known.values() for uid in (other.uid, *other.earlier_uids)}
+        others = [*self._known.values(), *self._staged.values()]
+        needed = {uid for other in others for uid in (other.uid, *other.earlier_uids)}
         gone = [uid for uid in (collection.uid, *collection.earlier_uids) if uid not in needed]
         remembered = self._deleted.with_more(gone)
         try:

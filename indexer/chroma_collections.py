@@ -9,7 +9,7 @@ from chromadb.api.models.AsyncCollection import AsyncCollection
 
 from indexer.chroma import ChromaConnection
 from indexer.collections import DEFAULT_HNSW, Collection, Hnsw, Metric, StoredCollection
-from indexer.listed import DROPPED
+from indexer.listed import APART, DROPPED
 
 # Among 20,000 clustered vectors of 512 numbers: recall 1.00 at 10 and at 100 hits, 0.92 at 1,000. Chroma's own defaults
 # (ef_construction and ef_search 100) gave 0.92 at 100 hits among only 5,000. A graph with 32 neighbours gave 0.97 at
@@ -131,7 +131,7 @@ class ChromaCollections:
             name: the name it has, or had; what has it and another id is left alone.
             key: its id.
         """
-        apart = f"Likeness.Dropped.{key}"
+        apart = f"{APART}{key}"
         async with self._chroma.client("deleting a collection", name) as client:
             try:
                 handle = await client.get_collection(name, embedding_function=None)

@@ -46,7 +46,7 @@ def main() -> int:
     directory = told.path.absolute()
     copies = (told.names or directory.parent / COPIES).absolute()
     structlog.configure(processors=[structlog.processors.add_log_level, structlog.processors.JSONRenderer()])
-    lock = DirectoryLock(copies.parent)
+    lock = DirectoryLock(directory)
     code = _prepare(lock, directory, copies)
     if not code:
         lock.name_holders(os.getpid())
@@ -61,7 +61,6 @@ def _prepare(lock: DirectoryLock, directory: Path, copies: Path) -> int:
     """Takes the lock and looks through the files; 0 if Chroma may be started over them."""
     try:
         asyncio.run(lock.acquire(_PATIENCE_S))
-        directory.mkdir(parents=True, exist_ok=True)
         if code := look_through(directory, copies):
             return code
         remove_orphans(directory)
@@ -82,7 +81,7 @@ def _told() -> argparse.Namespace:
     parser.add_argument(
         "--names",
         type=Path,
-        help=f"where copies that mending needs are kept (PATH/../{COPIES}), beside a lock",
+        help=f"where copies that mending needs are kept (PATH/../{COPIES})",
     )
     return parser.parse_args()
 

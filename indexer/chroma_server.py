@@ -78,6 +78,7 @@ class LocalChroma:
         self._directory = data_dir.absolute() / "chroma"
         self._copies = data_dir.absolute() / COPIES
         self._lock = DirectoryLock(data_dir)
+        self._files_lock = DirectoryLock(self._directory)  # kept by ``chroma_process``, too
         self._start_s = start_s
         self._up = up
         self._down = down
@@ -92,6 +93,7 @@ class LocalChroma:
     async def start(self) -> None:
         """Takes the directory, starts Chroma, and keeps it running from then on."""
         await self._lock.acquire(PATIENCE_S)
+        await self._files_lock.acquire(PATIENCE_S)
         _no_proxy_to_loopback()
         for failures in range(1, _START_TRIES + 1):
             try:
@@ -109,7 +111,9 @@ class LocalChroma:
         self._stopping.set()
         if self._supervision is not None:
             await asyncio.wait({self._supervision})
-        await self._end()
+        async with self._turn:  # whoever works on Chroma's files is done then
+            await self._end()
+        self._files_lock.release()
         self._lock.release()
 
     @asynccontextmanager
@@ -204,7 +208,7 @@ class LocalChroma:
                 stderr=asyncio.subprocess.STDOUT,
                 limit=2**20,
                 env=_environment(),
-                pass_fds=[self._lock.fileno],
+                pass_fds=[self._lock.fileno, self._files_lock.fileno],
                 # A Ctrl-C in the terminal is for the indexer, which ends Chroma after its last write.
                 start_new_session=True,
             )

@@ -48,7 +48,7 @@ class Generations(Namespace):
             staged = await self._stage(
                 new(name, fingerprint, metric, hnsw, description, earlier_uids=earlier_uids), {RESTORES: name}
             )
-            self._staged[staged.key] = name
+            self._staged[staged.key] = staged
             return staged
 
     async def commit(self, copy: Collection) -> Collection:

@@ -36,7 +36,7 @@ class Leftovers(Namespace):
         """Begins to drop what ``recover`` has found, once everything is served."""
         for left in self._left:
             log.info("dropping what an earlier run left", what=left.name)
-        self._dropping_left = self._drop_later(*self._left)
+        self._dropping_left = self._drop_later(*self._left, still=True)
 
     async def left_dropped(self) -> bool:
         """Returns once that has ended; whether all of it is gone."""
@@ -51,28 +51,37 @@ class Leftovers(Namespace):
             task.cancel()
         await asyncio.gather(*self._behind, return_exceptions=True)
 
-    def _drop_later(self, *left: StoredCollection) -> asyncio.Task[bool]:
-        """Drops what is no collection any more, one after another; the task says whether all of it is gone."""
-        task = asyncio.create_task(self._drop_all(left), name="dropping what is no collection any more")
+    def _drop_later(self, *left: StoredCollection, still: bool = False) -> asyncio.Task[bool]:
+        """Drops what is no collection any more, one after another; the task says whether all of it is gone.
+
+        Args:
+            left: what.
+            still: whether it is looked at again before: a late request of the writer before may have made one of it.
+        """
+        task = asyncio.create_task(self._drop_all(left, still), name="dropping what is no collection any more")
         self._behind.add(task)
         task.add_done_callback(self._behind.discard)
         return task
 
-    async def _drop_all(self, left: Sequence[StoredCollection]) -> bool:
-        return all([await self._drop_patiently(each) for each in left])
+    async def _drop_all(self, left: Sequence[StoredCollection], still: bool) -> bool:
+        return all([await self._drop_patiently(each, still) for each in left])
 
-    async def _drop_patiently(self, left: StoredCollection) -> bool:
+    async def _drop_patiently(self, left: StoredCollection, still: bool) -> bool:
         try:
             while True:
-                if await self._dropped(left):
+                if await self._dropped(left, still):
                     return True
                 await asyncio.sleep(_TRY_AGAIN_S)
         except Exception as error:  # of which nobody would hear
             log.error("what is no collection any more stays until the next start", what=left.name, exc_info=error)
             return False
 
-    async def _dropped(self, left: StoredCollection) -> bool:
+    async def _dropped(self, left: StoredCollection, still: bool) -> bool:
         try:
+            if still:
+                async with self._fresh() as listed:
+                    if left.key not in {each.key for each in listed.left}:
+                        return True
             await self._drop(left.name, left.key)
         except LikenessError as error:
             if error.reason not in (error_pb2.REASON_STORE_UNAVAILABLE, error_pb2.REASON_STORE_FULL):

@@ -8,6 +8,8 @@ from indexer.aliases import Aliases, latest
 from indexer.collections import PREFIX, Collection, NewerCollection, StoredCollection, from_stored, is_ours
 from indexer.deleted import Deleted
 
+# How what is being dropped is named: whatever its marks say, it is half empty.
+APART = "Likeness.Dropped."
 # Instead of all other marks: of a copy, whose it is; of a collection to be, its name; of what was deleted, its uid.
 COPY_OF, RESTORES, DROPPED = (f"{PREFIX}{mark}" for mark in ("copy_of", "restores", "dropped"))
 
@@ -52,7 +54,7 @@ def sort_out(stored: Sequence[StoredCollection]) -> Listed:
     """Sorts what a store lists; what is somebody else's is left out."""
     newest: dict[str, tuple[Collection | NewerCollection, StoredCollection]] = {}
     replaced: list[StoredCollection] = []
-    for each in filter(is_ours, stored):
+    for each in filter(_is_whole, stored):
         collection = from_stored(each)
         other = newest.get(collection.uid)
         if other is not None and other[0].generation > collection.generation:
@@ -62,13 +64,17 @@ def sort_out(stored: Sequence[StoredCollection]) -> Listed:
             replaced.append(other[1])
         newest[collection.uid] = (collection, each)
     aliases, documents = latest(stored)
-    unmarked = [each for each in stored if not is_ours(each)]
+    unmarked = [each for each in stored if not _is_whole(each)]
     return Listed(
         collections={c.name: c for c, _ in newest.values()},
         aliases=aliases,
         replaced=replaced,
         copies=[each for each in unmarked if COPY_OF in each.metadata or RESTORES in each.metadata],
-        dropped=[each for each in unmarked if DROPPED in each.metadata],
+        dropped=[each for each in unmarked if DROPPED in each.metadata or each.name.startswith(APART)],
         documents=documents,
         deleted=deleted.read(unmarked),
     )
+
+
+def _is_whole(stored: StoredCollection) -> bool:
+    return is_ours(stored) and not stored.name.startswith(APART)

@@ -112,7 +112,7 @@ class Namespace:
         self._users: Counter[str] = Counter()  # by uid
         self._unused: dict[str, asyncio.Event] = {}  # who waits until there are none, by uid
         self._leaving: set[str] = set()  # uids of those being deleted
-        self._staged: dict[str, str] = {}  # names that will be given, by the key of the copy
+        self._staged: dict[str, Collection] = {}  # what is being restored, by its key
         self._behind: set[asyncio.Task[bool]] = set()  # what is dropped behind the callers
         self._left: list[StoredCollection] = []  # by an earlier run
         self._dropping_left: asyncio.Task[bool] | None = None
@@ -234,10 +234,13 @@ class Namespace:
         message = f"alias {name!r} stands for {target!r}, and there is no such collection; move the alias"
         return LikenessError(error_pb2.REASON_COLLECTION_NOT_FOUND, message)
 
+    def _is_staged(self, name: str) -> bool:
+        return any(staged.name == name for staged in self._staged.values())
+
     def _check_free(self, name: str) -> None:
         if name in self._known:
             raise exists(name, "exists in the store")
-        if name in self._staged.values():
+        if self._is_staged(name):
             raise exists(name, "is being restored")
         if (target := self._aliases.targets.get(name)) is not None:
             raise exists(name, f"is an alias of {target!r}")

@@ -182,12 +182,12 @@ class IndexerService:
     async def stop(self) -> None:
         """Writes what waits, keeps what is in memory for the next start, then ends Chroma."""
         await self._jobs.stop()
+        await self._collections.stop()  # what it drops has the space reclaimed
         await self._upkeep.stop()
         await self._standing.rest()
         await self._writers.drain()
         await self._figures.stop()
         await self._registry.stop()
-        await self._collections.stop()
         self._archive.close()
         await self._standing.end()
         if self._chroma is not None:

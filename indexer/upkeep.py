@@ -34,6 +34,8 @@ Kind = Literal["rebuild", "erasure"]
 
 # Collections that are deleted together give their space back together.
 _DEBOUNCE_S = 1.0
+# Longest wait for what an earlier run left, in seconds: with a full disk, it may never go.
+_LEFT_S = 900.0
 # How often, and how long, it is waited for a moment without writes.
 _LOOK_S, _LOOKS = 0.5, 60
 
@@ -260,7 +262,12 @@ class Upkeep:
 
     async def _left_dropped(self, uids: set[str]) -> None:
         """Waits for what may hold traces of these collections; where it stays, the next start clears them away."""
-        if not await self._collections.left_dropped():
+        try:
+            async with asyncio.timeout(_LEFT_S):
+                dropped = await self._collections.left_dropped()
+        except TimeoutError:
+            dropped = False
+        if not dropped:
             self._left_over |= uids
 
     async def _purge(self, job: Job[Any], collection: Collection, kind: Kind) -> Collection:

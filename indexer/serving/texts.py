@@ -110,9 +110,12 @@ class Sorted:
 def _sorted(texts: Sequence[str], first: int, stop: int) -> Rows:
     """The places from the first one on in the order of their texts."""
     # numpy sorts without the interpreter's lock, by UTF-8, which is the order of code points. A sort of Python's would
-    # halt the event loop: 0.25 s for 200,000 texts.
+    # halt the event loop: 0.25 s for 200,000 texts. Up to numpy 2.4 it takes a NUL for the end of a text.
     array = np.empty(stop - first, np.dtypes.StringDType())
     for begin in range(first, stop, _CONVERTED_AT_ONCE):
         end = min(stop, begin + _CONVERTED_AT_ONCE)
-        array[begin - first : end - first] = texts[begin:end]
+        some = texts[begin:end]
+        if any("\0" in text for text in some):
+            return np.array(sorted(range(first, stop), key=texts.__getitem__), np.int32)
+        array[begin - first : end - first] = some
     return (np.argsort(array, kind="stable") + first).astype(np.int32)

@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 
 from chassis import durable
 from chassis.durable import replace
+from chassis.errors import LikenessError
 from indexer.index_files import HEADER, LENGTHS, NAMES, ROWS, UPPER, Header, Names
 from indexer.mend import DAMAGED, DamagedError, mend
 from tests.integration.indexer.torn import (
@@ -290,6 +291,11 @@ async def mended_by_an_indexer(folder: Path, data: Path) -> Held:
         return held(chroma.client.get_collection("l2-untouched"))
 
 
+async def started(data: Path) -> None:
+    async with Chroma(data):
+        pass
+
+
 def in_chroma_at(url: str) -> Held:
     place = urlsplit(url)
     return held(chromadb.HttpClient(host=str(place.hostname), port=int(place.port or 0)).get_collection("l2-untouched"))
@@ -310,7 +316,7 @@ def test_a_chroma_that_no_indexer_starts_is_mended_too(
     assert seen
     expected = asyncio.run(mended_by_an_indexer(folder, tmp_path / "alike"))
     assert len(expected) > 1000
-    directory = tmp_path / "alone"
+    directory = tmp_path / "alone" / "chroma"
     cut_off(folder, directory)
     orphan = directory / str(uuid.uuid4())
     orphan.mkdir()
@@ -318,11 +324,13 @@ def test_a_chroma_that_no_indexer_starts_is_mended_too(
     processes.append(process)
     assert differing(in_chroma_at(url), expected) == []
     assert not orphan.exists()
-    assert "has been mended" in next(tmp_path.glob("alone-*.log")).read_text()
+    assert "has been mended" in next(directory.parent.glob("chroma-*.log")).read_text()
     # Nobody else starts one over the same files, until it is gone.
     told = ["--path", str(directory), "--names", str(directory / "names"), "--port", "1"]
     second = run_to_end("indexer.chroma_process", {}, told)
     assert (second.returncode, "is in use by" in second.stdout) == (1, True)
+    with pytest.raises(LikenessError, match="is in use by"):
+        asyncio.run(started(directory.parent))
     process.kill()
     process.wait()
     process, url = start_chroma(directory)

@@ -390,3 +390,42 @@ def test_a_request_under_way_keeps_its_generation(connected: Connected) -> None:
         assert await store.count(replace(old)) == 0
 
     connected.loop.run(rebuild())
+
+
+async def test_what_a_late_request_made_a_collection_is_not_dropped_as_left(
+    shelf: Shelf, collections: Collections
+) -> None:
+    """The writer before has asked for its commit, and only now Chroma carries it out."""
+    old = await use(collections)
+    copy = await collections.stage_copy(old, WIDE)
+    later = Collections(shelf)
+    await later.recover()
+    await shelf.describe(copy, to_metadata(copy))
+    later.drop_left()
+    assert await later.left_dropped()
+    assert (await use(later)).key == copy.key
+    assert copy.store_name in shelf.kept
+
+
+async def test_what_is_being_dropped_is_no_collection_whatever_its_marks_say(
+    shelf: Shelf, collections: Collections
+) -> None:
+    old = await use(collections)
+    copy = await collections.stage_copy(old, WIDE)
+    apart = await shelf.set_apart(copy.store_name, copy.key)
+    await shelf.describe(replace(copy, store_name=apart), to_metadata(copy))
+    assert (await use(Collections(shelf))).key == old.key
+    await swept(Collections(shelf))
+    assert shelf.kept.keys() == {"col"}
+
+
+async def test_what_is_being_restored_from_is_not_deleted(shelf: Shelf, collections: Collections) -> None:
+    old = await use(collections)
+    staged = await collections.stage_new("again", FINGERPRINT, Metric.L2, earlier_uids=[old.uid])
+    error = await refusal(collections.leaving("col").__aenter__())
+    assert error.reason == error_pb2.REASON_COLLECTION_BUSY
+    assert "being restored" in error.message
+    await collections.commit(staged)
+    async with collections.leaving("col") as collection:
+        await collections.delete(collection)
+    assert old.uid not in collections.deleted_uids

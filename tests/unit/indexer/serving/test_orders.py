@@ -132,6 +132,15 @@ def test_texts_are_in_the_order_of_code_points_however_they_came(texts: list[str
         assert order.behind(text) == sum(one <= text for one in growing)
 
 
+def test_what_stands_behind_a_nul_counts_too() -> None:
+    growing = ["a\0z", "b", "a\0b", "a", "a\0ba"]
+    assert Sorted(growing).order(5).places.tolist() == [3, 2, 4, 0, 1]
+    growing += ["a\0c"]
+    kept = Sorted(growing)
+    kept.order(5)
+    assert kept.order(6).places.tolist() == [3, 2, 4, 5, 0, 1]
+
+
 class Compared(str):
     """A text that notes which others Python compares it with."""
 
