@@ -115,6 +115,7 @@ def test_threads_of_model_decoding_and_thumbnails_follow_the_quota() -> None:
         (Found(64, 64, None), None),
     ],
 )
+@pytest.mark.usefixtures("own_logs")
 def test_the_start_tells_what_was_found_where_the_machine_has_more(
     found: Found,
     expected: dict[str, float] | None,

@@ -81,6 +81,7 @@ def test_settings_beyond_what_grpc_takes_are_refused(told: dict[str, Any]) -> No
         ServiceSettings(port=0, **told)
 
 
+@pytest.mark.usefixtures("own_logs")
 def test_a_misspelled_setting_is_told_at_the_start(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
