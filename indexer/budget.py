@@ -12,7 +12,7 @@ from chassis.errors import LikenessError
 from indexer.served import Served
 
 # By what share of the budget it may be passed while dead rows are cleared away, and what share has to be free after it:
-# for less, tables would be built anew all the time.
+# for less, tables would be built anew all the time. Where there is room already, none of that is asked.
 _SPARE, _FREE = 1 / 8, 1 / 16
 
 
@@ -41,9 +41,9 @@ class Budget:
 
     def make_room(self, more: int) -> bool:
         """Has dead rows cleared away where room for so many bytes more is wanted; False: it would not be enough."""
-        if not self.fits(more + int(_FREE * self.most)):
-            return False
         excess = self.used + more - self.most
+        if excess > 0 and not self.fits(more + int(_FREE * self.most)):
+            return False
         for each in sorted(self._served.values(), key=lambda each: each.nbytes - each.live_nbytes, reverse=True):
             if excess <= 0:
                 break
