@@ -47,11 +47,11 @@ class EmbedderSettings(ServiceSettings):
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="Where the model runs: auto (cuda, else mps, else cpu), cpu, cuda, cuda:<number>, mps.",
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
         "auto",
-        description="Number format of the model's arithmetic: fp32, bf16, fp16 (not on cpu), or auto: bf16 where the "
-        "device has it, it is faster (on a cpu: tried at the start) and the vectors stay within a cosine of 0.999 of "
-        "fp32's (checked at the start), else fp32.",
+        description="Number format of the model's arithmetic: fp32, bf16, fp16 (not on cpu), int8 (openvino: matrix "
+        "products of 8-bit integers, the rest in fp32), or auto: the fastest (on a cpu bf16 and int8 are tried at the "
+        "start; elsewhere it is bf16) whose vectors stay within a cosine of 0.999 of fp32's (checked at the start).",
     )
     compile: bool = Field(
         False, description="Whether torch compiles the model (torch.compile): a slow start, often faster batches."

@@ -60,7 +60,7 @@ def measured(scope: Scope, target: Target, kinds: tuple[str, ...]) -> dict[str, 
 def others(target: Target) -> list[Target]:
     """The target with each backend and precision that this machine can run at speed, other than the target's own."""
     cuda = target.device.startswith("cuda") or (target.device == "auto" and Path("/dev/nvidia0").exists())
-    narrow = cuda or has_bf16()
+    narrow = cuda or cpu_has("amx_bf16", "avx512_bf16")
     pairs = [("torch", "fp32")]
     if narrow:
         pairs.append(("torch", "bf16"))
@@ -69,15 +69,15 @@ def others(target: Target) -> list[Target]:
     elif importlib.util.find_spec("openvino") is not None:
         # Without the instructions for it, OpenVINO computes bf16 in software, for minutes a batch.
         pairs += [("openvino", "fp32"), *([("openvino", "bf16")] if narrow else [])]
+        pairs += [("openvino", "int8")] if cpu_has("avx512_vnni", "avx_vnni") else []
     found = [replace(target, backend=backend, precision=precision) for backend, precision in pairs]
     return [one for one in found if one != target]
 
 
-def has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 in hardware."""
+def cpu_has(*instructions: str) -> bool:
+    """Whether the CPU has any of those instructions."""
     cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    return "amx_bf16" in flags or "avx512_bf16" in flags
+    return not set(instructions).isdisjoint(cpuinfo.read_text().split()) if cpuinfo.exists() else False
 
 
 def rows_of(found: dict[str, Any]) -> list[tuple[str, str, Row]]:

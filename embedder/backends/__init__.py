@@ -18,7 +18,7 @@ class Backend(Protocol):
 
     @property
     def precision(self) -> str:
-        """The number format of its arithmetic: "fp32", "bf16", "fp16"."""
+        """The number format of its arithmetic: "fp32", "bf16", "fp16", "int8"."""
 
     @property
     def dimension(self) -> int:

@@ -38,7 +38,7 @@ log = structlog.get_logger()
 
 # What has a part in how a model is converted, besides the model: libraries, and modules of this package.
 _LIBRARIES = ("openvino", "torch", "open_clip_torch", "timm", "transformers", "tokenizers")
-_MODULES = ("backends/towers.py", "backends/convert.py", "tokenizer_export.py", "tokens.py")
+_MODULES = ("backends/towers.py", "backends/convert.py", "backends/probes.py", "tokenizer_export.py", "tokens.py")
 
 # Both compute in float32; what differs is rounding.
 _LEAST_COSINE = 0.9999

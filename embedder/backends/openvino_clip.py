@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import structlog
 
 from chassis.cores import cores
 from chassis.errors import invalid
+from embedder.backends import eight_bit
 from embedder.backends.probes import (
     CLOSE_ENOUGH,
     FAST_ENOUGH,
@@ -55,8 +56,8 @@ _KEPT_BY_ONEDNN = 64
 # another process. What smaller towers have to do is too little to be parted: starter's texts then take 4 % longer.
 _LARGE = 128 * 2**20
 
-_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-_CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+_CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
 
 
 class UnusableFolderError(ValueError):
@@ -162,8 +163,8 @@ class OpenVinoBackend:
         Args:
             folder: of a converted model.
             dimension: of its vectors.
-            precision: "fp32", "bf16" or "fp16"; of the arithmetic. Must be among ``native_precisions``: a CPU that
-                lacks it emulates it, minutes for one picture.
+            precision: "fp32", "bf16", "fp16" or "int8" (``eight_bit``); of the arithmetic. Must be among
+                ``native_precisions``: a CPU that lacks it emulates it, minutes for one picture.
             threads: of the arithmetic.
         """
         openvino = import_openvino()
@@ -181,10 +182,10 @@ class OpenVinoBackend:
         core = openvino.Core()
         self._precision, self._dimension = precision, dimension
         self._image, self._text = (
-            core.compile_model(
-                folder / f"{tower}.xml", "CPU", options | _of_tower(tower, folder / f"{tower}.bin", threads)
+            _compiled(
+                core, file, precision, options | _of_tower(file.with_suffix(".bin"), threads)
             ).create_infer_request()
-            for tower in ("image", "text")
+            for file in (folder / "image.xml", folder / "text.xml")
         )
 
     @property
@@ -211,10 +212,20 @@ class OpenVinoBackend:
         return _infer(self._text, np.ascontiguousarray(tokens))
 
 
-def _of_tower(tower: str, weights: Path, threads: int) -> dict[str, str]:
+def _compiled(core: Any, file: Path, precision: str, options: dict[str, str]) -> Any:
+    """A tower, compiled for this CPU."""
+    if precision != "int8":
+        return core.compile_model(file, "CPU", options)
+    group = eight_bit.GROUP[file.stem]
+    model = core.read_model(file)
+    eight_bit.quantise(model, group)
+    return core.compile_model(model, "CPU", options | {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group)})
+
+
+def _of_tower(weights: Path, threads: int) -> dict[str, str]:
     """The options of one tower."""
     options = {}
-    if tower == "text":
+    if weights.stem == "text":
         # OpenVINO does not list this property; a version without it would refuse it.
         options["CPU_RUNTIME_CACHE_CAPACITY"] = str(_KEPT_FOR_TEXTS)
     if threads > 1 and weights.stat().st_size >= _LARGE:
@@ -235,7 +246,7 @@ def native_precisions() -> set[str]:
 
 
 def open_converted(model: ConvertedModel, precision: str, threads: int) -> OpenVinoBackend:
-    """Makes a backend; "auto" precision becomes bf16 where it is faster here and its vectors stay close to fp32's.
+    """Makes a backend; "auto" precision becomes the fastest here of those whose vectors stay close to fp32's.
 
     Raises:
         LikenessError: the CPU does not compute in a precision that was asked for by name.
@@ -248,26 +259,51 @@ def open_converted(model: ConvertedModel, precision: str, threads: int) -> OpenV
             f"for one picture; set auto, or one of {', '.join(sorted(native))}",
         )
     exact = OpenVinoBackend(model.folder, dimension, "fp32", threads)
-    short = "bf16" if precision == "auto" else precision
-    if short == "fp32":
+    if precision == "fp32":
         return exact
-    if short not in native:
-        log.info("precision chosen", precision="fp32", reason="this CPU has no bfloat16 instructions")
-        return exact
-    shortened = OpenVinoBackend(model.folder, dimension, short, threads)
-    cosine = least_cosine(vectors(exact, model.probes), vectors(shortened, model.probes))
-    reason = f"{short} vectors' least cosine to fp32's is {cosine:.5f}"
-    good = cosine >= CLOSE_ENOUGH
-    if good and precision == "auto":
-        faster = speedup(shortened, exact, model.probes)
-        good, reason = faster >= FAST_ENOUGH, f"{reason}, and {short} is {faster:.2f} times as fast"
-    if good:
-        log.info("precision chosen", precision=short, reason=reason)
-        return shortened
+    expected = vectors(exact, model.probes)
     if precision == "auto":
-        log.info("precision chosen", precision="fp32", reason=reason)
-        return exact
+        return _fastest(model, exact, expected, native, threads)
+    short = OpenVinoBackend(model.folder, dimension, precision, threads)
+    cosine = least_cosine(expected, vectors(short, model.probes))
     if np.isnan(cosine):
-        raise invalid("LIKENESS_PRECISION", f"{short} cannot be used with this model ({reason}); set fp32 or auto")
-    log.warning("precision chosen", precision=short, reason=reason)
-    return shortened
+        raise invalid(
+            "LIKENESS_PRECISION",
+            f"{precision} cannot be used with this model, some of whose vectors are then no numbers; set fp32 or auto",
+        )
+    level = log.info if cosine >= CLOSE_ENOUGH[precision] else log.warning
+    level("precision chosen", precision=precision, reason=f"LIKENESS_PRECISION names it; {_closeness(cosine)}")
+    return short
+
+
+def _fastest(
+    model: ConvertedModel, exact: OpenVinoBackend, expected: Sequence[Array], native: Collection[str], threads: int
+) -> OpenVinoBackend:
+    best, reasons = exact, []
+    for short in ("bf16", "int8"):
+        if short not in native:
+            reasons.append(f"{short}: this CPU has no instructions for it")
+            continue
+        if short == "int8" and not _int8_is_worth_trying(model.folder):
+            reasons.append("int8: few of its pictures' tower's weights are in matrix products")
+            continue
+        backend = OpenVinoBackend(model.folder, model.spec.dimension, short, threads)
+        cosine = least_cosine(expected, vectors(backend, model.probes))
+        if not cosine >= CLOSE_ENOUGH[short]:
+            reasons.append(f"{short}: {_closeness(cosine)}")
+            continue
+        faster = speedup(backend, best, model.probes)
+        reasons.append(f"{short}: {_closeness(cosine)}, {faster:.2f} times as fast as {best.precision}")
+        if faster >= FAST_ENOUGH:
+            best = backend
+    log.info("precision chosen", precision=best.precision, reason="; ".join(reasons))
+    return best
+
+
+def _closeness(cosine: float) -> str:
+    return f"its vectors' least cosine to fp32's is {cosine:.5f}"
+
+
+def _int8_is_worth_trying(folder: Path) -> bool:
+    file = folder / "image.xml"
+    return eight_bit.is_worth_trying(import_openvino().Core().read_model(file), file.with_suffix(".bin"))

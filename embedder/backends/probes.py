@@ -9,8 +9,10 @@ import numpy as np
 from embedder.backends import Backend
 from embedder.inputs import Array, Pixels, Tokens
 
-# The least cosine to float32's vectors at which a shorter number format may be chosen unasked.
-CLOSE_ENOUGH = 0.999
+# The least cosine to float32's vectors, of these inputs, at which a shorter number format may be chosen unasked. 0.999
+# is what any input may cost. What 8-bit integers cost differs more from one to another: so something is left for those
+# that are not tried (``docs/performance.md``).
+CLOSE_ENOUGH = {"bf16": 0.999, "fp16": 0.999, "int8": 0.9993}
 # How many times as fast it has to be besides, on a CPU. Instructions for bfloat16 alone promise nothing: 1.7 times as
 # fast on an AMD EPYC with AVX-512, 0.55 times on an Intel Xeon whose AMX the virtual machine hides.
 FAST_ENOUGH = 1.1
@@ -20,6 +22,14 @@ TEXTS = (
     "a",
     "a photo of a cat",
     "two dogs run along a beach while a child in a red coat throws a yellow ball into the water",
+    "sunset",
+    "an aerial view of a city at night",
+    "white ceramic mug, 350 ml, dishwasher safe",
+    "the logo of a bank",
+    "a handwritten note: 3 eggs, 200 g flour, 1/2 l milk",
+    "un vélo rouge devant une boulangerie",
+    "portrait of an old woman with blue eyes and a grey scarf",
+    "SKU 4711-0815",
     "word " * 400,  # more than any model reads
 )
 
@@ -29,8 +39,8 @@ class Probes:
     """Pictures and texts.
 
     Attributes:
-        pixels: uint8 [4, height, width, 3].
-        tokens: int64 [4, context_length], padded.
+        pixels: uint8 [8, height, width, 3].
+        tokens: int64 [n, context_length], padded; the last one full.
     """
 
     pixels: Pixels
@@ -38,14 +48,23 @@ class Probes:
 
 
 def probe_pixels(height: int, width: int) -> Pixels:
-    """Noise, fine and coarse, bright and dim: uint8 [4, height, width, 3]."""
+    """Noise, fine and coarse, and four that are rough at every scale as photographs are: uint8 [8, height, width, 3].
+
+    Every second one is dim.
+    """
     random = np.random.default_rng(0)
-    fine = random.integers(0, 256, (2, height, width, 3))
-    coarse = random.integers(0, 256, (2, -(-height // 16), -(-width // 16), 3))
-    coarse = coarse.repeat(16, axis=1).repeat(16, axis=2)[:, :height, :width]
-    pictures = np.concatenate([fine, coarse])
-    pictures[1::2] //= 3
+    layers = {size: _squares(random, size, height, width) for size in (1, 2, 4, 8, 16, 32, 64)}
+    rough = np.sum([layer * size for size, layer in layers.items()], axis=0)
+    rough = (rough - rough.min()) * (255 / np.ptp(rough))
+    pictures = np.concatenate([layers[1][:2], layers[16][:2], rough])
+    pictures[1::2] /= 3
     return pictures.astype(np.uint8)
+
+
+def _squares(random: np.random.Generator, size: int, height: int, width: int) -> Array:
+    """Four pictures of squares of random colours: float32 [4, height, width, 3], from 0 to 255."""
+    colours = random.integers(0, 256, (4, -(-height // size), -(-width // size), 3)).astype(np.float32)
+    return colours.repeat(size, axis=1).repeat(size, axis=2)[:, :height, :width]
 
 
 def least_cosine(ones: Sequence[Array], others: Sequence[Array]) -> float:

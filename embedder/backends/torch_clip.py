@@ -81,6 +81,8 @@ class TorchBackend:
         Raises:
             LikenessError: the device does not compute in that precision.
         """
+        if precision == "int8":
+            raise invalid("LIKENESS_PRECISION", "int8 is openvino's, on the cpu; set auto, fp32 or bf16 with torch")
         if precision == "fp16" and device == "cpu":
             raise invalid("LIKENESS_PRECISION", "fp16 is no faster on a CPU; set bf16 or fp32")
         torch.set_num_threads(threads)
@@ -214,7 +216,7 @@ def _choose_precision(towers: Towers, device: str, precision: str, threads: int,
     try:
         half = TorchBackend(shortened, device, short, threads)
         cosine = least_cosine(exact, vectors(half, probes))
-        good, reason = cosine >= CLOSE_ENOUGH, f"its vectors' least cosine to fp32's is {cosine:.5f}"
+        good, reason = cosine >= CLOSE_ENOUGH[short], f"its vectors' least cosine to fp32's is {cosine:.5f}"
         if good and precision == "auto" and device == "cpu":
             faster = speedup(half, full, probes)
             good, reason = faster >= FAST_ENOUGH, f"{reason}, and it is {faster:.2f} times as fast"

@@ -13,6 +13,7 @@ from PIL import Image
 
 from chassis.errors import LikenessError
 from embedder.backends import is_out_of_memory, torch_clip
+from embedder.backends import probes as probes_module
 from embedder.backends.probes import Probes, least_cosine, probe_pixels, speedup, vectors
 from embedder.backends.torch_clip import Parts, TorchBackend, halves, resolve_device, with_checked_precision
 from embedder.backends.towers import Towers, build_towers
@@ -214,20 +215,23 @@ def test_auto_precision_is_fp32_where_bf16_would_cost_too_much(
     tiny_towers: Towers, tiny_identity: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = vectors(on_cpu(tiny_towers), tiny_identity[1])
-    monkeypatch.setattr(torch_clip, "CLOSE_ENOUGH", 1.1)
+    monkeypatch.setitem(probes_module.CLOSE_ENOUGH, "bf16", 1.1)
     backend = checked(tiny_towers, "auto", tiny_identity[1])
     assert backend.precision == "fp32"
     assert least_cosine(before, vectors(backend, tiny_identity[1])) > 0.999999  # its weights were left as they are
-    monkeypatch.setattr(torch_clip, "CLOSE_ENOUGH", 0.999)
+    monkeypatch.setitem(probes_module.CLOSE_ENOUGH, "bf16", 0.999)
     monkeypatch.setattr(torch_clip, "least_cosine", lambda *_: float("nan"))
     assert checked(tiny_towers, "auto", tiny_identity[1]).precision == "fp32"
     with pytest.raises(LikenessError, match="bf16 cannot be used with this model"):
         checked(tiny_towers, "bf16", tiny_identity[1])
 
 
-def test_float16_on_a_cpu_is_refused(tiny_towers: Towers, tiny_identity: Identity) -> None:
-    with pytest.raises(LikenessError, match="LIKENESS_PRECISION"):
-        checked(tiny_towers, "fp16", tiny_identity[1])
+@pytest.mark.parametrize(("precision", "reason"), [("fp16", "no faster on a CPU"), ("int8", "int8 is openvino's")])
+def test_what_torch_does_not_do_on_a_cpu_is_refused(
+    tiny_towers: Towers, tiny_identity: Identity, precision: str, reason: str
+) -> None:
+    with pytest.raises(LikenessError, match=f"LIKENESS_PRECISION.*{reason}"):
+        checked(tiny_towers, precision, tiny_identity[1])
 
 
 def test_a_compiler_that_fails_is_named_at_the_start(
@@ -335,5 +339,5 @@ def test_of_the_last_block_only_the_row_that_counts_is_computed(tiny_towers: Tow
     for module in (m for block in blocks for name, m in block.named_modules() if name.endswith("resblocks.1.mlp")):
         module.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
     vectors(on_cpu(tiny_towers), tiny_identity[1])
-    assert {(4, 64)} <= set(shapes)
+    assert {(len(tiny_identity[1].pixels), 64), (len(tiny_identity[1].tokens), 64)} <= set(shapes)
     assert all(len(shape) == 2 for shape in shapes)

@@ -6,14 +6,17 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
+import structlog
 
 from chassis.errors import LikenessError
-from embedder.backends import convert, is_out_of_memory, openvino_clip
+from embedder.backends import convert, eight_bit, is_out_of_memory, openvino_clip
 from embedder.backends.convert import ConversionError, cached, converted
 from embedder.backends.openvino_clip import (
     ConvertedModel,
@@ -23,7 +26,7 @@ from embedder.backends.openvino_clip import (
     open_converted,
     read_folder,
 )
-from embedder.backends.probes import Probes, vectors
+from embedder.backends.probes import Probes, least_cosine, vectors
 from embedder.backends.torch_clip import TorchBackend
 from embedder.backends.towers import Towers
 from embedder.inputs import Array
@@ -201,41 +204,96 @@ def test_a_precision_that_this_cpu_would_emulate_is_refused(
 
 
 class _Short:
-    """Stands in for bf16 on a CPU that has it: vectors off by a set cosine."""
+    """Stands in for formats that a CPU may not have: vectors off by set cosines."""
 
-    cosine = 1.0
+    cosines: ClassVar[dict[str, float]] = {}
     real = OpenVinoBackend
 
     def __init__(self, folder: Path, dimension: int, precision: str, threads: int) -> None:
         self.precision, self._real = precision, self.real(folder, dimension, "fp32", threads)
 
     def encode_images(self, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Array:
-        factor = 1.0 if self.precision == "fp32" else self.cosine
-        return self._real.encode_images(pixels) * np.float32(factor)
+        return self._real.encode_images(pixels) * np.float32(self.cosines.get(self.precision, 1.0))
 
     def encode_texts(self, tokens: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Array:
         return self._real.encode_texts(tokens)
 
 
+@pytest.fixture
+def formats(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets what this CPU computes in, how fast, and at which cosine to fp32's vectors."""
+
+    def set_to(speeds: dict[str, float], cosines: dict[str, float], *, worth_trying: bool = True) -> None:
+        monkeypatch.setattr(openvino_clip, "native_precisions", lambda: {"fp32", *speeds})
+        of = {"fp32": 1.0} | speeds
+        monkeypatch.setattr(openvino_clip, "speedup", lambda one, other, _: of[one.precision] / of[other.precision])
+        monkeypatch.setattr(openvino_clip, "OpenVinoBackend", _Short)
+        monkeypatch.setattr(_Short, "cosines", cosines)
+        monkeypatch.setattr(eight_bit, "is_worth_trying", lambda *_: worth_trying)
+
+    return set_to
+
+
 @pytest.mark.parametrize(
-    ("cosine", "faster", "asked", "chosen"),
+    ("speeds", "cosines", "chosen"),
     [
-        (1.0, 1.7, "auto", "bf16"),
-        (1.0, 1.05, "auto", "fp32"),
-        (1.0, 0.55, "bf16", "bf16"),
-        (0.9985, 1.7, "auto", "fp32"),
-        (0.9985, 1.7, "bf16", "bf16"),
-        (float("nan"), 1.7, "auto", "fp32"),
+        ({"bf16": 1.7}, {}, "bf16"),
+        ({"bf16": 1.05}, {}, "fp32"),
+        ({"bf16": 1.7}, {"bf16": 0.9985}, "fp32"),
+        ({"bf16": 1.7}, {"bf16": float("nan")}, "fp32"),
+        ({"int8": 2.4}, {"int8": 0.9994}, "int8"),
+        ({"int8": 2.4}, {"int8": 0.9992}, "fp32"),  # what these inputs lose others lose more of
+        ({"int8": 1.05}, {}, "fp32"),
+        ({"bf16": 0.6, "int8": 2.4}, {}, "int8"),
+        ({"bf16": 2.5, "int8": 2.4}, {}, "bf16"),
+        ({"bf16": 2.3, "int8": 2.4}, {}, "bf16"),  # of two that are as fast the closer one
+        ({"bf16": 1.7, "int8": 2.4}, {}, "int8"),
+        ({"bf16": 1.7, "int8": 2.4}, {"int8": 0.99}, "bf16"),
+        ({}, {}, "fp32"),
     ],
 )
-def test_bf16_is_taken_unasked_only_where_it_stays_close_and_is_faster(
-    converted_once: Path, monkeypatch: pytest.MonkeyPatch, *, cosine: float, faster: float, asked: str, chosen: str
+def test_auto_is_the_fastest_format_that_stays_close(
+    converted_once: Path,
+    formats: Callable[..., None],
+    speeds: dict[str, float],
+    cosines: dict[str, float],
+    chosen: str,
 ) -> None:
-    monkeypatch.setattr(openvino_clip, "native_precisions", lambda: {"fp32", "bf16"})
-    monkeypatch.setattr(openvino_clip, "speedup", lambda *_: faster)
-    monkeypatch.setattr(openvino_clip, "OpenVinoBackend", _Short)
-    monkeypatch.setattr(_Short, "cosine", cosine)
-    assert open_converted(read_folder(converted_once), asked, threads=1).precision == chosen
+    formats(speeds, cosines)
+    assert open_converted(read_folder(converted_once), "auto", threads=1).precision == chosen
+
+
+def test_8_bits_are_not_tried_where_they_cannot_gain(converted_once: Path, formats: Callable[..., None]) -> None:
+    formats({"int8": 2.4}, {}, worth_trying=False)
+    assert open_converted(read_folder(converted_once), "auto", threads=1).precision == "fp32"
+
+
+@pytest.mark.parametrize("asked", ["bf16", "fp16", "int8"])
+def test_a_format_asked_for_by_name_is_taken_even_if_it_costs_more(
+    converted_once: Path, formats: Callable[..., None], asked: str
+) -> None:
+    formats({asked: 0.5}, {asked: 0.99}, worth_trying=False)
+    with structlog.testing.capture_logs() as lines:
+        assert open_converted(read_folder(converted_once), asked, threads=1).precision == asked
+    (line,) = (line for line in lines if line["event"] == "precision chosen")
+    assert (line["log_level"], line["precision"]) == ("warning", asked)
+    formats({asked: 0.5}, {asked: float("nan")})
+    with pytest.raises(LikenessError, match=f"LIKENESS_PRECISION.*{asked} cannot be used with this model"):
+        open_converted(read_folder(converted_once), asked, threads=1)
+
+
+def test_8_bits_give_nearly_the_same_vectors_whatever_else_is_in_the_batch(
+    converted_once: Path, tiny_identity: Identity
+) -> None:
+    exact = backend_of(converted_once)
+    backend = open_converted(read_folder(converted_once), "int8", threads=2)
+    assert backend.precision == "int8"
+    expected, got = vectors(exact, tiny_identity[1]), vectors(backend, tiny_identity[1])
+    assert 0.99 < least_cosine(expected, got) < 0.9999999, "either not close or not rounded"
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
+    together = backend.encode_images(pixels)
+    alone = np.concatenate([backend.encode_images(pixels[n : n + 1]) for n in range(8)])
+    assert np.abs(together - alone).max() < 1e-5
 
 
 def test_a_spec_comes_back_as_it_went(converted_once: Path, tiny_towers: Towers, tiny_identity: Identity) -> None:
@@ -288,4 +346,4 @@ def test_the_work_of_a_large_tower_is_parted_where_threads_share_it(
     file = tmp_path / "image.bin"
     with file.open("wb") as opened:
         opened.truncate(weights)
-    assert ("TBB_PARTITIONER" in openvino_clip._of_tower("image", file, threads)) is parted
+    assert ("TBB_PARTITIONER" in openvino_clip._of_tower(file, threads)) is parted

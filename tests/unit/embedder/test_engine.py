@@ -19,7 +19,7 @@ from embedder.settings import EmbedderSettings
 from tests.unit.embedder import tiny
 
 ROOT = Path(__file__).resolve().parents[3]
-EVERY = {"fp32", "bf16", "fp16"}
+EVERY = {"fp32", "bf16", "fp16", "int8"}
 
 # Run with a folder: serves it in a process in which nothing of torch can be imported, and prints three of its numbers.
 WITHOUT_TORCH = """
@@ -219,6 +219,8 @@ def test_what_stands_in_the_way_of_a_conversion_is_named(
         ({}, "mps", True, (), "torch"),
         ({"compile": True}, "cpu", True, EVERY, "torch"),
         ({"precision": "bf16"}, "cpu", True, EVERY, "openvino"),
+        ({"precision": "int8"}, "cpu", True, EVERY, "openvino"),
+        ({"precision": "int8"}, "cpu", False, (), "torch"),  # which refuses it
         ({"precision": "bf16"}, "cpu", True, {"fp32"}, "torch"),
         ({"backend": "torch"}, "cpu", True, EVERY, "torch"),
         ({"backend": "openvino"}, "cpu", True, EVERY, "openvino"),
