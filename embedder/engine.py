@@ -24,11 +24,10 @@ from embedder.backends.openvino_clip import (
     ConvertedModel,
     UnusableFolderError,
     alone,
-    native_precisions,
-    open_converted,
     openvino_is_installed,
     read_folder,
 )
+from embedder.backends.openvino_formats import native_precisions, open_converted
 from embedder.backends.preparation import LeftOutError, cache_folder, prepare_elsewhere
 from embedder.settings import EmbedderSettings
 from embedder.spec import ModelSpec
@@ -105,22 +104,25 @@ def choose_backend(
     Raises:
         LikenessError: the settings contradict each other or this machine.
     """
-    if settings.backend == "torch":
+    only_openvino = settings.precision == "int8"
+    if settings.backend == "torch" and not only_openvino:
         return "torch", "LIKENESS_BACKEND names it"
     against = None
-    if device != "cpu":
+    if settings.backend == "torch":
+        against = "LIKENESS_BACKEND", "torch is asked for"
+    elif device != "cpu":
         against = "LIKENESS_BACKEND", f"openvino runs on the cpu here, and the device is {device}"
     elif not installed:
         against = "LIKENESS_BACKEND", "openvino is not installed"
     elif settings.compile:
         against = "LIKENESS_COMPILE", "torch.compile is torch's, openvino always compiles"
     elif settings.precision not in ("auto", *native):
-        against = (
-            "LIKENESS_PRECISION",
-            f"openvino would emulate {settings.precision}, which this CPU does not compute in",
-        )
+        against = "LIKENESS_PRECISION", f"this CPU has no instructions for {settings.precision}"
     if against is None:
         return "openvino", "LIKENESS_BACKEND names it" if settings.backend == "openvino" else "the faster one on a cpu"
+    if only_openvino:
+        description = f"int8 is openvino's, which cannot be: {against[1]}; set auto, or what torch has, fp32 or bf16"
+        raise invalid("LIKENESS_PRECISION", description)
     if settings.backend == "openvino":
         raise invalid(against[0], f"LIKENESS_BACKEND=openvino cannot be: {against[1]}")
     return "torch", against[1]
@@ -157,15 +159,16 @@ def _from_open_clip(settings: EmbedderSettings) -> Engine:
     chosen, why = choose_backend(settings, device, installed, native_precisions() if asked else ())
     log.info("backend chosen", backend=chosen, reason=why)
     if chosen == "openvino":
+        required = settings.backend == "openvino" or settings.precision == "int8"
         try:
             return _open(_read_prepared(settings), settings)
         except RuntimeError as error:  # OpenVINO's own
             left_out = LeftOutError("LIKENESS_BACKEND", f"the converted model does not run here: {error}"[:600])
-            if settings.backend == "openvino":
+            if required:
                 raise invalid(left_out.field, left_out.cause) from error
             log.warning("openvino left out, torch taken", field=left_out.field, reason=left_out.cause)
         except LeftOutError as error:
-            if settings.backend == "openvino":
+            if required:
                 raise invalid(error.field, error.cause) from error
             log.warning("openvino left out, torch taken", field=error.field, reason=error.cause)
     return _on_torch(settings, device)

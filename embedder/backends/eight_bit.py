@@ -1,10 +1,10 @@
 """Matrix products of 8-bit integers, for a converted model on OpenVINO.
 
-A weight w becomes the integer q = round(w / s), from -127 to 127, and the scale s = max |w| / 127 of its group: so many
-inputs of one output, one after another. The rows that it is multiplied with OpenVINO rounds in the same groups, each by
-a scale of its own, as they come ("dynamic quantization"). So nothing has to be calibrated, one large value spoils its
-own group only, and a vector depends on nothing else in its batch. All that is no product with weights (attention,
-normalisation, convolutions) stays in float32.
+A weight w becomes the integer q = round(w / s), from -127 to 127. The scale s = max |w| / 127 is that of its group: so
+many inputs of one output, one after another. What comes in is rounded likewise by OpenVINO at every product, in the
+same groups, each with a scale of its own ("dynamic quantization"). So nothing has to be calibrated, one large value
+spoils its own group only, and a vector depends on nothing else in its batch. All else stays in float32: attention,
+normalisation, convolutions, and products whose inputs are no multiple of a group.
 
 A CPU multiplies 8-bit integers at once with its VNNI instructions; without them nothing is gained.
 """
@@ -21,8 +21,8 @@ import numpy as np
 # groups of 64 and 0.9995 in groups of 32.
 GROUP = {"image": 64, "text": 32}
 
-# Weights in products, of the pictures' tower, from which on it is worth the second or two that a start tries it for:
-# ViT-S has 21 million, ViT-B 85. They have to be most of that tower besides: a convolutional one gains nothing.
+# So many weights in products the pictures' tower must have for the start to try it, which takes a second or more: ViT-S
+# has 21 million, ViT-B 85. They have to be most of that tower besides: a convolutional one gains nothing.
 _WORTH_TRYING = 2**24
 
 
@@ -35,10 +35,8 @@ def quantise(model: Any, group: int) -> None:
     """
     from openvino import opset13  # noqa: PLC0415 (in most processes nobody needs it)
 
-    for product, weights in _products(model):
+    for product, weights in _products(model, group):
         outputs, inputs = weights.shape
-        if inputs % group:
-            continue
         grouped = weights.reshape(outputs, inputs // group, group)
         scales = np.abs(grouped).max(axis=2, keepdims=True) / np.float32(127)
         scales[scales == 0] = 1
@@ -51,18 +49,18 @@ def quantise(model: Any, group: int) -> None:
 
 
 def is_worth_trying(model: Any, file: Path) -> bool:
-    """Whether most of a tower is matrix products, and many.
+    """Whether most of the pictures' tower is matrix products, and many.
 
     Args:
-        model: as ``quantise``, before it.
+        model: as ``quantise`` takes it.
         file: the tower's weights.
     """
-    count = sum(int(weights.size) for _, weights in _products(model))
+    count = sum(int(weights.size) for _, weights in _products(model, GROUP["image"]))
     return count >= _WORTH_TRYING and count * 4 * 2 >= file.stat().st_size
 
 
-def _products(model: Any) -> Iterator[tuple[Any, Any]]:
-    """Each product with a matrix of weights, and that: float32 [outputs, inputs]."""
+def _products(model: Any, group: int) -> Iterator[tuple[Any, Any]]:
+    """Each product with a matrix of weights that divides into groups, and that: float32 [outputs, inputs]."""
     for node in model.get_ops():
         if node.get_type_name() != "MatMul":
             continue
@@ -70,5 +68,5 @@ def _products(model: Any) -> Iterator[tuple[Any, Any]]:
         if source.get_type_name() != "Constant" or attributes["transpose_a"] or not attributes["transpose_b"]:
             continue
         weights = source.get_data()
-        if weights.ndim == 2 and weights.dtype == np.float32:
+        if weights.ndim == 2 and weights.dtype == np.float32 and weights.shape[1] % group == 0:
             yield node, weights

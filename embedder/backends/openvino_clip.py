@@ -11,32 +11,20 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import structlog
 
 from chassis.cores import cores
-from chassis.errors import invalid
 from embedder.backends import eight_bit
-from embedder.backends.probes import (
-    CLOSE_ENOUGH,
-    FAST_ENOUGH,
-    Probes,
-    least_cosine,
-    probe_pixels,
-    speedup,
-    vectors,
-)
+from embedder.backends.probes import Probes, probe_pixels
 from embedder.decode import DECODE_RULES
 from embedder.inputs import Array, Pixels, Tokens
 from embedder.spec import ModelSpec
-
-log = structlog.get_logger()
 
 # Raised when the folder's files mean something else.
 FORMAT = 1
@@ -57,7 +45,6 @@ _KEPT_BY_ONEDNN = 64
 _LARGE = 128 * 2**20
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
-_CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
 
 
 class UnusableFolderError(ValueError):
@@ -164,7 +151,8 @@ class OpenVinoBackend:
             folder: of a converted model.
             dimension: of its vectors.
             precision: "fp32", "bf16", "fp16" or "int8" (``eight_bit``); of the arithmetic. Must be among
-                ``native_precisions``: a CPU that lacks it emulates it, minutes for one picture.
+                ``openvino_formats.native_precisions``: a CPU that lacks bf16 or fp16 emulates it, minutes for one
+                picture.
             threads: of the arithmetic.
         """
         openvino = import_openvino()
@@ -195,7 +183,7 @@ class OpenVinoBackend:
 
     @property
     def precision(self) -> str:
-        """The number format of its arithmetic."""
+        """The number format of its arithmetic, of pictures at least."""
         return self._precision
 
     @property
@@ -210,6 +198,10 @@ class OpenVinoBackend:
     def encode_texts(self, tokens: Tokens) -> Array:
         """Embeds texts: int64 [n, length] → float32 [n, dimension], L2-normalised."""
         return _infer(self._text, np.ascontiguousarray(tokens))
+
+    def take_texts_from(self, other: "OpenVinoBackend") -> None:
+        """Embeds texts as another backend of the same model does."""
+        self._text = other._text
 
 
 def _compiled(core: Any, file: Path, precision: str, options: dict[str, str]) -> Any:
@@ -237,73 +229,3 @@ def _infer(request: Any, batch: Pixels | Tokens) -> Array:
     # The input is read where it lies; the output is copied, since the next batch is written over it.
     vectors: Array = request.infer([batch], share_inputs=True, share_outputs=False)[0]
     return vectors
-
-
-def native_precisions() -> set[str]:
-    """The number formats that this CPU computes in by itself, as OpenVINO sees it."""
-    capabilities = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return {precision for precision, capability in _CAPABILITIES.items() if capability in capabilities}
-
-
-def open_converted(model: ConvertedModel, precision: str, threads: int) -> OpenVinoBackend:
-    """Makes a backend; "auto" precision becomes the fastest here of those whose vectors stay close to fp32's.
-
-    Raises:
-        LikenessError: the CPU does not compute in a precision that was asked for by name.
-    """
-    dimension, native = model.spec.dimension, native_precisions()
-    if precision not in ("auto", *native):
-        raise invalid(
-            "LIKENESS_PRECISION",
-            f"{precision} is asked for, but this CPU has no instructions for it and OpenVINO would emulate it, minutes "
-            f"for one picture; set auto, or one of {', '.join(sorted(native))}",
-        )
-    exact = OpenVinoBackend(model.folder, dimension, "fp32", threads)
-    if precision == "fp32":
-        return exact
-    expected = vectors(exact, model.probes)
-    if precision == "auto":
-        return _fastest(model, exact, expected, native, threads)
-    short = OpenVinoBackend(model.folder, dimension, precision, threads)
-    cosine = least_cosine(expected, vectors(short, model.probes))
-    if np.isnan(cosine):
-        raise invalid(
-            "LIKENESS_PRECISION",
-            f"{precision} cannot be used with this model, some of whose vectors are then no numbers; set fp32 or auto",
-        )
-    level = log.info if cosine >= CLOSE_ENOUGH[precision] else log.warning
-    level("precision chosen", precision=precision, reason=f"LIKENESS_PRECISION names it; {_closeness(cosine)}")
-    return short
-
-
-def _fastest(
-    model: ConvertedModel, exact: OpenVinoBackend, expected: Sequence[Array], native: Collection[str], threads: int
-) -> OpenVinoBackend:
-    best, reasons = exact, []
-    for short in ("bf16", "int8"):
-        if short not in native:
-            reasons.append(f"{short}: this CPU has no instructions for it")
-            continue
-        if short == "int8" and not _int8_is_worth_trying(model.folder):
-            reasons.append("int8: few of its pictures' tower's weights are in matrix products")
-            continue
-        backend = OpenVinoBackend(model.folder, model.spec.dimension, short, threads)
-        cosine = least_cosine(expected, vectors(backend, model.probes))
-        if not cosine >= CLOSE_ENOUGH[short]:
-            reasons.append(f"{short}: {_closeness(cosine)}")
-            continue
-        faster = speedup(backend, best, model.probes)
-        reasons.append(f"{short}: {_closeness(cosine)}, {faster:.2f} times as fast as {best.precision}")
-        if faster >= FAST_ENOUGH:
-            best = backend
-    log.info("precision chosen", precision=best.precision, reason="; ".join(reasons))
-    return best
-
-
-def _closeness(cosine: float) -> str:
-    return f"its vectors' least cosine to fp32's is {cosine:.5f}"
-
-
-def _int8_is_worth_trying(folder: Path) -> bool:
-    file = folder / "image.xml"
-    return eight_bit.is_worth_trying(import_openvino().Core().read_model(file), file.with_suffix(".bin"))

@@ -81,8 +81,6 @@ class TorchBackend:
         Raises:
             LikenessError: the device does not compute in that precision.
         """
-        if precision == "int8":
-            raise invalid("LIKENESS_PRECISION", "int8 is openvino's, on the cpu; set auto, fp32 or bf16 with torch")
         if precision == "fp16" and device == "cpu":
             raise invalid("LIKENESS_PRECISION", "fp16 is no faster on a CPU; set bf16 or fp32")
         torch.set_num_threads(threads)

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import skimage
 from prometheus_client import CollectorRegistry
 
 from embedder.assembly import open_pipeline
+from embedder.backends.convert import converted
 from embedder.backends.identify import identify
 from embedder.backends.probes import Probes
 from embedder.backends.towers import Towers, build_towers
@@ -43,6 +45,17 @@ def tiny_identity(tiny_checkpoint: Path) -> tuple[ModelSpec, Probes]:
 def tiny_towers(tiny_model: LoadedModel, tiny_identity: tuple[ModelSpec, Probes]) -> Towers:
     spec, probes = tiny_identity
     return build_towers(tiny_model, probes.tokens, spec.tokenizer.pad_id)
+
+
+@pytest.fixture(scope="session")
+def converted_once(
+    tiny_checkpoint: Path, tiny_identity: tuple[ModelSpec, Probes], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The tiny model's folder, converted for OpenVINO."""
+    spec, probes = tiny_identity
+    towers = build_towers(load(tiny.NAME, str(tiny_checkpoint)), probes.tokens, spec.tokenizer.pad_id)
+    spec = replace(spec, backend="openvino", dimension=towers.dimension, texts_cut=towers.texts_cut)
+    return converted(tmp_path_factory.mktemp("cache"), towers, spec, probes, threads=1)
 
 
 @pytest.fixture

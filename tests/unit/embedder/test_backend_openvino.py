@@ -6,27 +6,22 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
-import structlog
 
-from chassis.errors import LikenessError
-from embedder.backends import convert, eight_bit, is_out_of_memory, openvino_clip
+from embedder.backends import convert, is_out_of_memory, openvino_clip
 from embedder.backends.convert import ConversionError, cached, converted
 from embedder.backends.openvino_clip import (
     ConvertedModel,
     OpenVinoBackend,
     UnusableFolderError,
-    native_precisions,
-    open_converted,
     read_folder,
 )
-from embedder.backends.probes import Probes, least_cosine, vectors
+from embedder.backends.openvino_formats import open_converted
+from embedder.backends.probes import Probes, vectors
 from embedder.backends.torch_clip import TorchBackend
 from embedder.backends.towers import Towers
 from embedder.inputs import Array
@@ -34,17 +29,6 @@ from embedder.spec import ModelSpec
 
 Identity = tuple[ModelSpec, Probes]
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="session")
-def converted_once(tiny_checkpoint: Path, tiny_identity: Identity, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from embedder.backends.towers import build_towers  # noqa: PLC0415 (the fixture's towers last one test)
-    from embedder.models import load  # noqa: PLC0415
-    from tests.unit.embedder import tiny  # noqa: PLC0415
-
-    spec, probes = tiny_identity
-    towers = build_towers(load(tiny.NAME, str(tiny_checkpoint)), probes.tokens, spec.tokenizer.pad_id)
-    return converted(tmp_path_factory.mktemp("cache"), towers, filled(spec, towers), probes, threads=1)
 
 
 @pytest.fixture
@@ -190,110 +174,6 @@ def test_a_conversion_that_changes_vectors_is_given_up(
     with pytest.raises(ConversionError, match="have a cosine of"):
         converted(tmp_path, tiny_towers, filled(spec, tiny_towers), probes, threads=1)
     assert cached(tmp_path, spec.digest) is None
-
-
-def test_a_precision_that_this_cpu_would_emulate_is_refused(
-    converted_once: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(openvino_clip, "native_precisions", lambda: {"fp32"})
-    for precision in ("bf16", "fp16"):
-        with pytest.raises(LikenessError, match=r"LIKENESS_PRECISION.*emulate"):
-            open_converted(read_folder(converted_once), precision, threads=1)
-    assert open_converted(read_folder(converted_once), "auto", threads=1).precision == "fp32"
-    assert "fp32" in native_precisions()
-
-
-class _Short:
-    """Stands in for formats that a CPU may not have: vectors off by set cosines."""
-
-    cosines: ClassVar[dict[str, float]] = {}
-    real = OpenVinoBackend
-
-    def __init__(self, folder: Path, dimension: int, precision: str, threads: int) -> None:
-        self.precision, self._real = precision, self.real(folder, dimension, "fp32", threads)
-
-    def encode_images(self, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Array:
-        return self._real.encode_images(pixels) * np.float32(self.cosines.get(self.precision, 1.0))
-
-    def encode_texts(self, tokens: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Array:
-        return self._real.encode_texts(tokens)
-
-
-@pytest.fixture
-def formats(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sets what this CPU computes in, how fast, and at which cosine to fp32's vectors."""
-
-    def set_to(speeds: dict[str, float], cosines: dict[str, float], *, worth_trying: bool = True) -> None:
-        monkeypatch.setattr(openvino_clip, "native_precisions", lambda: {"fp32", *speeds})
-        of = {"fp32": 1.0} | speeds
-        monkeypatch.setattr(openvino_clip, "speedup", lambda one, other, _: of[one.precision] / of[other.precision])
-        monkeypatch.setattr(openvino_clip, "OpenVinoBackend", _Short)
-        monkeypatch.setattr(_Short, "cosines", cosines)
-        monkeypatch.setattr(eight_bit, "is_worth_trying", lambda *_: worth_trying)
-
-    return set_to
-
-
-@pytest.mark.parametrize(
-    ("speeds", "cosines", "chosen"),
-    [
-        ({"bf16": 1.7}, {}, "bf16"),
-        ({"bf16": 1.05}, {}, "fp32"),
-        ({"bf16": 1.7}, {"bf16": 0.9985}, "fp32"),
-        ({"bf16": 1.7}, {"bf16": float("nan")}, "fp32"),
-        ({"int8": 2.4}, {"int8": 0.9994}, "int8"),
-        ({"int8": 2.4}, {"int8": 0.9992}, "fp32"),  # what these inputs lose others lose more of
-        ({"int8": 1.05}, {}, "fp32"),
-        ({"bf16": 0.6, "int8": 2.4}, {}, "int8"),
-        ({"bf16": 2.5, "int8": 2.4}, {}, "bf16"),
-        ({"bf16": 2.3, "int8": 2.4}, {}, "bf16"),  # of two that are as fast the closer one
-        ({"bf16": 1.7, "int8": 2.4}, {}, "int8"),
-        ({"bf16": 1.7, "int8": 2.4}, {"int8": 0.99}, "bf16"),
-        ({}, {}, "fp32"),
-    ],
-)
-def test_auto_is_the_fastest_format_that_stays_close(
-    converted_once: Path,
-    formats: Callable[..., None],
-    speeds: dict[str, float],
-    cosines: dict[str, float],
-    chosen: str,
-) -> None:
-    formats(speeds, cosines)
-    assert open_converted(read_folder(converted_once), "auto", threads=1).precision == chosen
-
-
-def test_8_bits_are_not_tried_where_they_cannot_gain(converted_once: Path, formats: Callable[..., None]) -> None:
-    formats({"int8": 2.4}, {}, worth_trying=False)
-    assert open_converted(read_folder(converted_once), "auto", threads=1).precision == "fp32"
-
-
-@pytest.mark.parametrize("asked", ["bf16", "fp16", "int8"])
-def test_a_format_asked_for_by_name_is_taken_even_if_it_costs_more(
-    converted_once: Path, formats: Callable[..., None], asked: str
-) -> None:
-    formats({asked: 0.5}, {asked: 0.99}, worth_trying=False)
-    with structlog.testing.capture_logs() as lines:
-        assert open_converted(read_folder(converted_once), asked, threads=1).precision == asked
-    (line,) = (line for line in lines if line["event"] == "precision chosen")
-    assert (line["log_level"], line["precision"]) == ("warning", asked)
-    formats({asked: 0.5}, {asked: float("nan")})
-    with pytest.raises(LikenessError, match=f"LIKENESS_PRECISION.*{asked} cannot be used with this model"):
-        open_converted(read_folder(converted_once), asked, threads=1)
-
-
-def test_8_bits_give_nearly_the_same_vectors_whatever_else_is_in_the_batch(
-    converted_once: Path, tiny_identity: Identity
-) -> None:
-    exact = backend_of(converted_once)
-    backend = open_converted(read_folder(converted_once), "int8", threads=2)
-    assert backend.precision == "int8"
-    expected, got = vectors(exact, tiny_identity[1]), vectors(backend, tiny_identity[1])
-    assert 0.99 < least_cosine(expected, got) < 0.9999999, "either not close or not rounded"
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
-    together = backend.encode_images(pixels)
-    alone = np.concatenate([backend.encode_images(pixels[n : n + 1]) for n in range(8)])
-    assert np.abs(together - alone).max() < 1e-5
 
 
 def test_a_spec_comes_back_as_it_went(converted_once: Path, tiny_towers: Towers, tiny_identity: Identity) -> None:

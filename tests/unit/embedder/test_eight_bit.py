@@ -9,6 +9,7 @@ import pytest
 from openvino import opset13
 
 from embedder.backends import eight_bit
+from embedder.backends.openvino_formats import native_precisions
 
 Matrix = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
@@ -43,23 +44,17 @@ def test_a_weight_is_off_by_half_a_step_of_its_own_group_at_most(weights: Matrix
     assert off[5, 0].max() < 0.02, "the large one's neighbours in another group"
 
 
-def test_rows_are_rounded_in_groups_too(weights: Matrix) -> None:
+@pytest.mark.skipif("int8" not in native_precisions(), reason="this CPU has no VNNI instructions")
+def test_what_comes_in_is_rounded_in_groups_too(weights: Matrix) -> None:
+    weights[:, :32] = 0
     model = product(weights)
     eight_bit.quantise(model, 32)
-    if not any(flag in Path("/proc/cpuinfo").read_text() for flag in ("avx512_vnni", "avx_vnni")):
-        pytest.skip("this CPU has no VNNI instructions")
     rows = np.random.default_rng(1).standard_normal((7, 128)).astype(np.float32)
-    rows[0, 3] = 1000
+    rows[0, 3] = 1000  # spoils a group that adds nothing; with a scale of its row it would be 26 off
     found = openvino.compile_model(model, "CPU", {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"})([rows])[0]
-    exact = rows @ weights_of(model).T
-    assert 1e-4 < np.abs(found - exact)[1:].max() < 0.5
-    without = rows.copy()
-    without[0, :32] = 0  # the large one's group
-    rest = without @ weights_of(model).T
-    large = rows[:1, :32] @ weights_of(model)[:, :32].T
-    assert np.abs(found[0] - rest[0] - large[0]).max() < 1000 / 127 * 32, (
-        "its own group is off, by a step a value at most"
-    )
+    off = np.abs(found - rows @ weights_of(model).T).max(axis=1)
+    assert (off > 1e-4).all(), "not rounded"
+    assert (off < 0.5).all()
 
 
 def test_nothing_but_zeros_stays_nothing(weights: Matrix) -> None:

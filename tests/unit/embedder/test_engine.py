@@ -220,7 +220,6 @@ def test_what_stands_in_the_way_of_a_conversion_is_named(
         ({"compile": True}, "cpu", True, EVERY, "torch"),
         ({"precision": "bf16"}, "cpu", True, EVERY, "openvino"),
         ({"precision": "int8"}, "cpu", True, EVERY, "openvino"),
-        ({"precision": "int8"}, "cpu", False, (), "torch"),  # which refuses it
         ({"precision": "bf16"}, "cpu", True, {"fp32"}, "torch"),
         ({"backend": "torch"}, "cpu", True, EVERY, "torch"),
         ({"backend": "openvino"}, "cpu", True, EVERY, "openvino"),
@@ -240,8 +239,8 @@ def test_the_backend_follows_from_device_and_settings(
         ({}, "cuda:0", True, "LIKENESS_BACKEND.*the device is cuda:0"),
         ({}, "cpu", False, "LIKENESS_BACKEND.*not installed"),
         ({"compile": True}, "cpu", True, "LIKENESS_COMPILE"),
-        ({"precision": "bf16"}, "cpu", True, "LIKENESS_PRECISION.*emulate bf16"),
-        ({"precision": "fp16"}, "cpu", True, "LIKENESS_PRECISION.*emulate fp16"),
+        ({"precision": "bf16"}, "cpu", True, "LIKENESS_PRECISION.*no instructions for bf16"),
+        ({"precision": "fp16"}, "cpu", True, "LIKENESS_PRECISION.*no instructions for fp16"),
     ],
 )
 def test_openvino_asked_for_by_name_is_refused_where_it_cannot_be(
@@ -249,6 +248,23 @@ def test_openvino_asked_for_by_name_is_refused_where_it_cannot_be(
 ) -> None:
     with pytest.raises(LikenessError, match=reason):
         choose_backend(settings(backend="openvino", **values), device, installed, {"fp32"})
+
+
+@pytest.mark.parametrize(
+    ("values", "device", "installed", "reason"),
+    [
+        ({}, "cuda:0", True, "the device is cuda:0"),
+        ({}, "cpu", False, "not installed"),
+        ({}, "cpu", True, "no instructions for int8"),
+        ({"compile": True}, "cpu", True, r"torch\.compile is torch's"),
+        ({"backend": "torch"}, "cpu", True, "torch is asked for"),
+    ],
+)
+def test_8_bits_are_refused_where_openvino_cannot_be(
+    values: dict[str, object], device: str, installed: bool, reason: str
+) -> None:
+    with pytest.raises(LikenessError, match=f"LIKENESS_PRECISION.*int8 is openvino's.*{reason}"):
+        choose_backend(settings(precision="int8", **values), device, installed, {"fp32"})
 
 
 def test_the_cache_is_where_the_settings_or_the_system_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
