@@ -99,7 +99,7 @@ def choose_backend(
         settings: backend, precision and compile count.
         device: resolved.
         installed: whether OpenVINO can be imported.
-        native: the precisions that it does not emulate on this CPU.
+        native: the precisions that this CPU has instructions for.
 
     Raises:
         LikenessError: the settings contradict each other or this machine.
@@ -117,7 +117,7 @@ def choose_backend(
     elif settings.compile:
         against = "LIKENESS_COMPILE", "torch.compile is torch's, openvino always compiles"
     elif settings.precision not in ("auto", *native):
-        against = "LIKENESS_PRECISION", f"this CPU has no instructions for {settings.precision}"
+        against = "LIKENESS_PRECISION", f"this CPU is not known to have instructions for {settings.precision}"
     if against is None:
         return "openvino", "LIKENESS_BACKEND names it" if settings.backend == "openvino" else "the faster one on a cpu"
     if only_openvino:
@@ -142,7 +142,10 @@ def _from_folder(settings: EmbedderSettings) -> Engine:
         model = read_folder(Path(settings.model.removeprefix(FOLDER_PREFIX)).expanduser())
     except UnusableFolderError as error:
         raise invalid("LIKENESS_MODEL", str(error)) from error
-    return _open(model, settings)
+    try:
+        return _open(model, settings)
+    except RuntimeError as error:  # OpenVINO's own
+        raise invalid("LIKENESS_MODEL", f"{settings.model} does not run here: {error}"[:600]) from error
 
 
 def _open(model: ConvertedModel, settings: EmbedderSettings) -> Engine:

@@ -54,7 +54,7 @@ class ModelSpec:
         dimension: the length of its vectors.
         backend: what runs it: "torch" or "openvino".
         device: where: "cpu", "cuda:0", "mps".
-        precision: of its arithmetic: "fp32", "bf16", "fp16", "int8".
+        precision: of its arithmetic: "fp32", "bf16", "fp16", "int8"; on openvino texts may be in fp32 all the same.
         best_batch: rows in one forward pass that suit the device.
         geometry: of its pictures.
         tokenizer: of its texts.

@@ -16,6 +16,7 @@ log = structlog.get_logger()
 
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}  # INT8 it says of every CPU
 _CPUINFO = Path("/proc/cpuinfo")
+_UNKNOWN = "this CPU is not known to have instructions for it"
 _INT8_INSTRUCTIONS = {"avx512_vnni", "avx_vnni"}
 
 
@@ -34,13 +35,13 @@ def open_converted(model: ConvertedModel, precision: str, threads: int) -> OpenV
 
     Raises:
         LikenessError: the CPU does not compute in a precision that was asked for by name, or the model does not.
+        RuntimeError: OpenVINO cannot run the model in fp32, or in the precision that was asked for.
     """
     native = native_precisions()
     if precision not in ("auto", *native):
         raise invalid(
             "LIKENESS_PRECISION",
-            f"{precision} is asked for, but this CPU has no instructions for it; set auto, or one of "
-            f"{', '.join(sorted(native))}",
+            f"{precision} is asked for, but {_UNKNOWN}; set auto, or one of {', '.join(sorted(native))}",
         )
     exact = OpenVinoBackend(model.folder, model.spec.dimension, "fp32", threads)
     if precision == "fp32":
@@ -48,13 +49,12 @@ def open_converted(model: ConvertedModel, precision: str, threads: int) -> OpenV
     trial = _Trial(model, exact, threads)
     if precision == "auto":
         return _fastest(trial, native)
-    try:
-        backend, of_pictures, reason, good = trial.open(precision)
-    except (RuntimeError, MemoryError) as error:  # OpenVINO's own is a plain RuntimeError
-        raise invalid("LIKENESS_PRECISION", f"{precision} fails here: {error}"[:600]) from error
+    backend, of_pictures, reason = trial.open(precision)
     if np.isnan(of_pictures):
         raise invalid("LIKENESS_PRECISION", f"{precision} cannot be used with this model ({reason}); set fp32 or auto")
-    (log.info if good else log.warning)("precision chosen", precision=precision, reason=f"asked for by name; {reason}")
+    # Named by LIKENESS_PRECISION, or by the process that starts the model again as it was.
+    level = log.info if of_pictures >= CLOSE_ENOUGH[precision] else log.warning
+    level("precision chosen", precision=precision, reason=f"it is named; {reason}")
     return backend
 
 
@@ -65,8 +65,8 @@ class _Trial:
         self.model, self.exact, self._threads = model, exact, threads
         self._expected = vectors(exact, model.probes)
 
-    def open(self, short: str) -> tuple[OpenVinoBackend, float, str, bool]:
-        """A backend in that format, pictures' least cosine, what to say of it, and whether all is close enough.
+    def open(self, short: str) -> tuple[OpenVinoBackend, float, str]:
+        """A backend in that format, pictures' least cosine, and what to say of it.
 
         Texts stay in fp32 if only their vectors are too far off.
 
@@ -79,18 +79,17 @@ class _Trial:
             for ours, theirs in zip(self._expected, vectors(backend, self.model.probes), strict=True)
         )
         reason = f"the least cosine to fp32's vectors is {of_pictures:.5f} of pictures, {of_texts:.5f} of texts"
-        texts_are_close = of_texts >= CLOSE_ENOUGH[short]
-        if not texts_are_close:
-            reason += ", so these stay in fp32"
+        if not of_texts >= CLOSE_ENOUGH[short]:
+            reason += " (which fp32 embeds then)"
             backend.take_texts_from(self.exact)
-        return backend, of_pictures, reason, texts_are_close and of_pictures >= CLOSE_ENOUGH[short]
+        return backend, of_pictures, reason
 
 
 def _fastest(trial: _Trial, native: Collection[str]) -> OpenVinoBackend:
     best, reasons = trial.exact, []
     for short in ("bf16", "int8"):
         if short not in native:
-            reasons.append(f"{short}: this CPU has no instructions for it")
+            reasons.append(f"{short}: {_UNKNOWN}")
         elif short == "int8" and not _int8_is_worth_trying(trial.model.folder):
             reasons.append("int8: too few of its pictures' tower's weights are in matrix products to gain by it")
         else:
@@ -103,7 +102,7 @@ def _fastest(trial: _Trial, native: Collection[str]) -> OpenVinoBackend:
 def _better(trial: _Trial, short: str, best: OpenVinoBackend) -> tuple[OpenVinoBackend, str]:
     """That format's backend if it is close to fp32 and faster than the best so far, else that one; and why."""
     try:
-        backend, of_pictures, reason, _ = trial.open(short)
+        backend, of_pictures, reason = trial.open(short)
         if not of_pictures >= CLOSE_ENOUGH[short]:
             return best, reason
         faster = speedup(backend, best, trial.model.probes)

@@ -158,6 +158,18 @@ def test_without_torch_any_other_model_is_refused_with_what_to_do(monkeypatch: p
         load_engine(settings(model="starter"))
 
 
+def test_a_converted_folder_that_openvino_cannot_run_is_named(
+    model: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("an unknown operation")
+
+    folder = load_engine(settings(model=model, cache_dir=str(cache), backend="openvino")).spec.again
+    monkeypatch.setattr("embedder.engine.open_converted", refuse)
+    with pytest.raises(LikenessError, match=r"LIKENESS_MODEL.*does not run here: an unknown operation"):
+        load_engine(settings(model=folder))
+
+
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
@@ -239,8 +251,8 @@ def test_the_backend_follows_from_device_and_settings(
         ({}, "cuda:0", True, "LIKENESS_BACKEND.*the device is cuda:0"),
         ({}, "cpu", False, "LIKENESS_BACKEND.*not installed"),
         ({"compile": True}, "cpu", True, "LIKENESS_COMPILE"),
-        ({"precision": "bf16"}, "cpu", True, "LIKENESS_PRECISION.*no instructions for bf16"),
-        ({"precision": "fp16"}, "cpu", True, "LIKENESS_PRECISION.*no instructions for fp16"),
+        ({"precision": "bf16"}, "cpu", True, "LIKENESS_PRECISION.*not known to have instructions for bf16"),
+        ({"precision": "fp16"}, "cpu", True, "LIKENESS_PRECISION.*not known to have instructions for fp16"),
     ],
 )
 def test_openvino_asked_for_by_name_is_refused_where_it_cannot_be(
@@ -255,7 +267,7 @@ def test_openvino_asked_for_by_name_is_refused_where_it_cannot_be(
     [
         ({}, "cuda:0", True, "the device is cuda:0"),
         ({}, "cpu", False, "not installed"),
-        ({}, "cpu", True, "no instructions for int8"),
+        ({}, "cpu", True, "not known to have instructions for int8"),
         ({"compile": True}, "cpu", True, r"torch\.compile is torch's"),
         ({"backend": "torch"}, "cpu", True, "torch is asked for"),
     ],

@@ -116,8 +116,6 @@ def test_a_format_that_fails_costs_itself_alone(
     backend, line = opened(converted_once, "auto")
     assert backend.precision == "bf16"
     assert f"int8: fails here: {error}" in line["reason"]
-    with pytest.raises(LikenessError, match=f"LIKENESS_PRECISION.*int8 fails here: {error}"):
-        open_converted(read_folder(converted_once), "int8", threads=1)
 
 
 @pytest.mark.parametrize("asked", PRECISIONS)
@@ -140,12 +138,12 @@ def test_texts_stay_in_fp32_where_only_pictures_stay_close(
     machine({"int8": 2.4}, of_texts={"int8": of_texts})
     backend, line = opened(converted_once, asked)
     assert (backend.precision, backend.texts_in) == ("int8", "fp32")
-    assert line["log_level"] == ("info" if asked == "auto" else "warning")
-    assert "of texts, so these stay in fp32" in line["reason"]
+    assert line["log_level"] == "info"
+    assert "of texts (which fp32 embeds then)" in line["reason"]
 
 
 def test_texts_can_be_embedded_as_another_backend_does(converted_once: Path, tiny_identity: Identity) -> None:
-    exact, mixed = (open_converted(read_folder(converted_once), name, threads=1) for name in ("fp32", "int8"))
+    exact, mixed = (OpenVinoBackend(converted_once, 64, name, 1) for name in ("fp32", "int8"))
     pixels, tokens = tiny_identity[1].pixels, tiny_identity[1].tokens
     assert not np.array_equal(mixed.encode_texts(tokens), exact.encode_texts(tokens))
     mixed.take_texts_from(exact)
@@ -158,7 +156,7 @@ def test_a_precision_that_this_cpu_does_not_have_is_refused(
     converted_once: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     monkeypatch.setattr(openvino_formats, "native_precisions", lambda: {"fp32"})
-    with pytest.raises(LikenessError, match=f"LIKENESS_PRECISION.*{precision} is asked for.*one of fp32"):
+    with pytest.raises(LikenessError, match=f"LIKENESS_PRECISION.*{precision} is asked for, but this CPU.*one of fp32"):
         open_converted(read_folder(converted_once), precision, threads=1)
     assert opened(converted_once, "auto")[0].precision == "fp32"
 
@@ -177,6 +175,7 @@ def test_8_bits_take_instructions_of_their_own(
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t:\n")
     monkeypatch.setattr(openvino_formats, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("sys.platform", "linux")
     assert ("int8" in native_precisions()) is found
     assert "fp32" in native_precisions()
 
@@ -190,7 +189,7 @@ def test_8_bits_give_nearly_the_same_vectors_whatever_else_is_in_the_batch(
     pixels = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
     together = backend.encode_images(pixels)
     alone = np.concatenate([backend.encode_images(pixels[n : n + 1]) for n in range(8)])
-    assert np.abs(together - alone).max() < 1e-5
+    assert np.abs(together - alone).max() < 5e-4  # where a rounding falls the other way; int8 is 0.005 off fp32
 
 
 @pytest.mark.parametrize("tower", ["image", "text"])
