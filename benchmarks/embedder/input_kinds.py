@@ -1,6 +1,5 @@
 """Section 2: every kind of input, on the model in question and on the starter, by every backend and precision here."""
 
-import importlib.util
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,8 @@ from benchmarks.embedder.models import STARTER
 from benchmarks.embedder.processes import FailedError
 from benchmarks.embedder.scope import Scope, Target
 from benchmarks.embedder.turns import Measure, Row, in_turn
+from embedder.backends.openvino_clip import openvino_is_installed
+from embedder.backends.openvino_formats import native_precisions
 
 _CONCURRENCY = 32
 
@@ -60,24 +61,16 @@ def measured(scope: Scope, target: Target, kinds: tuple[str, ...]) -> dict[str, 
 def others(target: Target) -> list[Target]:
     """The target with each backend and precision that this machine can run at speed, other than the target's own."""
     cuda = target.device.startswith("cuda") or (target.device == "auto" and Path("/dev/nvidia0").exists())
-    narrow = cuda or cpu_has("amx_bf16", "avx512_bf16")
+    native = native_precisions() if openvino_is_installed() else set()
     pairs = [("torch", "fp32")]
-    if narrow:
+    if cuda or "bf16" in native:
         pairs.append(("torch", "bf16"))
     if cuda:
         pairs.append(("torch", "fp16"))
-    elif importlib.util.find_spec("openvino") is not None:
-        # Without the instructions for it, OpenVINO computes bf16 in software, for minutes a batch.
-        pairs += [("openvino", "fp32"), *([("openvino", "bf16")] if narrow else [])]
-        pairs += [("openvino", "int8")] if cpu_has("avx512_vnni", "avx_vnni") else []
+    else:
+        pairs += [("openvino", precision) for precision in ("fp32", "bf16", "int8") if precision in native]
     found = [replace(target, backend=backend, precision=precision) for backend, precision in pairs]
     return [one for one in found if one != target]
-
-
-def cpu_has(*instructions: str) -> bool:
-    """Whether the CPU has any of those instructions."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return not set(instructions).isdisjoint(cpuinfo.read_text().split()) if cpuinfo.exists() else False
 
 
 def rows_of(found: dict[str, Any]) -> list[tuple[str, str, Row]]:

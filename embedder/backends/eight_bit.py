@@ -41,9 +41,7 @@ def quantise(model: Any, group: int) -> None:
         scales = np.abs(grouped).max(axis=2, keepdims=True) / np.float32(127)
         scales[scales == 0] = 1
         integers = np.rint(grouped / scales).astype(np.int8)
-        factors = opset13.multiply(
-            opset13.convert(opset13.constant(integers), "f32"), opset13.constant(scales.astype(np.float32))
-        )
+        factors = opset13.multiply(opset13.convert(opset13.constant(integers), "f32"), opset13.constant(scales))
         shape = opset13.constant(np.array([outputs, inputs], np.int64))
         product.input(1).replace_source_output(opset13.reshape(factors, shape, special_zero=False).output(0))
 
