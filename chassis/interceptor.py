@@ -16,7 +16,7 @@ from chassis.guard import Metadata
 from chassis.trace import TRACE_ID
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Handler = Callable[[Any, Context], Awaitable[Any]]
+Handler = Callable[[Any, Any], Awaitable[Any]]
 
 HEALTH = "/grpc.health.v1.Health/"
 # Streams that watch the health, and as many of reflection, open at once: gRPC counts them as it does calls, and nobody
@@ -132,14 +132,16 @@ def _unary(call: Call, handler: Handler, within_s: float) -> Handler:
 # unwinds in its own task, where a generator would be closed later by the garbage collector.
 def _download(call: Call, handler: Handler, within_s: float) -> Handler:
     async def answer(_requests: Any, context: Context) -> None:
+        sending = _Sending(context)
         try:
             async with call.under_way(context.time_remaining(), stream=True):
                 call.peer = context.peer
                 _tell(context, call)
                 request = await _request(context, within_s)
                 call.received(request)
-                await _until_gone(handler(request, context))
+                await _until_gone(handler(request, sending))
         except LikenessError as error:
+            await sending.begun()
             await _abort(context, error, call)
 
     return answer
@@ -147,15 +149,41 @@ def _download(call: Call, handler: Handler, within_s: float) -> Handler:
 
 def _stream(call: Call, handler: Handler) -> Handler:
     async def answer(requests: Any, context: Context) -> Any:
+        sending = _Sending(context)
         try:
             async with call.under_way(context.time_remaining(), stream=True):
                 call.peer = context.peer
                 _tell(context, call)
-                return await _until_gone(handler(_readable_each(requests), context))
+                return await _until_gone(handler(_readable_each(requests), sending))
         except LikenessError as error:
+            await sending.begun()
             await _abort(context, error, call)
 
     return answer
+
+
+class _Sending:
+    """What the handler of a stream has of its context: its first message goes out whole, also if it is cut off then.
+
+    gRPC sends the head of an answer along with its first message, and takes note of it only afterwards. Cut off in
+    between, it would send the head again with the status, which fails, and the client would wait for ever.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.time_remaining = context.time_remaining
+        self._write = context.write
+        self._first: asyncio.Future[None] | None = None
+
+    async def write(self, message: Any, /) -> None:
+        if self._first is not None:
+            return await self._write(message)
+        self._first = asyncio.ensure_future(self._write(message))
+        return await asyncio.shield(self._first)
+
+    async def begun(self) -> None:
+        """Returns when a status may be sent."""
+        if self._first is not None:
+            await asyncio.wait([self._first])
 
 
 async def _until_gone(answering: Awaitable[Any]) -> Any:

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Servicer(embedder_pb2_grpc.EmbedderServiceServicer):
         self.hold = asyncio.Event()
         self.hold.set()
         self.holding = asyncio.Event()
+        self.before_write: Callable[[], object] = lambda: None
 
     async def GetModel(self, request: Any, context: Any) -> embedder_pb2.GetModelResponse:  # noqa: N802
         await self._reach("GetModel")
@@ -60,6 +61,7 @@ class Servicer(embedder_pb2_grpc.EmbedderServiceServicer):
         return embedder_pb2.EmbedResponse()
 
     async def EmbedStream(self, requests: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+        self.before_write()
         await context.write(embedder_pb2.EmbedStreamResponse())
         await self._reach("EmbedStream")
         async for _ in requests:

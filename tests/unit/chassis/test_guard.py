@@ -200,6 +200,17 @@ async def test_an_open_stream_ends_when_its_key_loses_what_it_needs(tmp_path: Pa
         kept.cancel()
 
 
+async def test_a_stream_whose_key_is_revoked_while_it_sends_its_first_message_ends(tmp_path: Path) -> None:
+    file = keys_file(tmp_path / "k", web="mine:write")
+    async with serving(file) as (running, stub, _):
+        running.servicer.before_write = lambda: asyncio.get_running_loop().call_soon(running.reload)
+        keys_file(file, web="other:write")
+        mine: Any = stub.EmbedStream(metadata=bearer("mine"))
+        assert await mine.read() == embedder_pb2.EmbedStreamResponse()
+        assert reason(await refusal(mine.read())) == "KEY_INVALID"
+    assert [outcome.reason for outcome in running.outcomes] == ["KEY_INVALID"]
+
+
 async def test_the_file_is_looked_at_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chassis_calls, "LOOK_S", 0.01)
     file = keys_file(tmp_path / "k", web="mine:write")
