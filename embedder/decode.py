@@ -34,7 +34,7 @@ from embedder.inputs import Picture, RgbPicture
 from embedder.preprocess import resized_size
 from embedder.spec import Geometry
 
-DECODE_RULES = 2
+DECODE_RULES = 3
 
 # A picture decoded at reduced scale is still at least this many times larger than what it is resized to.
 LEFT_TO_RESIZE = 3.0
