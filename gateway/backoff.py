@@ -82,7 +82,8 @@ class Backoff:
                 await asyncio.sleep(min(left, _STOPPING_S))
                 return
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._stopping.wait()
 
     async def calm(self) -> None:
         """Returns when nothing is held back, and what was refused last has been taken: so much for new work."""

@@ -29,7 +29,7 @@ from gateway.requests import (
     renamed,
     shutting_down,
 )
-from gateway.streams import STALLED_S, admitted, patient
+from gateway.streams import STALLED_S, admitted, patient, unless
 
 MAX_INPUTS = 256
 # Labels in one message: of 1,024 bytes each they are about 20 MiB.
@@ -100,9 +100,11 @@ class Classify:
         """
         go_on = "go on at the last next_page_token that came"
         async with admitted(self.streams, "streams of suggestions"):
-            await self._suggest(request, patient(write, self.stalled_s, go_on), deadline)
+            await self._suggest(request, patient(write, self.stalled_s, go_on), deadline, f"{go_on} in a new stream")
 
-    async def _suggest(self, request: gateway_pb2.SuggestLabelsRequest, write: Write, deadline: Deadline) -> None:
+    async def _suggest(
+        self, request: gateway_pb2.SuggestLabelsRequest, write: Write, deadline: Deadline, what_now: str
+    ) -> None:
         labelling = Labelling.of(request.labelling)
         top_k = _top_k(request.top_k, 1)
         least = request.min_probability if request.HasField("min_probability") else 0.0
@@ -114,11 +116,12 @@ class Classify:
         name = await self._of_model(collection_name(request.collection), model.fingerprint, deadline)
         counting = indexer_pb2.CountItemsRequest(collection=name, filter=where)
         total = await self.indexer.count(counting, patience(deadline, self.longest_call_s))
-        chooser = await self._chooser(labelling, model, Deadline(patience(deadline, _LABELS_S)), taken=1)
+        choosing = self._chooser(labelling, model, Deadline(patience(deadline, _LABELS_S)), taken=1)
+        chooser = await unless(self.stopping, choosing, what_now)
         done, token, page_size = 0, request.page_token, min(_PAGE, max(1, MAX_CHOSEN // top_k))
         while True:
             if self.stopping.is_set():
-                raise shutting_down("go on at the last next_page_token that came in a new stream")
+                raise shutting_down(what_now)
             listing = indexer_pb2.ListItemsRequest(
                 collection=name, filter=where, page_size=page_size, page_token=token, fields=ItemFields(vector=True)
             )

@@ -9,7 +9,7 @@ collection that looks for files there has the items.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,10 +66,9 @@ class Deletion:
                 deadline,
             )
         found = await self.indexer.collection(collection, deadline.left())
-        shared = await sharing(self.indexer, found, deadline.left)
         # By the collection's own name from here on: an alias may be moved meanwhile.
         if not by_filter:
-            return await self._remove(found, request.ids, shared, deadline)
+            return await self._remove(found, request.ids, deadline)
         deleted = 0
         listing = indexer_pb2.ListItemsRequest(
             collection=found.name, filter=request.filter, page_size=_PAGE, fields=ItemFields()
@@ -79,7 +78,7 @@ class Deletion:
             ids = [item.id for item in page.items]
             if ids:
                 await self.media.check(found.uid)
-                deleted += (await self._remove(found, ids, shared, deadline)).deleted
+                deleted += (await self._remove(found, ids, deadline)).deleted
                 calls.touch(deleted=deleted)
             if not page.next_page_token:
                 return gateway_pb2.DeleteItemsResponse(deleted=deleted)
@@ -91,8 +90,9 @@ class Deletion:
             await asyncio.wait(self._begun)
 
     async def _remove(
-        self, found: indexer_pb2.Collection, ids: Sequence[str], shared: Mapping[str, Sequence[str]], deadline: Deadline
+        self, found: indexer_pb2.Collection, ids: Sequence[str], deadline: Deadline
     ) -> gateway_pb2.DeleteItemsResponse:
+        shared = await sharing(self.indexer, found, deadline.left)
         async with self.media.leaving([found.uid, *shared], ids):
             elsewhere = await forgettable(self.indexer, ids, shared, deadline.left)
             deadline.left()

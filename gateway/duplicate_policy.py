@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from likeness.common.v1 import error_pb2
 from likeness.common.v1.metadata_pb2 import OPERATOR_IN, Comparison, Filter, Value
-from likeness.common.v1.types_pb2 import METRIC_COSINE, METRIC_L2, ItemFields, Metric, Vector
+from likeness.common.v1.types_pb2 import METRIC_COSINE, METRIC_L2, ItemFields, Metric, ModelFingerprint, Vector
 from likeness.gateway.v1 import gateway_pb2
 from likeness.indexer.v1 import indexer_pb2
 
@@ -80,12 +80,17 @@ class DuplicatePolicy:
                 skipped[left[sha256]] = Skip(gateway_pb2.SKIP_REASON_EXACT_DUPLICATE, existing_id)
         return skipped
 
-    async def after_embedding(self, vectors: Mapping[str, Vector]) -> dict[str, Skip]:
-        """What is skipped of embedded items, given by their ids in the order sent."""
+    async def after_embedding(self, vectors: Mapping[str, Vector], model: ModelFingerprint) -> dict[str, Skip]:
+        """What is skipped of embedded items.
+
+        Args:
+            vectors: by the items' ids, in the order sent.
+            model: what made them; the collection has to be of the same.
+        """
         near = self.options.near
         if near is None or not vectors:
             return {}
-        skipped = await self._near(vectors, near)
+        skipped = await self._near(vectors, near, model)
         kept: list[tuple[str, Array]] = []
         for item_id, vector in vectors.items():
             if item_id in skipped:
@@ -132,12 +137,12 @@ class DuplicatePolicy:
         )
         return await self._asked(lambda: self.indexer.list(request, self.timeout_s))
 
-    async def _near(self, vectors: Mapping[str, Vector], near: float) -> dict[str, Skip]:
+    async def _near(self, vectors: Mapping[str, Vector], near: float, model: ModelFingerprint) -> dict[str, Skip]:
         """What has a near duplicate in the collection."""
         ids, skipped = list(vectors), dict[str, Skip]()
         for start in range(0, len(ids), _QUERIES):
             part = ids[start : start + _QUERIES]
-            request = indexer_pb2.QueryRequest(collection=self.collection)
+            request = indexer_pb2.QueryRequest(collection=self.collection, expected_fingerprint=model)
             for item_id in part:
                 query = request.queries.add(min_score=near, top_k=2)  # one of them may be the item itself
                 query.examples.add(vector=vectors[item_id])

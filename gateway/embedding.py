@@ -38,6 +38,9 @@ _HASH_IN_THREAD_BYTES = 2**20
 # Bytes of a text that shares a call with others', at most; and of one that need not wait for longer ones.
 _SHARED_BYTES, _SHORT_BYTES = 2048, 128
 
+# What is made for so many inputs at once is waited for by others who want the same; fewer than fit into one call.
+_MADE_FOR_OTHERS = 32
+
 # Pictures of one call that are fetched at once.
 _FETCHES = 8
 
@@ -158,7 +161,8 @@ class Embedding:
         whole: Embedded | None = None
         outcomes: dict[int, Vector | LikenessError] = {}
         if mine:
-            with self._cache.making(list(mine)):
+            # Of many, which take several calls one after another, whoever wants the last would wait for all.
+            with self._cache.making(list(mine) if len(mine) <= _MADE_FOR_OTHERS else []):
                 whole = await ask([places[0] for places in mine.values()])
             for places, outcome in zip(mine.values(), whole.outcomes, strict=True):
                 outcomes |= dict.fromkeys(places, outcome)

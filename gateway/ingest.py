@@ -6,10 +6,9 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 from likeness.common.v1 import error_pb2, types_pb2
 from likeness.gateway.v1 import gateway_pb2
@@ -22,13 +21,12 @@ from gateway.collections import find_or_create
 from gateway.ingest_options import read_options
 from gateway.ingest_stream import SEND_AGAIN, Stream
 from gateway.ingest_target import Services, Target
-from gateway.requests import collection_name, duration, expected_fingerprint, mismatch, shutting_down
-from gateway.streams import STALLED_S, patient
+from gateway.requests import collection_name, duration, expected_fingerprint, mismatch
+from gateway.streams import STALLED_S, patient, unless
 
 Requests = AsyncIterator[gateway_pb2.IndexImagesRequest]
 Write = Callable[[gateway_pb2.IndexImagesResponse], Awaitable[None]]
 
-T = TypeVar("T")
 
 _GO_ON = "open a new stream with the last resume_token"
 
@@ -82,8 +80,8 @@ class Ingest:
         """
         write = patient(write, self._patience.unread_s, _GO_ON)
         async with self.place():
-            start = await self._unless_stopping(_read_start(requests, self._patience.start_s))
-            opened, done = await self._unless_stopping(self._open(start))
+            start = await unless(self.stopping, _read_start(requests, self._patience.start_s), SEND_AGAIN)
+            opened, done = await unless(self.stopping, self._open(start), SEND_AGAIN)
             started = gateway_pb2.IndexStarted(
                 collection=opened.target.collection,
                 fingerprint=opened.fingerprint,
@@ -159,19 +157,6 @@ class Ingest:
         deadline = Deadline(self.services.settings.default_deadline_s)
         opened = await self.open(start, "start.", deadline, checkpoint)
         return opened, checkpoint.items_done if checkpoint is not None else 0
-
-    async def _unless_stopping(self, work: Coroutine[None, None, T]) -> T:
-        """Does it, unless the gateway stops before it is done."""
-        working = asyncio.ensure_future(work)
-        stopping = asyncio.ensure_future(self.stopping.wait())
-        try:
-            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                raise shutting_down(SEND_AGAIN)
-            return working.result()
-        finally:
-            working.cancel()
-            stopping.cancel()
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from likeness.embedder.v1 import embedder_pb2
 from likeness.gateway.v1 import gateway_pb2
 from likeness.indexer.v1 import indexer_pb2
 
-from chassis.errors import LikenessError, from_status, incident, to_item_error
+from chassis.errors import LikenessError, from_status, incident, invalid, to_item_error
 from chassis.pictures import PictureLimits
 from chassis.quota import Allowance
 from gateway.backoff import Backoff
@@ -83,6 +83,7 @@ class Stream:
         self._batch_items = min(settings.ingest_batch_items, limits.max_inputs)
         largest_message = min(settings.max_message_mb * 2**20, limits.max_message_bytes) - _ENVELOPE_BYTES
         self._batch_bytes = min(settings.ingest_batch_mb * 2**20, largest_message)
+        self._largest_item = largest_message
         # Near duplicates of each other are seen only one batch after another.
         self._workers = settings.ingest_batches if target.options.near is None else 1
         # Twice what the workers hold, so that the next batches fill while these are under way.
@@ -257,9 +258,11 @@ class Stream:
                 self._refuse(item, renamed(from_status(result.error.status), _item_field))
             else:
                 vectors[item.id] = result.vector
-        fit = await self._left(
-            [item for item in fit if item.id in vectors], await self._policy.after_embedding(vectors)
-        )
+        skipped = await self._policy.after_embedding(vectors, embedded.fingerprint)
+        # What is near an earlier item of the batch waits until that is stored.
+        waiting = {item_id: skip for item_id, skip in skipped.items() if skip.existing_id in vectors}
+        left = [item for item in fit if item.id in vectors and item.id not in waiting]
+        fit, twins = await self._left(left, skipped), [item for item in fit if item.id in waiting]
         upsert = indexer_pb2.UpsertItemsRequest(
             collection=self._target.collection,
             expected_fingerprint=embedded.fingerprint,
@@ -271,6 +274,7 @@ class Stream:
             await self._upserted(fit, upsert)
         for item in fit:
             self._answer(item, gateway_pb2.IndexResult(stored=gateway_pb2.IndexStored()))
+        await self._left(twins, waiting)
 
     async def _described(self, batch: Sequence[Item]) -> list[Item]:
         """Reads what the pictures say of themselves; answers those that are refused, and returns the others."""
@@ -285,6 +289,9 @@ class Stream:
 
     def _describe(self, item: Item) -> LikenessError | None:
         try:
+            if item.size > self._largest_item:
+                description = f"{item.size:,} bytes; the embedder takes messages for {self._largest_item:,} at most"
+                raise invalid("item.image", description, error_pb2.REASON_IMAGE_TOO_LARGE)
             item.stored_metadata = describe(item, self._limits)
         except Exception as error:  # Pillow has read what somebody sent
             return failed_alone(error)

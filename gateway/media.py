@@ -28,6 +28,7 @@ from typing import ParamSpec, TypeVar
 from likeness.common.v1 import types_pb2
 
 from chassis.cores import cores
+from chassis.unbroken import unbroken
 from gateway.media_files import PARTIAL, MediaFiles
 from gateway.thumbnails import render
 
@@ -195,9 +196,16 @@ class Media:
         return None
 
     async def _on_files(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """In a thread, and to its end if it has begun, also when cancelled: what is held meanwhile must stay held."""
         # In the context of the call that it is done for, whose trace the log's lines carry.
-        done = partial(copy_context().run, work, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._io, done)
+        job = self._io.submit(copy_context().run, partial(work, *args, **kwargs))
+        done = asyncio.wrap_future(job)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            if not job.cancel():
+                await unbroken(_ended(done))
+            raise
 
     def _drop_others(self, folder: str, sha256: str) -> None:
         for name in self._files.names(folder):
@@ -240,6 +248,10 @@ def _checked(uid: str) -> str:
     if not _UID.fullmatch(uid):
         raise ValueError(f"{uid!r} is no collection's uid")
     return uid
+
+
+async def _ended(job: "asyncio.Future[R]") -> None:
+    await asyncio.wait({job})
 
 
 async def _all(work: Iterable[Awaitable[None]]) -> None:

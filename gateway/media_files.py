@@ -88,7 +88,11 @@ class MediaFiles:
                 if self._local:
                     return os.listdir(self._path(folder))  # noqa: PTH208  (half the time of Path.iterdir)
                 self._fs.invalidate_cache(self._path(folder))
-                return [name.rstrip("/").rsplit("/", 1)[1] for name in self._fs.ls(self._path(folder), detail=False)]
+                try:
+                    found = self._fs.ls(self._path(folder), detail=False)
+                finally:
+                    self._fs.invalidate_cache(self._path(folder))  # it would be kept, of each of millions of folders
+                return [name.rstrip("/").rsplit("/", 1)[1] for name in found]
             except (FileNotFoundError, NotADirectoryError):
                 return []
 

@@ -58,7 +58,8 @@ class MediaSweep:
             except LikenessError as error:
                 log.warning("files of deleted collections not looked for", why=error.message)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.stopping.wait(), _EVERY_S)
+                async with asyncio.timeout(_EVERY_S):
+                    await self.stopping.wait()
 
     async def once(self, now: float) -> list[str]:
         """Marks and deletes; returns the uids whose files are gone.
@@ -90,7 +91,7 @@ class MediaSweep:
             elif marked is None:
                 log.info("files of a deleted collection", uid=uid, deleted_in_s=GRACE_S)
                 await asyncio.to_thread(self.files.write, f"{uid}/{_MARK}", str(int(now)).encode())
-            elif now - marked >= GRACE_S and await self._delete(uid):
+            elif now - marked >= GRACE_S and await self._still_deleted(uid) and await self._delete(uid):
                 log.info("files of a deleted collection deleted", uid=uid)
                 gone.append(uid)
         if unknown:
@@ -98,6 +99,11 @@ class MediaSweep:
                 "files of collections that the indexer does not know stay", folders=len(unknown), some=unknown[:10]
             )
         return gone
+
+    async def _still_deleted(self, uid: str) -> bool:
+        """Whether it is to this moment: the deletions before may have taken minutes, and it may have been restored."""
+        there = await listing(self.indexer, lambda: self.timeout_s)
+        return uid in there.deleted and uid not in there.needed
 
     async def _marked(self, uid: str) -> float | None:
         """Since when it has been known to be deleted, in seconds since the epoch; None: it has not, or not legibly."""

@@ -8,8 +8,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -247,8 +247,9 @@ class ConnectService:
 
             running = asyncio.create_task(run())
             try:
-                async for message in _until_done(outbox, running):
-                    yield message
+                async with aclosing(_until_done(outbox, running)) as messages:
+                    async for message in messages:
+                        yield message
             except LikenessError as error:
                 raise CallError(error) from None
 
@@ -302,7 +303,7 @@ async def _under_way(exchange: _Exchange, ctx: Context, *, stream: bool) -> Asyn
             raise LikenessError(error_pb2.REASON_DEADLINE_EXCEEDED, message) from None
 
 
-async def _until_done(outbox: asyncio.Queue[bytes], running: asyncio.Task[None]) -> AsyncIterator[bytes]:
+async def _until_done(outbox: asyncio.Queue[bytes], running: asyncio.Task[None]) -> AsyncGenerator[bytes]:
     """What is put into the outbox, until the task has ended; raises what it raised, and ends it when left early."""
     taking = asyncio.create_task(outbox.get())
     try:

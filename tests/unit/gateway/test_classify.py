@@ -4,6 +4,7 @@ import asyncio
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -331,6 +332,29 @@ async def test_a_collection_is_gone_through_and_only_good_suggestions_come_back(
     assert [each.labels[0].label for each in page.suggestions] == ["car", "cat"]
     assert (page.done, page.total, page.next_page_token, page.scale) == (3, 3, "", 100)
     assert not services.asked("UpdateMetadata")
+
+
+class Silent(Behind):
+    """Embeds for ever."""
+
+    async def _begin(self, method: str, request: Any, context: Any, *names: str) -> None:
+        await super()._begin(method, request, context, *names)
+        if method == "Embed":
+            await asyncio.Event().wait()
+
+
+async def test_a_stop_is_heard_while_labels_are_embedded() -> None:
+    silent = Silent()  # type: ignore[abstract]  # only what is called
+    async with behind(silent) as (services, embedder, indexer):
+        classify = classifier(embedder, indexer)
+        suggesting = asyncio.create_task(suggested(classify))
+        await services.until_asked("Embed", 1)
+        classify.stopping.set()
+        with pytest.raises(LikenessError) as caught:
+            async with asyncio.timeout(10):
+                await suggesting
+
+    assert caught.value.reason_name == "SHUTTING_DOWN"
 
 
 async def test_a_broken_stream_of_suggestions_goes_on_after_the_last_page() -> None:

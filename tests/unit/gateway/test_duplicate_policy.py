@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from likeness.common.v1 import error_pb2
 from likeness.gateway.v1 import gateway_pb2
 
+from chassis.errors import LikenessError
 from gateway import duplicate_policy
 from tests.pictures import noise
-from tests.unit.gateway.behind import vector
+from tests.unit.gateway.behind import OTHER, vector
 from tests.unit.gateway.ingesting import Desk, Told, ingesting, item, sha256
 
 SKIP = gateway_pb2.EXISTING_POLICY_SKIP
@@ -139,6 +141,31 @@ async def test_near_duplicates_are_found_within_a_batch_and_from_one_batch_to_th
 
     assert skips(told) == dict.fromkeys(range(1, 100), (NEAR, "item-00"))
     assert set(desk.services.items) == {"item-00"}
+
+
+async def test_what_is_near_an_item_that_could_not_be_stored_is_not_called_a_duplicate(desk: Desk) -> None:
+    for seed in range(3):
+        looks_like(desk, seed, 1, 0.001 * seed)
+    desk.services.fail["UpsertItems"] = LikenessError(error_pb2.REASON_INTERNAL, "no")
+
+    told = await desk.index([item(n, f"item-{n}") for n in range(3)], skip_near_duplicates=0.9)
+
+    assert told.error is not None
+    assert told.results == {}
+
+
+async def test_vectors_of_another_model_are_not_compared(desk: Desk) -> None:
+    desk.services.put("cat", vector(1))
+    looks_like(desk, 1, 1)
+    stream = desk.open().start(skip_near_duplicates=0.9)
+    await stream.told.until(lambda told: told.answers)
+    desk.services.model = OTHER
+
+    told = await stream.send(item(1, "near")).half_close().ended()
+
+    assert told.error is not None
+    assert told.error.reason_name == "MODEL_MISMATCH"
+    assert told.results == {}
 
 
 async def test_an_item_is_no_near_duplicate_of_what_it_replaces(desk: Desk) -> None:

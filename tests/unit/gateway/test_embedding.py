@@ -113,6 +113,22 @@ async def test_equal_ones_under_way_are_made_once() -> None:
     assert [contents(answer) for answer in answers] == [[bytes_of("a"), bytes_of(words)] for words in "bcd"]
 
 
+async def test_nobody_waits_for_somebody_elses_many() -> None:
+    services = Gated()  # type: ignore[abstract]  # only what is called
+    async with behind(services) as (_, embedder, _):
+        embed = embedding(embedder, 100)
+        many = asyncio.create_task(embed([text(f"text {n}") for n in range(100)], Deadline(20)))
+        await services.entered.wait()
+        services.entered.clear()
+        one = asyncio.create_task(embed([text("text 99")], Deadline(20)))
+        async with asyncio.timeout(20):
+            await services.entered.wait()
+        services.open.set()
+        await asyncio.gather(many, one)
+
+    assert sorted(len(call) for call in asked(services)) == [1, 100]
+
+
 async def test_texts_that_are_wanted_at_the_same_moment_go_in_one_call_and_pictures_do_not() -> None:
     async with behind() as (services, embedder, _):
         embed = embedding(embedder, 100)

@@ -10,7 +10,7 @@ from likeness.common.v1 import error_pb2, types_pb2
 from likeness.gateway.v1 import gateway_pb2
 
 from chassis import calls
-from chassis.errors import LikenessError
+from chassis.errors import LikenessError, from_status
 from chassis.keys import Limits
 from chassis.quota import Allowance
 from gateway import checkpoints, ingest_stream, picture_facts
@@ -162,6 +162,34 @@ async def test_a_stop_ends_a_back_off_and_what_was_read_is_answered(desk: Desk) 
     assert reason(told.error) == "SHUTTING_DOWN"
     assert told.results[0].HasField("stored")
     assert told.checkpoints[-1].items_done == 1
+
+
+async def test_a_stop_ends_a_wait_for_the_rate_and_no_more_is_read(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowance = Allowance(Limits(rate_per_s=0.01, burst=1))
+    monkeypatch.setattr(calls, "allowance", lambda: allowance)
+    stream = desk.open().start().send(item(0, "first"), item(1, "second"), item(2, "third"))
+    await stream.told.until(lambda told: told.backoffs and told.results)
+
+    desk.stopping.set()
+
+    told = await stream.ended()
+    assert reason(told.error) == "SHUTTING_DOWN"
+    assert told.checkpoints[-1].items_done == len(told.results) < 3
+    assert stream.taken == 2
+
+
+async def test_an_item_that_fits_into_no_message_is_refused_alone(tmp_path: Path) -> None:
+    async with ingesting(tmp_path) as desk:
+        desk.services.max_message_bytes = 2**20
+        large = gateway_pb2.IndexItem(sequence=1, id="large")
+        large.image.rgb.width, large.image.rgb.height, large.image.rgb.pixels = 600, 600, bytes(600 * 600 * 3)
+        told = await desk.index([item(0, "a"), large, item(2, "c")])
+
+    assert told.error is None
+    refused = from_status(told.results[1].error.status)
+    assert refused.reason_name == "IMAGE_TOO_LARGE"
+    assert refused.message.startswith("item.image: 1,080,0")
+    assert set(desk.services.items) == {"a", "c"}
 
 
 async def test_a_stream_without_a_start_in_time_is_ended(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Thumbnails and originals: written before the item, gone with it, never another picture's."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import fsspec
@@ -13,6 +15,7 @@ from structlog.testing import capture_logs
 from chassis import trace
 from chassis.errors import LikenessError
 from gateway.media import Media, PictureMedia
+from gateway.media_files import MediaFiles
 from gateway.picture_facts import content_hash
 from tests.pictures import noise
 
@@ -103,6 +106,36 @@ async def test_what_could_not_be_stored_leaves_the_old_item_its_files(media: Med
             raise RuntimeError("no indexer")
 
     assert await media.thumbnail(UID, "cat", old.sha256) is not None
+
+
+async def test_who_is_cancelled_while_writing_leaves_nothing_behind_a_deletion(
+    media: Media, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, writing, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    write = MediaFiles.write
+
+    def slow(self: MediaFiles, *arguments: Any, **options: Any) -> None:
+        loop.call_soon_threadsafe(writing.set)
+        assert go_on.wait(30)
+        write(self, *arguments, **options)
+
+    monkeypatch.setattr(MediaFiles, "write", slow)
+    keeping = asyncio.create_task(keep(media, picture(1, "cat")))
+    await writing.wait()
+    keeping.cancel()
+
+    async def delete() -> None:
+        async with media.leaving([UID], ["cat"]):
+            await media.forget(UID, ["cat"])
+
+    deleting = asyncio.create_task(delete())
+    deleted, _ = await asyncio.wait({deleting}, timeout=0.5)
+    assert not deleted
+    go_on.set()
+    await deleting
+    with pytest.raises(asyncio.CancelledError):
+        await keeping
+    assert files(where) == []
 
 
 async def test_two_who_replace_an_item_at_once_both_leave_its_files(media: Media) -> None:

@@ -56,6 +56,23 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
         yield Place(services, MediaSweep(indexer, MediaFiles(str(tmp_path)), asyncio.Event(), 20), tmp_path)
 
 
+async def test_what_is_restored_while_others_are_swept_keeps_its_files(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await place.sweep.once(NOW)
+    marked = MediaSweep._marked
+
+    async def restored(self: MediaSweep, uid: str) -> float | None:
+        found = await marked(self, uid)
+        if uid == GONE:
+            place.services.deleted.remove(GONE)
+        return found
+
+    monkeypatch.setattr(MediaSweep, "_marked", restored)
+    assert await place.sweep.once(NOW + GRACE_S) == []
+    assert ".original" in place.files(GONE)
+
+
 async def test_files_of_a_deleted_collection_go_a_day_after_that_was_seen(place: Place) -> None:
     assert await place.sweep.once(NOW) == []
     assert await place.sweep.once(NOW + GRACE_S - 1) == []
