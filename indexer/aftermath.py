@@ -6,6 +6,7 @@ is. So the successor compares now and then until that can hardly happen any more
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 
 import structlog
 
@@ -40,12 +41,13 @@ async def look_again(
         known, there = each.table.row_of, set(await store.ids(each.collection))
         apart = await asyncio.to_thread(set.symmetric_difference, there, known)
         apart.update(await store.newer(each.collection, max(0, loaded.get(each.collection.uid, 0))))
-        async for asked, records in pages(store, each.collection, sorted(apart)):
-            others = {record.id for record in await differing(each, records)}
-            others |= {i for i in asked if i in each.table.row_of} - {record.id for record in records}
-            if others:
-                await review(each.collection, sorted(others))
-                found += len(others)
+        async with aclosing(pages(store, each.collection, sorted(apart))) as read:
+            async for asked, records in read:
+                others = {record.id for record in await differing(each, records)}
+                others |= {i for i in asked if i in each.table.row_of} - {record.id for record in records}
+                if others:
+                    await review(each.collection, sorted(others))
+                    found += len(others)
     if found:
         log.warning("late writes of the writer before were taken over", items=found)
     return found

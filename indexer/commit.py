@@ -3,11 +3,11 @@
 A piece of work that failed in Chroma may be there or not, so its ids are in doubt: they are read back, and the mirror
 put right, before anything else is written. A request that got no answer may even be carried out later, so they are read
 again every few seconds until that can hardly be. If that undid a later write that was acknowledged, the mirror has it,
-and it is written again.
+and it is written again; without a mirror it stays undone.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 
@@ -42,14 +42,14 @@ class Committer:
         # Id in doubt → when it is read for the last time, in seconds of the monotonic clock.
         self._doubts: dict[str, float] = {}
         # Id in doubt, as all are while a writer before may have requests under way → what was in use as a stamp when a
-        # later write of it was acknowledged, and is in the mirror.
+        # later call that wrote it, or needed not, was acknowledged; the mirror has it as that call wanted it.
         self._acknowledged: dict[str, int] = {}
         self._unread = False
         self._looked = 0.0
         self._recorded: set[str] | None = None
 
     def record(self) -> set[str]:
-        """From now on, the ids of everything that is written, deleted or in doubt; not while something is written."""
+        """From now on, the ids of all that is written, deleted, in doubt or found changed; not during a write."""
         self._recorded = set(self._doubts)
         return self._recorded
 
@@ -82,6 +82,7 @@ class Committer:
             gone = stored.keys() - {record.id for record in records}
             late = await self._undo_late({item.id for item in there} | gone, records, stored, self._stamps)
             others = [_written(item) for item in there if item.id not in late]
+            self._record([*(item.id for item in others), *(gone - late)])
             mirror.apply(others, sorted(gone - late), self._stamps.last)
         if self._stamps is not None and self._doubts:
             self._surroundings.done(self._collection, self._stamps.last, list(self._doubts))
@@ -145,7 +146,9 @@ class Committer:
             LikenessError: as ``heal``.
         """
         await self._ready()
-        self._doubts |= dict.fromkeys(ids, time.monotonic())
+        began = time.monotonic()
+        for item_id in ids:  # a request of ours that may be carried out later keeps its time
+            self._doubts.setdefault(item_id, began)
         self._unread = True
         await self.heal()
 
@@ -232,6 +235,14 @@ class Committer:
         self._acknowledge([change.id for change in labels], mirror, stamps)
         self._surroundings.done(self._collection, stamp, [])
 
+    def acknowledge(self, ids: Iterable[str]) -> None:
+        """Tells of items that are as a call wants them without a write: a late request must not undo that.
+
+        To be called in the same turn as ``existing`` or ``metadata``, which said so.
+        """
+        assert self._stamps is not None, "nothing has been read"
+        self._acknowledge(ids, self._surroundings.mirror_of(self._collection), self._stamps)
+
     async def matching(self, where: Node) -> list[str]:
         """The ids of the items for which a filter is true.
 
@@ -250,7 +261,7 @@ class Committer:
         await self.settle()
         return self._surroundings.mirror_of(self._collection), self._stamps
 
-    def _acknowledge(self, ids: Sequence[str], mirror: Mirror | None, stamps: Stamps) -> None:
+    def _acknowledge(self, ids: Iterable[str], mirror: Mirror | None, stamps: Stamps) -> None:
         unsettled = self._surroundings.unsettled()
         if not (unsettled or self._doubts):
             self._acknowledged.clear()

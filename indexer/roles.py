@@ -198,6 +198,9 @@ class Writer:
             except LikenessError as error:
                 log.warning("cannot look for late writes just now", why=error.message)
                 await asyncio.sleep(_PATIENCE_S)
+            except Exception as error:  # which must not end the looking
+                log.error("cannot look for late writes", exc_info=error)
+                await asyncio.sleep(_PATIENCE_S)
             else:
                 if last:
                     return

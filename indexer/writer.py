@@ -305,6 +305,7 @@ class CollectionWriter:
                     existed = await self._committer.existing(list(chunk.owners))
                     if existed:
                         await self._committer.delete([item_id for item_id in chunk.owners if item_id in existed])
+                    self._committer.acknowledge(chunk.owners.keys() - existed)
                 else:
                     # Whatever waits for the same id has a newer item: the last one in the queue's order counts.
                     items = [owners[-1].changes[item_id] for item_id, owners in chunk.owners.items()]
@@ -342,9 +343,12 @@ class CollectionWriter:
                 after = dict(before)
                 calls = [call for call in calls if merge(call, after)]
                 labels = [Change(i, after[i], before[i]) for i in before if not same(before[i], after[i])]
+                wanted = {update.id for call in calls for update in call.updates}
+                unchanged = wanted & before.keys() - {change.id for change in labels}
                 while labels:
                     part, labels = self._next(labels)
                     await self._committer.relabel(part)
+                self._committer.acknowledge(unchanged)
         except BaseException as error:
             fail_all(calls, error)
             return

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from chassis.errors import LikenessError
-from chassis.metadata import Plain
+from chassis.metadata import MAX_KEYS, Plain
 from indexer import commit
 from indexer.changes import Change
 from indexer.collections import Collection, Fingerprint, Metric
@@ -26,11 +26,11 @@ COLLECTION = Collection("c", "key", Fingerprint("m", "d" * 64, 2), Metric.COSINE
 class Pair:
     """A writer with its store, which answers at once, and its mirror."""
 
-    def __init__(self, settle_s: float = 60.0) -> None:
+    def __init__(self, settle_s: float = 60.0, *, unsettled: bool = False) -> None:
         self.store = HeldStore()
         self.store.gate.set()
         self.mirror = DictMirror()
-        surroundings = Surroundings(mirror_of=self._mirror_of, settle_s=settle_s)
+        surroundings = Surroundings(mirror_of=self._mirror_of, settle_s=settle_s, unsettled=lambda: unsettled)
         self.writer = CollectionWriter(COLLECTION, self.store, 64, 1024, surroundings)
 
     def _mirror_of(self, _: Collection) -> Mirror | None:
@@ -38,6 +38,12 @@ class Pair:
 
     async def upsert(self, *ids: str, **metadata: int) -> int:
         return await self.writer.write({i: Item(i, np.ones(2, np.float32), dict(metadata)) for i in ids})
+
+    async def carried_out_late(self, item_id: str, **metadata: int) -> None:
+        """An upsert that was sent before the last acknowledged call takes effect after it, and is read back."""
+        self.store.items[item_id] = Item(item_id, np.ones(2, np.float32), dict(metadata))
+        self.store.stamps[item_id] = self.mirror.watermark
+        await self.writer.review([item_id])
 
     def agrees(self) -> bool:
         """Whether the mirror has what the store has."""
@@ -151,6 +157,56 @@ async def test_it_is_looked_for_again_and_again_until_then(monkeypatch: pytest.M
     await pair.writer.drain()
 
 
+LATE_ONES = pytest.mark.parametrize("unsettled", [False, True], ids=["of its own", "of the writer before"])
+
+
+@LATE_ONES
+async def test_a_deletion_that_found_nothing_is_not_undone_by_a_late_write(unsettled: bool) -> None:
+    pair = Pair(unsettled=unsettled)
+    await pair.upsert("b")
+    if not unsettled:
+        pair.store.poison = {"a"}
+        with pytest.raises(LikenessError, match="poison"):
+            await pair.upsert("a", n=1)
+        pair.store.poison = set()
+    assert await pair.writer.write({"a": None, "b": None}) == 1
+    await pair.carried_out_late("a", n=1)
+    assert pair.agrees()
+    assert pair.mirror.items == {}
+    await pair.writer.drain()
+
+
+@LATE_ONES
+async def test_an_update_that_found_nothing_to_change_is_not_undone_by_a_late_write(unsettled: bool) -> None:
+    pair = Pair(unsettled=unsettled)
+    await pair.upsert("a", "b", n=0)
+    if not unsettled:
+        pair.store.poison = {"a"}
+        with pytest.raises(LikenessError, match="poison"):
+            await pair.writer.update([Update("a", {"n": 1})])
+        pair.store.poison = set()
+    assert await pair.writer.update([Update("a", {"n": 0}), Update("b", {"n": 2}), Update("x", {})]) == (2, ["x"])
+    await pair.carried_out_late("a", n=1)
+    assert pair.agrees()
+    assert {i: values for i, (_, values) in pair.mirror.items.items()} == {"a": {"n": 0}, "b": {"n": 2}}
+    await pair.writer.drain()
+
+
+async def test_a_late_write_is_taken_over_after_an_update_that_was_refused() -> None:
+    pair = Pair()
+    await pair.upsert("a", n=0)
+    pair.store.poison = {"a"}
+    with pytest.raises(LikenessError, match="poison"):
+        await pair.upsert("a", n=1)
+    pair.store.poison = set()
+    with pytest.raises(LikenessError, match="keys"):
+        await pair.writer.update([Update("a", {f"key{n}": n for n in range(MAX_KEYS)})])
+    await pair.carried_out_late("a", n=1)
+    assert pair.agrees()
+    assert pair.mirror.items["a"][1] == {"n": 1}
+    await pair.writer.drain()
+
+
 class Late:
     """A committer, and a write of ``a`` with n=1 that got no answer and was read back as not carried out."""
 
@@ -235,6 +291,32 @@ async def test_what_was_written_is_written_again_after_a_late_deletion() -> None
     await late.upsert(2)
     del late.store.items["a"]
     assert await late.healed() == {"n": 2}
+
+
+@pytest.mark.parametrize("deletes", [False, True])
+async def test_whoever_copies_the_collection_learns_of_what_a_late_request_has_changed(deletes: bool) -> None:
+    late = Late()
+    await late.upsert(0)
+    await late.begun()
+    recorded = late.committer.record()
+    recorded.clear()  # it has been copied
+    await late.committer.heal()
+    assert recorded == set(), "nothing has changed"
+    if deletes:
+        del late.store.items["a"]
+    else:
+        late.carried_out()
+    await late.committer.heal()
+    assert recorded == {"a"}
+
+
+async def test_an_item_that_somebody_else_may_have_written_is_in_doubt_no_less_long_for_it() -> None:
+    late = Late()
+    await late.upsert(0)
+    await late.begun()
+    await late.committer.review(["a"])
+    late.carried_out()
+    assert await late.healed() == {"n": 1}
 
 
 @pytest.mark.parametrize("deletes", [False, True])
