@@ -174,11 +174,12 @@ class Decoding:
         self._jobs.discard(job)
         if job.cancelled():  # by ``stop``, or with the event loop
             return
-        result = job.result()
         self._running[lane] -= 1
         self._pixels[lane] -= pixels
         entry.picture = entry.opened = None
         self._decoded(entry)
+        failed = job.exception()  # what no decoder should raise: a panic of a library, or no memory to tell of another
+        result = job.result() if failed is None else entry.fault("a picture could not be prepared", failed)
         if isinstance(result, LikenessError):
             entry.finish(Outcome(result))
         else:

@@ -264,7 +264,7 @@ class Pipeline:
             return _Prepared(digest, wanted, pixels=min(wanted.width * wanted.height, self._limits.pictures.max_pixels))
         except LikenessError as error:
             return error
-        except Exception as error:
+        except BaseException as error:  # a library's panic is no Exception
             return incident("an input could not be prepared", error)
 
     def _enter(self, one: _Prepared, wanted: Input, waiter: Waiter) -> Entry:

@@ -1,8 +1,8 @@
 """Upright picture → the pixels that the model sees: open_clip's validation transform.
 
 The pixels are those that open_clip's transform has before ``ToTensor`` (``image_transform_v2`` in
-open_clip/transform.py, and torchvision's ``Resize`` and ``CenterCrop``), but for rounding: at most 2 of 255 levels, with
-bicubic in less than 1 of 100 values. Mean and deviation are the model's business.
+open_clip/transform.py, and torchvision's ``Resize`` and ``CenterCrop``), but for rounding: at most 2 of 255 levels, and
+with bicubic in less than 1 of 100 values. Mean and deviation are the model's business.
 
 Pillow resizes in two passes, along the rows and then along the columns, and rounds to 8 bits in between. So does this
 module, but only the pixels that the crop will keep, and with cykooz_resizer, which takes a fifth of Pillow's time, or a
@@ -29,7 +29,8 @@ Pixels = npt.NDArray[np.uint8]
 # Who changes a rule of this module raises ``decode.DECODE_RULES``: the model's fingerprint has to change with it.
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-# A side of more pixels, which no JPEG or WebP has, is averaged before it is reduced, at 32 bytes of weights for each.
+# Of a side of which more pixels are reduced, as no JPEG or WebP has, pixels are averaged before: each takes 32 bytes of
+# weights.
 _LONGEST = 65_536
 _SUPPORT = 2.0  # pixels that the widest filter in use reaches to either side, at scale 1
 
@@ -101,7 +102,10 @@ class Preprocess:
             raise ValueError(f"out is {out.dtype} {list(out.shape)}; expected uint8 {list(shape)}")
         # The shorter side of a strip may be rounded down to nothing.
         width, height = (max(1, side) for side in resized_size(*picture.size, geometry))
-        factors = _too_long(picture.width, width), _too_long(picture.height, height)
+        factors = (
+            _too_long(picture.width, width, geometry.width),
+            _too_long(picture.height, height, geometry.height),
+        )
         if factors != (1, 1):
             picture = picture.reduce(factors)
         across, down = _kept(picture.width, width, geometry.width), _kept(picture.height, height, geometry.height)
@@ -112,9 +116,10 @@ class Preprocess:
         return out
 
 
-def _too_long(source: int, resized: int) -> int:
-    """How many pixels are averaged to one before a side is reduced; 1 unless the weights would take gigabytes."""
-    return max(1, source // _LONGEST) if source > resized else 1
+def _too_long(source: int, resized: int, wanted: int) -> int:
+    """How many pixels along a side are averaged to one before it is reduced; 1 for all but endless strips."""
+    reduced = source * min(resized, wanted) // resized  # of the source
+    return max(1, -(-reduced // _LONGEST))
 
 
 @dataclass(frozen=True)

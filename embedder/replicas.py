@@ -217,18 +217,20 @@ class Replicas:
         )
 
     async def _end(self, process: asyncio.subprocess.Process, ended: "asyncio.Task[int]") -> None:
-        process.terminate()
+        with suppress(ProcessLookupError):  # it has just ended
+            process.terminate()
         hurried = asyncio.create_task(self._hurry.wait())
         await asyncio.wait({ended, hurried}, timeout=self._stop_s, return_when=asyncio.FIRST_COMPLETED)
         if hurried.done() and not ended.done():
-            with suppress(ProcessLookupError):  # it has just ended
+            with suppress(ProcessLookupError):
                 process.send_signal(HURRY)
             await asyncio.wait({ended}, timeout=self._stop_s)
         hurried.cancel()
         if not ended.done():
             log.error("a replica did not stop and is killed", pid=process.pid, seconds=self._stop_s)
             self._exit_code = self._exit_code or 1
-            process.kill()
+            with suppress(ProcessLookupError):
+                process.kill()
 
 
 def run(settings: EmbedderSettings) -> int:

@@ -62,7 +62,7 @@ class Scope:
         ramp_s: before each, in which nothing counts.
         load_s: one step of the open-loop load.
         load_rounds: how often each step.
-        memory_s: the run whose memory is watched, and a sixth of it before, to warm up.
+        memory_s: the run whose memory is watched, and half of it before, to warm up; of the cut a sixth.
         clients: processes that send; more where one is the limit.
         peers: whether other servers take part.
         install_s: longest time for installing them, all together.

@@ -47,6 +47,41 @@ def entry(number: int, lane: Lane = Lane.INTERACTIVE) -> Entry:
     )
 
 
+class Panic(BaseException):
+    """As of a library in Rust."""
+
+
+async def test_a_panic_of_a_library_costs_the_picture_alone(slab: Slab) -> None:
+    ready = asyncio.Queue[Entry]()
+
+    def preprocess(picture: Image.Image, row: Pixels) -> None:
+        if picture.getpixel((0, 0)) == (1, 1, 1):
+            raise Panic
+
+    decoding = Decoding(
+        threads=1,
+        slab=slab,
+        preprocess=preprocess,
+        geometry=Geometry(SIDE, SIDE, "shortest", "bicubic"),
+        limits=PictureLimits(2**20, 2**20),
+        decoded=lambda entry: None,
+        ready=ready.put_nowait,
+        metrics=Metrics(CollectorRegistry()),
+    )
+    finished: list[Any] = []
+    for _ in range(4):  # more than there are threads
+        bad = entry(1)
+        bad.on_done = lambda done, outcome: (finished.append(outcome.result), decoding.release(done))
+        decoding.put(bad)
+    decoding.put(good := entry(2))
+    async with asyncio.timeout(WAIT_S):
+        assert await ready.get() is good
+    assert [error.reason_name for error in finished] == ["INTERNAL"] * 4
+    decoding.release(good)
+    await decoding.stop()
+    assert slab.free == 16
+
+
 async def test_after_a_stop_nothing_is_begun_and_what_was_begun_ends_quietly(
     slab: Slab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -224,6 +224,13 @@ def test_strips_are_resized_without_the_pixels_that_nobody_keeps(
     assert preprocess(noise(*size)).shape == (geometry.height, geometry.width, 3)
 
 
+def test_a_strip_of_which_little_is_kept_is_not_averaged_however_long_it_is() -> None:
+    preprocess, _ = ours({})
+    strip = noise(140_000, 350)
+    middle = strip.crop((69_000, 0, 71_000, 350))
+    assert levels(preprocess(strip), preprocess(middle)).max() <= 1
+
+
 def test_a_side_that_is_averaged_first_keeps_its_colours_in_place() -> None:
     strip = Image.new("RGB", (400_000, 2), "red")
     strip.paste((0, 0, 255), (200_000, 0, 400_000, 2))
