@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from chassis.pictures import PictureLimits
 from embedder.decoding import Decoding
 from embedder.entries import Call, Entry, Stage, Waiter
-from embedder.inputs import Lane, Pixels
+from embedder.inputs import Lane, Outcome, Pixels
 from embedder.metrics import Metrics
 from embedder.slab import Slab, SlabShape, shared_file
 from embedder.spec import Geometry
@@ -69,10 +70,13 @@ async def test_a_panic_of_a_library_costs_the_picture_alone(slab: Slab) -> None:
         metrics=Metrics(CollectorRegistry()),
     )
     finished: list[Any] = []
+
+    def done(entry: Entry, outcome: Outcome) -> None:
+        finished.append(outcome.result)
+        decoding.release(entry)
+
     for _ in range(4):  # more than there are threads
-        bad = entry(1)
-        bad.on_done = lambda done, outcome: (finished.append(outcome.result), decoding.release(done))
-        decoding.put(bad)
+        decoding.put(replace(entry(1), on_done=done))
     decoding.put(good := entry(2))
     async with asyncio.timeout(WAIT_S):
         assert await ready.get() is good
