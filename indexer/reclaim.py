@@ -31,6 +31,7 @@ _NEW = "chroma.sqlite3.compacted"
 # Free pages beyond which writing the file anew is worth a moment in which writes wait.
 _WORTH_SHARE, _WORTH_BYTES = 0.25, 64 * 2**20
 _BUSY_S = 30.0
+_REMEDY = "make room, then rebuild again"
 
 _CLEARED_AT_ONCE = 2**20
 
@@ -99,25 +100,23 @@ def compact(directory: Path) -> None:
         directory: Chroma's own.
 
     Raises:
-        LikenessError: STORE_FULL: there is no room for a second file beside the first.
+        LikenessError: STORE_FULL: there is no room for a second file beside the first. Nothing of it is left then,
+            whatever it raises.
     """
     path, new = directory / DATABASE, directory / _NEW
     new.unlink(missing_ok=True)
     before, began = path.stat().st_size, time.monotonic()
     _require_room(directory, before)
-    with closing(sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)) as database:
-        # Chroma deletes items whole, and collections without the lists of their items.
-        lists = database.execute(
-            "DELETE FROM embedding_metadata_array WHERE id NOT IN (SELECT id FROM embeddings)"
-        ).rowcount
-        database.execute("VACUUM INTO ?", (str(new),))
-    # A journal beside it would be of the old file. SQLite removes it with the last connection.
-    left = [name for name in (f"{DATABASE}-journal", f"{DATABASE}-wal") if (directory / name).exists()]
-    if left:
-        new.unlink()
-        raise RuntimeError(f"{directory} holds {left[0]} with Chroma stopped; nothing was replaced")
-    to_disk(new)
-    new.replace(path)
+    try:
+        lists = _write_anew(path, new)
+        # A journal beside it would be of the old file. SQLite removes it with the last connection.
+        left = [name for name in (f"{DATABASE}-journal", f"{DATABASE}-wal") if (directory / name).exists()]
+        if left:
+            raise RuntimeError(f"{directory} holds {left[0]} with Chroma stopped; nothing was replaced")
+        to_disk(new)
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
     to_disk(directory)
     cleared = clear_unused(directory)
     log.info(
@@ -128,6 +127,28 @@ def compact(directory: Path) -> None:
         bytes_cleared=cleared,
         seconds=round(time.monotonic() - began, 2),
     )
+
+
+def _write_anew(path: Path, new: Path) -> int:
+    """Writes Chroma's file to another; returns how many lists belonged to nothing.
+
+    Raises:
+        LikenessError: STORE_FULL.
+        sqlite3.Error: it cannot be read or written for another reason.
+    """
+    try:
+        with closing(sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)) as database:
+            # Chroma deletes items whole, and collections without the lists of their items.
+            lists = database.execute(
+                "DELETE FROM embedding_metadata_array WHERE id NOT IN (SELECT id FROM embeddings)"
+            ).rowcount
+            database.execute("VACUUM INTO ?", (str(new),))
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+            raise
+        message = f"the disk under {path.parent} has filled up while Chroma's file was written anew; {_REMEDY}"
+        raise LikenessError(error_pb2.REASON_STORE_FULL, message) from error
+    return lists
 
 
 def clear_unused(directory: Path) -> int:
@@ -186,7 +207,7 @@ def _require_room(directory: Path, size: int) -> None:
     if free < 2 * size:  # deleting rows before takes a journal of up to as much again
         message = (
             f"the disk under {directory} has {free >> 20:,} MiB free, and writing Chroma's file anew needs "
-            f"{2 * size >> 20:,}; make room, then rebuild again"
+            f"{2 * size >> 20:,}; {_REMEDY}"
         )
         raise LikenessError(error_pb2.REASON_STORE_FULL, message)
 

@@ -70,17 +70,13 @@ class Registry:
         return any(served.mode is not Mode.MEMORY for served in self._served.values())
 
     async def load(self, collections: Sequence[Collection | NewerCollection]) -> None:
-        """Brings into memory what belongs there, the smallest first; returns when reads of all are complete.
-
-        Raises:
-            LikenessError: a collection has a fault of ours.
-        """
-        ours = [collection for collection in collections if isinstance(collection, Collection)]
-        self._served |= {c.uid: Served(c, Mode.LOADING) for c in ours}
-        await asyncio.to_thread(self._forget_others, {c.uid for c in ours})
-        sized = [(await self._count(c), c) for c in ours]
-        for count, collection in sorted(sized, key=lambda pair: (pair[0], pair[1].name)):
-            await self._bring(self._served[collection.uid], count)
+        """Brings into memory what belongs there, the smallest first; returns when reads of all are complete."""
+        ours = {c.uid: Served(c, Mode.LOADING) for c in collections if isinstance(c, Collection)}
+        self._served |= ours
+        await asyncio.to_thread(self._forget_others, set(ours))
+        sized = [(count, served) for served in ours.values() if (count := await self._to_bring(served)) is not None]
+        for count, served in sorted(sized, key=lambda pair: (pair[0], pair[1].collection.name)):
+            await self._bring(served, count)
 
     @property
     def uids(self) -> set[str]:
@@ -90,7 +86,8 @@ class Registry:
     async def add(self, collection: Collection) -> None:
         """Brings a collection into memory that another indexer has made; Chroma answers reads until it is there."""
         served = self._served[collection.uid] = Served(collection, Mode.LOADING)
-        await self._bring(served, await self._count(collection))
+        if (count := await self._to_bring(served)) is not None:
+            await self._bring(served, count)
 
     def serving(self, uid: str) -> ServingCollection | None:
         """The collection in memory, if it is there."""
@@ -249,19 +246,24 @@ class Registry:
         await asyncio.gather(*(s.maintenance.stop() for s in self._served.values() if s.maintenance), *self._ending)
         await asyncio.to_thread(self._engine.close)
 
-    async def _count(self, collection: Collection) -> int:
+    def _connected(self) -> bool:
+        return self.store.connected
+
+    async def _to_bring(self, served: Served) -> int | None:
+        """How many items are to be brought into memory; None: none, Chroma answers reads of the collection."""
+        if self.settings.reads is Reads.CHROMA:
+            served.mode, served.reason = Mode.CHROMA, "LIKENESS_READS is chroma"
+            return None
         try:
-            return await patiently(partial(self.store.count, collection))
-        except LikenessError as error:
-            if error.reason == error_pb2.REASON_COLLECTION_NOT_FOUND:  # whoever lists the collections next will see
-                return 0
-            raise
+            return await patiently(partial(self.store.count, served.collection), self._connected)
+        except Exception as error:
+            if isinstance(error, LikenessError) and error.reason == error_pb2.REASON_COLLECTION_NOT_FOUND:
+                return 0  # whoever lists the collections next will see
+            _leave_to_chroma(served, error)
+            return None
 
     async def _bring(self, served: Served, count: int) -> None:
         collection = served.collection
-        if self.settings.reads is Reads.CHROMA:
-            served.mode, served.reason = Mode.CHROMA, "LIKENESS_READS is chroma"
-            return
         began, budget, bounded = time.monotonic(), self._budget, self.settings.reads is Reads.AUTO
 
         def require(nbytes: int) -> None:
@@ -280,8 +282,8 @@ class Registry:
         try:
             require(count * estimate(collection))
             if self.told is None:
-                await patiently(partial(self.upgrade, collection))
-            told = None if self.told is None else await patiently(partial(self.told, collection))
+                await patiently(partial(self.upgrade, collection), self._connected)
+            told = None if self.told is None else await patiently(partial(self.told, collection), self._connected)
             loaded = await patiently(
                 lambda: load(
                     self.store,
@@ -291,15 +293,15 @@ class Registry:
                     mask_bytes=self._engine.mask_bytes,
                     progress=progress,
                     may_read=may_read,
-                )
+                ),
+                self._connected,
             )
         except OverBudgetError:
             served.mode, served.reason = Mode.CHROMA, over_budget(budget.most)
             log.warning("collection is served from Chroma", collection=collection.name, why=served.reason)
             return
-        except Exception as error:  # which keeps no other collection from being served
-            served.mode, served.reason = Mode.CHROMA, f"it could not be loaded ({error})"
-            log.error("collection is served from Chroma", collection=collection.name, exc_info=error)
+        except Exception as error:
+            _leave_to_chroma(served, error)
             return
         self.metrics.loaded("snapshot" if loaded.from_snapshot else "chroma", time.monotonic() - began)
         if self._served.get(collection.uid) is not served:  # deleted meanwhile
@@ -347,3 +349,9 @@ class Registry:
             for found in self.folder.iterdir():
                 if found.name not in uids:
                     shutil.rmtree(found, ignore_errors=True)
+
+
+def _leave_to_chroma(served: Served, error: Exception) -> None:
+    """What fails of one collection keeps no other from being served."""
+    served.mode, served.reason = Mode.CHROMA, f"it could not be loaded ({error})"
+    log.error("collection is served from Chroma", collection=served.collection.name, exc_info=error)

@@ -126,7 +126,7 @@ class CollectionWriter:
         return await self._submit(lambda done: FilterCall(where, done), 1)
 
     async def drain(self) -> None:
-        """Writes what waits, then ends."""
+        """Writes what waits, then ends; deletions by a filter, waiting or under way, fail with SHUTTING_DOWN."""
         self._closed = stopping()
         self._work.set()
         # Whoever waits for the end may go; the chunk under way is finished all the same.

@@ -7,7 +7,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 
 import structlog
@@ -63,6 +63,8 @@ class BackUp:
     still: Callable[[Collection], AbstractAsyncContextManager[None]]
     keep: int
     in_use: Callable[[], frozenset[str]]
+    # Of one collection's name there may be several: it was deleted amid a backup, and made anew.
+    _under_way: set[str] = field(default_factory=set, init=False)
 
     async def __call__(self, collection: Collection, job: Job[Made]) -> Made:
         """Makes one.
@@ -72,6 +74,7 @@ class BackUp:
         """
         name = await self.threads.run(lambda: self.snapshots.new_name(collection.name))
         writer = PartsWriter(self.storage, name, collection.fingerprint.dimension)
+        self._under_way.add(name)
         try:
             await self.threads.run(lambda: self.storage.make(name))
             parts = await self._copy(collection, writer, job)
@@ -84,6 +87,8 @@ class BackUp:
         except BaseException:
             await self._undo(name, writer)
             raise
+        finally:
+            self._under_way.discard(name)
         return Made(snapshot, await self._clear(snapshot))
 
     async def _copy(self, collection: Collection, writer: PartsWriter, job: Job[Made]) -> list[Part]:
@@ -126,7 +131,11 @@ class BackUp:
             return []
 
     def _clear_now(self, made: Snapshot) -> list[str]:
+        # Those that end meanwhile were under way before, those that begin meanwhile are afterwards.
+        under_way = frozenset(self._under_way)
         for name in self.snapshots.leftovers(made.collection):
+            if name in under_way or name in self._under_way:
+                continue
             log.info("removing what an unfinished backup has left", backup=name)
             self.snapshots.remove(name)
         if not self.keep:

@@ -1,6 +1,7 @@
 """Exports to files, and what comes back of them, against an indexer in memory."""
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pytest
 from likeness_client import LikenessError
 from likeness_client.indexer import IndexerClient, Item
 from likeness_client.items import MetadataValue
-from likeness_client.transfer import parquet
+from likeness_client.transfer import parquet, state
 from likeness_client.transfer.download import Downloaded, download
 from likeness_client.transfer.formats import FileFormat
 from likeness_client.transfer.importing import Import
@@ -174,6 +175,37 @@ def test_what_a_killed_export_wrote_behind_its_last_checkpoint_is_written_again(
 
     copied(client, path)
     assert indexer.items["copy"] == indexer.items["photos"]
+
+
+@FORMATS
+def test_what_a_checkpoint_tells_of_is_on_the_disk_before_it_tells_of_it(
+    client: IndexerClient, photos: str, tmp_path: Path, file_format: FileFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(client, 100)
+    monkeypatch.setattr(parquet.ParquetWriter, "checkpoint_rows", 50)
+    monkeypatch.setattr(JsonLinesWriter, "checkpoint_rows", 50)
+    folder = tmp_path / f"a.{file_format}.part"
+    fsync, save = os.fsync, state.save
+    forced: dict[Path, int] = {}  # what was forced to disk, and its size then
+    told = []
+
+    def forcing(opened: int) -> None:
+        fsync(opened)
+        path = Path(f"/proc/self/fd/{opened}").readlink()
+        forced[path] = path.stat().st_size
+
+    def saving(path: Path, what: dict[str, object]) -> None:
+        told.append(what["rows"])
+        for file in folder.iterdir():
+            if file.suffix in (".parquet", ".jsonl") and what["rows"]:
+                assert forced.get(file) == file.stat().st_size, f"{file.name}, {what['rows']} rows"
+                assert folder in forced or file_format is FileFormat.JSONL
+        save(path, what)
+
+    monkeypatch.setattr(os, "fsync", forcing)
+    monkeypatch.setattr(state, "save", saving)
+    export(client, tmp_path / f"a.{file_format}", file_format)
+    assert told == [0, 50, 100]
 
 
 @FORMATS

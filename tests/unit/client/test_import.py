@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import cast
@@ -112,23 +112,27 @@ class Unordered:
     def __init__(self, failures: int = 0) -> None:
         self.stored: dict[str, bytes] = {}
         self.most_under_way = 0
-        self._under_way: list[pb.UpsertItemsRequest] = []
+        self.under_way: list[pb.UpsertItemsRequest] = []
         self._failures = failures
 
     def begin_upsert(self, request: pb.UpsertItemsRequest) -> Callable[[], pb.UpsertItemsResponse]:
-        self._under_way.append(request)
-        self.most_under_way = max(self.most_under_way, len(self._under_way))
+        self.under_way.append(request)
+        self.most_under_way = max(self.most_under_way, len(self.under_way))
 
         def answer() -> pb.UpsertItemsResponse:
-            if self._failures and request in self._under_way:
+            if self._failures and request in self.under_way:
                 self._failures -= 1
-                self._under_way.remove(request)
+                self.under_way.remove(request)
                 raise LikenessError("UNAVAILABLE", "OVERLOADED", "full", retry_after_s=0.001)
-            while self._under_way:
-                self.stored.update({item.id: item.vector.f32 for item in self._under_way.pop().items})
+            while self.under_way:
+                self.stored.update({item.id: item.vector.f32 for item in self.under_way.pop().items})
             return pb.UpsertItemsResponse(stored=len(request.items))
 
         return answer
+
+
+def limits(batch: int) -> Limits:
+    return Limits(**{limit.name: 0 for limit in fields(Limits)} | {"batch": batch})
 
 
 @pytest.mark.parametrize("failures", [0, 3])
@@ -136,12 +140,39 @@ def test_of_rows_with_one_id_the_last_one_is_kept_in_whatever_order_calls_are_ca
     indexer = Unordered(failures)
     ids = ["a", "b", "c", "d", "e", "a", "f", "g", "h", "b", "i", "g"]
     rows = [Row(number, item_id, np.full(4, number, "<f4").tobytes()) for number, item_id in enumerate(ids, start=1)]
-    limits = Limits(**{limit.name: 0 for limit in fields(Limits)} | {"batch": 2})
-    upload = Upload(cast(IndexerClient, indexer), "photos", limits, first_backoff_s=0.001)
+    upload = Upload(cast(IndexerClient, indexer), "photos", limits(batch=2), first_backoff_s=0.001)
     upload.run(iter(rows))
     assert indexer.stored == {row.id: row.f32 for row in rows}
     assert (upload.progress.after, upload.progress.stored) == (12, 12)
     assert indexer.most_under_way > 1, "what shares no id does not wait"
+
+
+def rows_of(*ids: str) -> Iterator[Row]:
+    for number, item_id in enumerate(ids, start=1):
+        yield Row(number, item_id, np.ones(4, "<f4").tobytes(), fault="no vector" if item_id == "bad" else "")
+
+
+def damaged(rows: Iterator[Row]) -> Iterator[Row]:
+    yield from rows
+    raise LikenessError("INVALID_ARGUMENT", "FILE_INVALID", "damaged behind row 3")
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "sent"),
+    [
+        (rows_of("bad", "a", "b", "c", "d"), "row 1.*no vector", {"a", "b", "c"}),
+        (damaged(rows_of("a", "b", "c")), "damaged behind row 3", {"a", "b"}),
+    ],
+    ids=["a bad row", "a damaged file"],
+)
+def test_nothing_is_written_any_more_once_the_caller_knows(rows: Iterator[Row], words: str, sent: set[str]) -> None:
+    indexer = Unordered()
+    upload = Upload(cast(IndexerClient, indexer), "photos", limits(batch=1), strict=True)
+    with pytest.raises(LikenessError, match=words):
+        upload.run(rows)
+    assert indexer.under_way == []
+    assert indexer.stored.keys() == sent
+    assert upload.progress.after == 0
 
 
 def test_what_cannot_pass_ends_an_import_at_once_and_it_goes_on_where_it_was(

@@ -1,13 +1,17 @@
-"""What is left in the files of Chroma's indexes beyond their rows."""
+"""What is left in Chroma's own file, and in the files of its indexes beyond their rows."""
 
+import resource
+import sqlite3
 import struct
 import uuid
 from pathlib import Path
 
 import pytest
+from likeness.common.v1 import error_pb2
 from structlog.testing import capture_logs
 
-from indexer.reclaim import clear_unused
+from chassis.errors import LikenessError
+from indexer.reclaim import DATABASE, clear_unused, compact
 
 ROW = 268
 
@@ -73,3 +77,57 @@ def left_alone(directory: Path) -> list[str]:
     with capture_logs() as lines:
         clear_unused(directory)
     return [line["path"] for line in lines]
+
+
+def database(directory: Path) -> Path:
+    """A file of Chroma's, as far as it is looked at."""
+    path = directory / DATABASE
+    with sqlite3.connect(path) as made:
+        made.execute("CREATE TABLE embeddings (id INTEGER PRIMARY KEY, text TEXT)")
+        made.execute("CREATE TABLE embedding_metadata_array (id INTEGER, text TEXT)")
+        made.executemany("INSERT INTO embeddings VALUES (?, ?)", [(n, "x" * 1000) for n in range(500)])
+        made.execute("INSERT INTO embedding_metadata_array VALUES (1, 'of one'), (1000, 'of none')")
+    made.close()
+    return path
+
+
+class FullDisk(sqlite3.Connection):
+    """The disk is full when half of the new file is written; what SQLite says is what it says of a full device."""
+
+    def execute(self, statement: str, parameters: tuple[str, ...] = ()) -> sqlite3.Cursor:  # type: ignore[override]
+        if not statement.startswith("VACUUM"):
+            return super().execute(statement, parameters)
+        Path(parameters[0]).write_bytes(b"half of it")
+        return super().execute(statement, ("/dev/full",))
+
+
+def test_what_belongs_to_nothing_is_not_in_the_new_file(tmp_path: Path) -> None:
+    path = database(tmp_path)
+    compact(tmp_path)
+    with sqlite3.connect(path) as made:
+        assert made.execute("SELECT text FROM embedding_metadata_array").fetchall() == [("of one",)]
+    made.close()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_fills_up_while_the_file_is_written_anew_is_named_and_given_back_what_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, connect = database(tmp_path), sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **more: connect(*args, **more, factory=FullDisk))
+    with pytest.raises(LikenessError, match=r"has filled up.*make room") as caught:
+        compact(tmp_path)
+    assert caught.value.reason == error_pb2.REASON_STORE_FULL
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_new_file_that_may_not_grow_is_removed(tmp_path: Path) -> None:
+    path = database(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(sqlite3.OperationalError):
+            compact(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,5 +1,6 @@
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -10,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from chassis.errors import LikenessError
+from indexer import patience
 from indexer.collections import Collection, Fingerprint, Metric
 from indexer.metrics import Metrics
 from indexer.reads import Reader
@@ -22,7 +24,7 @@ from indexer.serving.table import Table
 from indexer.settings import IndexerSettings, Reads
 from indexer.status import Mode
 from indexer.store import ChromaStore
-from indexer.writes import Written
+from indexer.writes import StoredRecord, Written
 from tests.unit.indexer.serving.tables import GRAPH, MASK_BYTES, absorb, collection, vectors
 from tests.unit.indexer.serving.test_loader import Kept, save
 
@@ -284,4 +286,85 @@ async def test_room_for_what_is_to_come_keeps_no_collection_out_of_memory(seen: 
     registry = served_by(store, seen, tmp_path, mb=8)
     await registry.load([wide])
     assert registry.status_of(wide).mode is Mode.MEMORY
+    await registry.stop()
+
+
+# What Chroma cannot read
+
+
+class Unreadable(Chroma):
+    """Fails at one thing, of one collection."""
+
+    def __init__(self, name: str, at: str) -> None:
+        super().__init__()
+        self.name, self.at = name, at
+
+    def _check(self, collection: Collection, doing: str) -> None:
+        if (collection.name, doing) == (self.name, self.at):
+            raise LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, f"Chroma failed ({doing}): Error finding id")
+
+    async def count(self, collection: Collection) -> int:
+        self._check(collection, "count")
+        return await super().count(collection)
+
+    async def ids(self, collection: Collection) -> list[str]:
+        self._check(collection, "ids")
+        return await super().ids(collection)
+
+    async def read(self, collection: Collection, ids: Sequence[str]) -> list[StoredRecord]:
+        self._check(collection, "read")
+        return await super().read(collection, ids)
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "_TRY_AGAIN_S", 0.0)
+
+
+# Long enough for a machine that is busy; what is not given up would take for ever.
+_SOON_S = 30.0
+
+
+@pytest.mark.parametrize("at", ["count", "ids", "read"])
+@pytest.mark.usefixtures("no_pauses")
+async def test_a_collection_that_chroma_cannot_read_keeps_no_other_out_of_memory(
+    seen: Seen, tmp_path: Path, at: str
+) -> None:
+    store, broken = Unreadable("broken", at), replace(COLLECTION, name="broken", uid="broken")
+    large(store, 20)
+    registry = served_by(store, seen, tmp_path)
+    with capture_logs():
+        async with asyncio.timeout(_SOON_S):
+            await registry.load([broken, COLLECTION])
+    assert modes(registry) == {"broken": Mode.CHROMA, COLLECTION.name: Mode.MEMORY}
+    why = f"it could not be loaded (STORE_UNAVAILABLE: Chroma failed ({at}): Error finding id)"
+    assert registry.status_of(broken).reason == why
+    assert registry.needs_store
+    await registry.stop()
+
+
+@pytest.mark.parametrize("at", ["count", "read"])
+@pytest.mark.usefixtures("no_pauses")
+async def test_a_reader_leaves_a_new_collection_to_chroma_that_chroma_cannot_read(
+    seen: Seen, tmp_path: Path, at: str
+) -> None:
+    store = Unreadable(COLLECTION.name, at)
+    large(store, 20)
+    registry = served_by(store, seen, tmp_path)
+    with capture_logs():
+        async with asyncio.timeout(_SOON_S):
+            await registry.add(COLLECTION)
+    assert modes(registry) == {COLLECTION.name: Mode.CHROMA}
+    await registry.stop()
+
+
+@pytest.mark.usefixtures("no_pauses")
+async def test_with_all_reads_from_chroma_nothing_is_read_at_the_start(seen: Seen, tmp_path: Path) -> None:
+    settings = IndexerSettings(reads=Reads.CHROMA)
+    store = Unreadable(COLLECTION.name, "count")
+    registry = Registry(settings, cast(ChromaStore, store), cast(Reader, None), seen, tmp_path, nothing)
+    async with asyncio.timeout(_SOON_S):
+        await registry.load([COLLECTION])
+    status = registry.status_of(COLLECTION)
+    assert (status.mode, status.reason) == (Mode.CHROMA, "LIKENESS_READS is chroma")
     await registry.stop()

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 import chromadb
 import numpy as np
 import pytest
+from chromadb.api.models.AsyncCollection import AsyncCollection
 from chromadb.errors import InternalError
 from likeness.common.v1 import error_pb2
 
@@ -174,3 +175,57 @@ async def test_an_index_that_chroma_could_not_write_down_is_a_full_disk_that_nee
         await fail()
     assert caught.value.reason == error_pb2.REASON_STORE_FULL
     assert caught.value.retry_after_s is None
+
+
+class Overtaken:
+    """Chroma between two steps of a read: it has found the items, and now looks for the vector of each.
+
+    Those that are deleted just then are deleted for real; what it says of them is what Chroma 1.5.9 says.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *deletions: list[str]) -> None:
+        self.deletions = list(deletions)
+        self.reads = 0
+        get = AsyncCollection.get
+
+        async def overtaken(handle: AsyncCollection, *args: Any, **asked: Any) -> Any:
+            if "embeddings" in asked["include"]:
+                self.reads += 1
+                if self.deletions:
+                    if ids := self.deletions.pop(0):
+                        await handle.delete(ids=ids)
+                    raise InternalError("Error executing plan: Internal error: Error finding id")
+            return await get(handle, *args, **asked)
+
+        monkeypatch.setattr(AsyncCollection, "get", overtaken)
+
+
+def test_items_that_are_deleted_while_a_page_is_read_do_not_keep_the_others_from_being_read(
+    connected: Connected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, run = connected.store, connected.loop.run
+    collection = connected.collection("overtaken", Metric.L2, 2)
+    run(store.write(collection, items("a", "b", "c", "d"), 1))
+    Overtaken(monkeypatch, ["b"], ["c"])
+    assert {record.id for record in run(store.read(collection, ["a", "b", "c", "d"]))} == {"a", "d"}
+
+
+def test_a_page_of_which_nothing_is_left_is_empty(connected: Connected, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, run = connected.store, connected.loop.run
+    collection = connected.collection("overtaken-whole", Metric.L2, 2)
+    run(store.write(collection, items("a", "b"), 1))
+    Overtaken(monkeypatch, ["a", "b"])
+    assert run(store.read(collection, ["a", "b"])) == []
+
+
+def test_what_chroma_cannot_read_with_nothing_deleted_fails_after_a_few_attempts(
+    connected: Connected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, run = connected.store, connected.loop.run
+    collection = connected.collection("unreadable", Metric.L2, 2)
+    run(store.write(collection, items("a", "b"), 1))
+    asked = Overtaken(monkeypatch, *([] for _ in range(100)))
+    with pytest.raises(LikenessError, match="Error finding id") as caught:
+        run(store.read(collection, ["a", "b"]))
+    assert caught.value.reason == error_pb2.REASON_STORE_UNAVAILABLE
+    assert asked.reads == 3

@@ -5,7 +5,6 @@ uid, and behind which id to go on.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from likeness_client.indexer.export import OnReconnect, another_collection
 from likeness_client.indexer.shapes import collection_as_json
 from likeness_client.indexer.types import Batch, Collection
 from likeness_client.transfer import state
+from likeness_client.transfer.durable import to_disk
 from likeness_client.transfer.facts import VERSION
 from likeness_client.transfer.formats import FileFormat
 from likeness_client.transfer.jsonl import JsonLinesWriter
@@ -188,6 +188,5 @@ def _writer(
 
 
 def _put_in_place(complete: Path, path: Path) -> None:
-    with complete.open("rb") as file:
-        os.fsync(file.fileno())
+    to_disk(complete)
     complete.replace(path)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from likeness_client.errors import FILE_INVALID, LikenessError
 from likeness_client.indexer.types import Batch
 from likeness_client.transfer.columns import check_keys, metadata_of, sort_of
+from likeness_client.transfer.durable import to_disk
 from likeness_client.transfer.facts import KEY, Facts, facts_from_json
 from likeness_client.transfer.rows import Row, metadata_from_json, refuse_constant
 
@@ -66,11 +67,17 @@ class ParquetWriter:
             self._write_waiting()
 
     def checkpoint(self) -> dict[str, int]:
-        """Closes the part, if it has rows; returns what ``__init__`` and ``cut`` need to go on behind it."""
+        """Closes the part, if it has rows, and forces it to disk.
+
+        Returns:
+            What ``__init__`` and ``cut`` need to go on behind it.
+        """
         self._write_waiting()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+            to_disk(self._part(self.parts))
+            to_disk(self._folder)
             self.parts += 1
         return {"parts": self.parts}
 

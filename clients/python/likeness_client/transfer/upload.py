@@ -134,11 +134,18 @@ class Upload:
         """Uploads all rows.
 
         Raises:
-            LikenessError: the indexer refuses the upload as a whole, or has failed for too long; or, if strict, a row.
+            LikenessError: the indexer refuses the upload as a whole, or has failed for too long; or, if strict, a row;
+                or the rows cannot be read to their end.
         """
-        parts = self._parts(rows)
-        again: deque[_Part] = deque()
         sent: deque[tuple[_Part, Answer]] = deque()
+        try:
+            self._run(self._parts(rows), sent)
+        except LikenessError:
+            self._settled(sent)  # nothing is to be written any more once the caller knows
+            raise
+
+    def _run(self, parts: Iterator[_Part], sent: deque[tuple[_Part, Answer]]) -> None:
+        again: deque[_Part] = deque()
         under_way: set[str] = set()  # ids: of rows with one id, the last is to be written last
         acknowledged_at = time.monotonic()
         while True:
@@ -155,11 +162,10 @@ class Upload:
                 stored, refusals = self._settle(part, answer)
             except LikenessError as error:
                 sent.popleft()
-                under_way.clear()
-                # Also when it ends here: nothing is to be written any more once the caller knows.
-                behind = self._settled(sent)
                 if not _may_pass(error) or time.monotonic() - acknowledged_at > self._patience_s:
                     raise
+                under_way.clear()
+                behind = self._settled(sent)
                 again.extendleft(reversed([part, *behind]))
                 self._pause(error)
                 continue
@@ -200,11 +206,11 @@ class Upload:
         return stored, sorted(refusals, key=lambda refusal: refusal.row)
 
     def _settled(self, sent: deque[tuple[_Part, Answer]]) -> list[_Part]:
-        """The parts that were sent behind one that failed, once each has an answer."""
+        """The parts that were sent and not settled, once each has an answer."""
         parts = []
         while sent:
             part, answer = sent.popleft()
-            with suppress(LikenessError):  # it is sent again, and then tells again what is wrong
+            with suppress(LikenessError):  # sent again, it tells again what is wrong
                 answer()
             parts.append(part)
         return parts

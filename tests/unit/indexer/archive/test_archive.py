@@ -4,9 +4,9 @@ import asyncio
 import errno
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 import numpy as np
@@ -23,6 +23,8 @@ from indexer.archive.restore import Restored
 from indexer.archive.snapshots import check_name
 from indexer.collections import Collection, Hnsw, Metric
 from indexer.jobs import Job
+from indexer.reads import Reader
+from indexer.scan import Batch, Scan
 from tests.unit.indexer.archive.backups import World, some
 
 numbers = itertools.count()
@@ -147,6 +149,70 @@ async def test_what_an_unfinished_backup_left_goes_with_the_next(world: World, w
     left = files.Storage(where)
     assert sorted(left.folders("photos")) == sorted([made.snapshot.name.partition("/")[2], "notes"])
     assert left.folders("others") == ["20200101T000001.000Z"]
+
+
+class Halting(World):
+    """Of one collection, a scan stands still behind its first batch."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(where)
+        self.halted, self.go_on = asyncio.Event(), asyncio.Event()
+        self.halts: Collection | None = None
+
+    def reader(self, collection: Collection) -> Reader:
+        reader = super().reader(collection)
+        return cast(Reader, HaltingReader(reader, self)) if collection is self.halts else reader
+
+
+class HaltingReader:
+    def __init__(self, reader: Reader, world: Halting) -> None:
+        self.reader, self.world = reader, world
+
+    async def scan(self, *asked: Any) -> Scan:
+        scan = await self.reader.scan(*asked)
+
+        async def batches() -> AsyncGenerator[Batch, None]:
+            async for batch in scan.batches:
+                yield batch
+                self.world.halted.set()
+                await self.world.go_on.wait()
+
+        return Scan(scan.total, batches())
+
+
+async def test_a_backup_under_way_of_a_collection_that_had_the_name_before_is_left_alone(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "GROUP_BYTES", 100)
+    monkeypatch.setattr(parts, "PART_BYTES", 100)
+    monkeypatch.setattr("indexer.scan.MOST_ITEMS", 5)
+    world = Halting(where)
+    first = world.halts = world.add("photos", some(20), uid="first")
+    under_way = world.archive.create(first)
+    await world.halted.wait()
+    # It is deleted, and made anew.
+    made = await back_up(world, world.add("photos", some(3), uid="second"))
+    world.go_on.set()
+    slow = (await under_way.result()).snapshot
+    assert [(s.name, s.fault) for s in await world.archive.list()] == [(made.snapshot.name, ""), (slow.name, "")]
+    assert (await restore(world, slow.name, "again")).count == 20
+    world.archive.close()
+    world.threads.shutdown()
+
+
+async def test_what_a_backup_that_failed_could_not_remove_goes_with_the_next(
+    world: World, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stuck(*_: object, **__: object) -> None:
+        raise LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, "stuck")
+
+    photos = world.add("photos", some(3))
+    with monkeypatch.context() as patch, capture_logs():
+        patch.setattr(parts.PartsWriter, "finish", stuck)
+        patch.setattr(files.Storage, "remove", stuck)
+        assert await reason(back_up(world, photos)) == error_pb2.REASON_STORE_UNAVAILABLE
+    made = await back_up(world, photos)
+    assert files.Storage(where).folders("photos") == [made.snapshot.name.partition("/")[2]]
 
 
 async def test_a_damaged_backup_makes_nothing(world: World, where: str) -> None:
