@@ -1,4 +1,7 @@
-"""What makes a decoder do more than a picture's pixels ask for: a JPEG's scans, a TIFF's tiles. Nothing is decoded."""
+"""What makes a decoder do more than a picture's pixels ask for. Nothing is decoded.
+
+A JPEG's segments before its picture, and its scans; a TIFF's tiles.
+"""
 
 import io
 import re
@@ -19,12 +22,39 @@ _MOST_PARTS = 20_000
 _SOS, _EOI, _TEM = b"\xda", b"\xd9", b"\x01"
 # A marker that ends a scan's data: neither an escaped byte, nor a restart, nor padding.
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+# Pillow reads what stands before a JPEG's first scan byte by byte, and puts the parts of an EXIF together anew with
+# each: 32 MiB of parts of 20 bytes would take it a quarter of an hour, of bytes between them 17 s.
+_MOST_SEGMENTS, _MOST_EXIF_PARTS, _MOST_BYTES_BETWEEN = 2000, 64, 64 * 1024
+_APP1, _EXIF = b"\xe1", b"Exif\0\0"
+_WITHOUT_CONTENT = (b"\xd8", _EOI, _TEM)
+
 # The header of a scan (B.2.3) with three components: marker, length and count, then nine more bytes.
 _SCAN_OF_THREE = b"\xff\xda\x00\x0c\x03"
 _SCAN_HEADER_BYTES = 14
 
 # The bytes of a TIFF's whole numbers, by type: those that libtiff takes for the size of a tile.
 _WHOLE = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8, 18: 8}
+
+
+def has_too_much_before_its_scans(encoded: bytes) -> bool:
+    """Whether a JPEG has so much before its first scan that to read its header takes long; False of anything else."""
+    if not encoded.startswith(b"\xff\xd8"):
+        return False
+    place, exif, between = 2, 0, 0
+    for _ in range(_MOST_SEGMENTS):
+        marker = _MARKER.search(encoded, place, place + _MOST_BYTES_BETWEEN)
+        if marker is None:
+            return place + _MOST_BYTES_BETWEEN < len(encoded)
+        between += marker.start() - place
+        place = marker.end()
+        if marker[1] == _SOS:
+            return False
+        exif += marker[1] == _APP1 and encoded.startswith(_EXIF, place + 2)
+        if exif > _MOST_EXIF_PARTS or between > _MOST_BYTES_BETWEEN:
+            return True
+        if marker[1] not in _WITHOUT_CONTENT:
+            place += max(2, int.from_bytes(encoded[place : place + 2]))
+    return True
 
 
 def has_one_scan(opened: Image.Image) -> bool:

@@ -1,4 +1,4 @@
-"""Opens a picture's header safely; no pixel is decoded here.
+"""Opens a picture's header safely; no pixel is decoded here, and what decoders leave as it is is read as it is meant.
 
 The embedder decodes what passes; the gateway reads size, format and EXIF from it.
 """
@@ -8,11 +8,12 @@ import re
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 from likeness.common.v1 import error_pb2
 from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
-from chassis.beyond_pixels import MOST_SCANS, has_too_many_scans, tile_size
+from chassis.beyond_pixels import MOST_SCANS, has_too_many_scans, has_too_much_before_its_scans, tile_size
 from chassis.errors import LikenessError, invalid
 
 # An explicit list: Pillow opens EPS by running Ghostscript, and dozens of formats that nobody sends. With each, as a
@@ -77,6 +78,9 @@ def open_header(encoded: bytes, limits: PictureLimits, field: str) -> Image.Imag
     if len(encoded) > limits.max_encoded_bytes:
         description = f"{len(encoded)} bytes; at most {limits.max_encoded_bytes} are taken: scale the picture down"
         raise invalid(field, description, error_pb2.REASON_IMAGE_TOO_LARGE)
+    if has_too_much_before_its_scans(encoded):
+        description = "a JPEG with thousands of segments, or much else, before its picture; save it anew"
+        raise invalid(field, description, error_pb2.REASON_IMAGE_DAMAGED)
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.DecompressionBombError:
@@ -110,6 +114,23 @@ def _check_beyond_pixels(image: Image.Image, encoded: bytes, limits: PictureLimi
     if isinstance(image, TiffImageFile):
         width, height = tile_size(image, encoded)
         limits.check_pixels(width, height, field, "a tile of ")
+
+
+def eight_bit_grey(picture: Image.Image, opened: Image.Image) -> Image.Image:
+    """The upper 8 bits of a picture of mode I;16, in mode L.
+
+    Args:
+        picture: as it was opened, or resized.
+        opened: the picture as it was opened. A TIFF says how many bits it has (Pillow leaves 12 as they are), and
+            whether 0 is white, which Pillow heeds of 8 bits alone.
+    """
+    bits, white_is_zero = 16, False
+    if isinstance(opened, TiffImageFile):
+        stated = opened.tag_v2.get(BITSPERSAMPLE, 16)
+        bits = stated[0] if isinstance(stated, tuple) else stated
+        white_is_zero = opened.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
+    upper = np.clip(np.asarray(picture) >> max(0, bits - 8), 0, 255).astype(np.uint8)
+    return Image.fromarray(255 - upper if white_is_zero else upper)
 
 
 def _begins_as(encoded: bytes) -> str | None:

@@ -29,7 +29,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from chassis.beyond_pixels import has_one_scan
 from chassis.errors import invalid
-from chassis.pictures import PictureLimits, damaged, open_header
+from chassis.pictures import PictureLimits, damaged, eight_bit_grey, open_header
 from embedder.inputs import Picture, RgbPicture
 from embedder.preprocess import resized_size
 from embedder.spec import Geometry
@@ -159,7 +159,7 @@ def _rgb(picture: Image.Image, field: str) -> Image.Image:
         return picture
     if picture.mode.startswith("I;16"):
         # The high byte, as Pillow's readers take it of 16-bit colour.
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+        return eight_bit_grey(picture, picture).convert("RGB")
     if picture.mode in ("I", "F"):
         return Image.fromarray(_to_8_bit(np.asarray(picture, np.float32))).convert("RGB")
     try:

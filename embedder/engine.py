@@ -193,11 +193,14 @@ def _read_prepared(settings: EmbedderSettings) -> ConvertedModel:
         return read_folder(folder)
     except UnusableFolderError as error:
         log.warning("converted model not used", reason=str(error))
-    with alone(folder):
-        try:
-            return read_folder(folder)  # another process may just have replaced it
-        except UnusableFolderError:
-            shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with alone(folder):
+            try:
+                return read_folder(folder)  # another process may just have replaced it
+            except UnusableFolderError:
+                shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:  # it is somebody else's, cannot be written, or is gone
+        raise LeftOutError("LIKENESS_CACHE_DIR", f"{folder.parent} cannot be used: {error}") from error
     try:
         return read_folder(_prepared(settings))
     except UnusableFolderError as error:

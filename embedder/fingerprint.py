@@ -50,6 +50,8 @@ _SHAPES_NO_VECTOR = {
     *("init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"),
     *("custom_text", "multimodal_cfg"),  # the weights' names and shapes say as much
 }
+# How the names of such weights end; CoCa's decoder, which writes captions, makes none either.
+_WEIGHS_NO_VECTOR = ("logit_scale", "logit_bias", ".num_batches_tracked")
 
 
 def fingerprint(
@@ -66,7 +68,7 @@ def fingerprint(
     Returns:
         64 lower-case hexadecimal digits.
     """
-    digest = hashlib.sha256(b"likeness model 2\n")
+    digest = hashlib.sha256(b"likeness model 3\n")
     _add_json(digest, "architecture", _architecture(architecture))
     _add_json(digest, "preprocess", _preprocess(preprocess) | {"decode_rules": DECODE_RULES})
     _add_json(digest, "normalisation", "l2")
@@ -75,7 +77,11 @@ def fingerprint(
     # CustomTextCLIP, which open_clip builds where a configuration so much as mentions hf_model_name, calls the same
     # weights by other names than CLIP.
     weights = sorted(
-        ((name.removeprefix("text."), tensor) for name, tensor in network.state_dict().items()),
+        (
+            (name.removeprefix("text."), tensor)
+            for name, tensor in network.state_dict().items()
+            if not name.endswith(_WEIGHS_NO_VECTOR) and not name.startswith("text_decoder.")
+        ),
         key=lambda weight: weight[0],
     )
     with ThreadPoolExecutor(min(8, cores())) as threads:
@@ -103,7 +109,8 @@ def _architecture(stated: Mapping[str, Any]) -> dict[str, Any]:
 
 def _preprocess(stated: Mapping[str, Any]) -> dict[str, Any]:
     whole = asdict(PreprocessCfg(**stated))
-    return whole | {"size": list(to_2tuple(whole["size"]))}
+    floats = {name: [float(each) for each in whole[name]] for name in ("mean", "std")}
+    return whole | floats | {"size": list(to_2tuple(whole["size"]))}
 
 
 def _weight(name: str, tensor: torch.Tensor) -> str:

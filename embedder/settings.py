@@ -49,7 +49,7 @@ class EmbedderSettings(ServiceSettings):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
         "auto",
-        description="Number format of the model's arithmetic: fp32, bf16, fp16 (not on cpu), int8 (openvino: matrix "
+        description="Number format of the model's arithmetic: fp32, bf16, fp16 (few CPUs), int8 (openvino: matrix "
         "products of 8-bit integers, the rest in fp32), or auto: fp32, or what is faster (on a cpu: tried at the "
         "start) and keeps the vectors of some inputs within a cosine of 0.999 of fp32's, int8 of 0.9995: bf16 where "
         "the device has it; int8 with openvino, of large transformers, on a CPU with VNNI. With openvino texts stay in "

@@ -13,7 +13,7 @@ import structlog
 from likeness.common.v1 import types_pb2
 from PIL import Image, ImageOps
 
-from chassis.pictures import FORMATS
+from chassis.pictures import FORMATS, eight_bit_grey
 
 log = structlog.get_logger()
 
@@ -88,7 +88,7 @@ def _shrunk(opened: Image.Image) -> Image.Image:
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     if size != picture.size:
         picture = picture.resize(size, Image.Resampling.BILINEAR)
-    return _eight_bit(_upright(picture))
+    return _eight_bit(_upright(picture), opened)
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -99,9 +99,9 @@ def _upright(picture: Image.Image) -> Image.Image:
         return picture
 
 
-def _eight_bit(picture: Image.Image) -> Image.Image:
+def _eight_bit(picture: Image.Image, opened: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+        return eight_bit_grey(picture, opened).convert("RGB")
     if picture.mode in ("I", "F"):
         values = np.nan_to_num(np.asarray(picture, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
         values -= values.min()

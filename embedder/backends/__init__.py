@@ -6,7 +6,14 @@ from typing import Protocol
 from embedder.inputs import Array, Pixels, Tokens
 
 # How torch's CPU allocator and OpenVINO say it; both raise a plain RuntimeError.
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "bad allocation", "out of memory")
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "bad allocation",
+    "out of memory",
+    "alloc_failed",
+)
 
 
 class Backend(Protocol):

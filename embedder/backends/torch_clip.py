@@ -203,13 +203,14 @@ def with_checked_precision(
 
 def _choose_precision(towers: Towers, device: str, precision: str, threads: int, probes: Probes) -> tuple[Towers, str]:
     if precision == "fp32":
-        return towers, "fp32"
+        return _checked_in_fp32(towers, device, threads, probes), "fp32"
     if precision == "auto" and not has_native_bf16(device):
         log.info("precision chosen", precision="fp32", reason=f"{device} has no bfloat16 of its own")
-        return towers, "fp32"
+        return _checked_in_fp32(towers, device, threads, probes), "fp32"
     short = "bf16" if precision == "auto" else precision
     shortened = copy.deepcopy(towers)
-    full = TorchBackend(towers, device, "fp32", threads)
+    # On the CPU: a device may have room for the short form alone, and its arithmetic is compared with this too.
+    full = TorchBackend(towers, "cpu", "fp32", threads)
     exact = vectors(full, probes)
     try:
         half = TorchBackend(shortened, device, short, threads)
@@ -227,4 +228,15 @@ def _choose_precision(towers: Towers, device: str, precision: str, threads: int,
     if precision != "auto":
         raise invalid("LIKENESS_PRECISION", f"{short} cannot be used with this model ({reason}); set fp32 or auto")
     log.info("precision chosen", precision="fp32", reason=f"not {short}: {reason}")
-    return towers, "fp32"
+    return _checked_in_fp32(towers, device, threads, probes), "fp32"
+
+
+def _checked_in_fp32(towers: Towers, device: str, threads: int, probes: Probes) -> Towers:
+    """The towers, on a device whose vectors are the CPU's."""
+    if device != "cpu":
+        exact = vectors(TorchBackend(towers, "cpu", "fp32", threads), probes)
+        cosine = least_cosine(exact, vectors(TorchBackend(towers, device, "fp32", threads), probes))
+        if not cosine >= CLOSE_ENOUGH["bf16"]:
+            description = f"{device} computes other vectors than the CPU (least cosine {cosine:.5f}); set cpu"
+            raise invalid("LIKENESS_DEVICE", description)
+    return towers

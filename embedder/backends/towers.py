@@ -246,6 +246,8 @@ def _row_of_block(
     # [n, length, 2, heads, head width] → 2 of [n, heads, length, head width]
     both = functional.linear(normed, weight_kv, bias_kv).view(-1, tokens.shape[1], 2, heads, width // heads)
     key, value = both.permute(2, 0, 3, 1, 4).unbind(0)
+    if key.device.type == "mps":  # where torch's kernel for one query has read permuted ones as if they were not
+        key, value = key.contiguous(), value.contiguous()
     read = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).reshape(-1, width)
     row = row + block.ls_1(attention.out_proj(read))
     result: Tensor = row + block.ls_2(block.mlp(block.ln_2(row)))

@@ -111,6 +111,42 @@ def test_a_file_over_the_byte_limit_is_refused_before_it_is_looked_at() -> None:
     assert caught.value.reason == error_pb2.REASON_IMAGE_TOO_LARGE
 
 
+def jpeg(before_the_rest: bytes = b"") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (16, 16), "teal").save(out, "JPEG")
+    return out.getvalue()[:2] + before_the_rest + out.getvalue()[2:]
+
+
+EXIF_PART = b"\xff\xe1\x00\x12Exif\0\0" + bytes(10)
+COMMENT = b"\xff\xfe\x00\x06nice"
+
+
+@pytest.mark.parametrize(
+    "before", [b"", EXIF_PART * 60, COMMENT * 1000, b"\xff" * 60_000, COMMENT[:2] + b"\xff\xf0" + bytes(0xFFEE)]
+)
+def test_a_jpeg_with_a_good_deal_before_its_picture_is_read(before: bytes) -> None:
+    assert open_header(jpeg(before), LIMITS, "image").size == (16, 16)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        EXIF_PART * 65,
+        EXIF_PART * 60_000,
+        COMMENT * 2001,
+        b"\xff\xd9" * 600_000,
+        b"\xff" * 1_000_000,
+        (b"\xff" * 60 + COMMENT) * 1500,
+        b"\xff\x00" * 500_000,
+    ],
+)
+def test_a_jpeg_whose_header_would_take_long_to_read_is_refused(before: bytes) -> None:
+    with pytest.raises(LikenessError, match="before its picture; save it anew") as caught:
+        open_header(jpeg(before), LIMITS, "image")
+
+    assert caught.value.reason == error_pb2.REASON_IMAGE_DAMAGED
+
+
 def progressive(more_scans: int = 0, **options: Any) -> bytes:
     """A JPEG of ten scans, the last of them so many times more."""
     out = io.BytesIO()
@@ -154,7 +190,7 @@ def test_a_jpeg_of_four_colours_whose_first_scan_has_three_is_refused_for_too_ma
 def test_a_jpeg_of_more_parts_than_are_looked_at_is_refused_for_too_many_scans() -> None:
     comments = b"\xff\xfe\0\x02" * 20_000
     content = progressive(comment=b"\xff\xda" * 1000)
-    start = content.index(b"\xff\xda\0")
+    start = content.index(b"\xff\xda\0", content.index(b"\xff\xda\0") + 1)  # between the first scan and the second
 
     with pytest.raises(LikenessError, match="more than 100 scans"):
         open_header(content[:start] + comments + content[start:], LIMITS, "image")

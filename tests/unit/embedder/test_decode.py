@@ -127,6 +127,30 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped(reference: Image.Image) -> N
     assert (got == grey[..., None]).all()
 
 
+def tiff(bits: int, photometric: int, content: bytes) -> bytes:
+    """Four by four pixels of grey, uncompressed, which Pillow cannot write like this."""
+    tags = {256: 4, 257: 4, 258: bits, 259: 1, 262: photometric, 277: 1, 278: 4, 279: len(content)}
+    tags[273] = 8 + 2 + 12 * (len(tags) + 1) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, tags[tag]) for tag in sorted(tags))
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + content
+
+
+@pytest.mark.parametrize(
+    ("bits", "photometric", "row", "expected"),
+    [
+        (16, 1, struct.pack("<4H", 65535, 32768, 16384, 0), [255, 128, 64, 0]),
+        (16, 0, struct.pack("<4H", 65535, 32768, 16384, 0), [0, 127, 191, 255]),
+        (12, 1, bytes.fromhex("fff800400000"), [255, 128, 64, 0]),
+        (8, 0, bytes([255, 128, 64, 0]), [0, 127, 191, 255]),
+    ],
+)
+def test_grey_of_a_tiff_is_scaled_by_its_bits_and_white_may_be_zero(
+    bits: int, photometric: int, row: bytes, expected: list[int]
+) -> None:
+    got = np.asarray(decode(tiff(bits, photometric, row * 4)))
+    assert got[0, :, 0].tolist() == expected
+
+
 @pytest.mark.parametrize("top", [1.0, 255.0, 65535.0, 1e9])
 def test_float_and_long_grey_is_scaled_to_eight_bits(top: float) -> None:
     ramp = np.linspace(0, top, 64, dtype=np.float32).reshape(8, 8)

@@ -66,6 +66,17 @@ def test_one_changed_weight_changes_it(tiny_model: LoadedModel) -> None:
     assert digest(tiny_model) != before
 
 
+def test_what_makes_no_vector_does_not_change_it(tiny_model: LoadedModel) -> None:
+    before = digest(tiny_model)
+    tiny_model.network.state_dict()["logit_scale"] += 1
+    assert digest(tiny_model) == before
+
+
+def test_numbers_of_the_preprocessing_may_be_whole(tiny_model: LoadedModel) -> None:
+    whole, broken = (dict(tiny_model.preprocess) | {"mean": mean} for mean in ((0, 0, 0), [0.0, 0.0, 0.0]))
+    assert digest(tiny_model, preprocess=whole) == digest(tiny_model, preprocess=broken)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -88,6 +88,16 @@ def test_a_tag_trained_with_another_activation_is_refused_with_its_sibling() -> 
     assert "LIKENESS_MODEL=ViT-B-32-quickgelu" in refusal("ViT-B-32", "openai")
 
 
+def test_an_activation_that_only_the_list_of_tags_leaves_out_is_no_reason_to_refuse(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unreachable(*arguments: object, **options: object) -> None:
+        raise RuntimeError("no route to the hub")
+
+    monkeypatch.setattr(open_clip, "create_model_from_pretrained", unreachable)
+    assert "no route to the hub" in refusal("roberta-ViT-B-32", "laion2b_s12b_b32k")
+
+
 def test_a_download_that_fails_says_what_was_tried_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*arguments: object, **options: object) -> None:
         raise RuntimeError("Failed to download weights for tag 'laion2b_s34b_b79k': no route to the hub")

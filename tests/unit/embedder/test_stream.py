@@ -4,7 +4,6 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 
-import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +11,7 @@ from likeness.common.v1 import error_pb2
 from likeness.embedder.v1 import embedder_pb2
 
 from chassis.errors import LikenessError
-from chassis.interceptor import _until_gone
+from chassis.wire import Gone, until_gone
 from embedder.inputs import Lane, Outcome
 from tests.unit.embedder.streams import FINGERPRINT, Client, Embedder, Response, serving, settled, undecided
 
@@ -334,9 +333,9 @@ async def test_a_client_that_goes_during_a_write_has_gone_and_nothing_has_failed
     embedder, client = Embedder(), Client()
     for number in range(3):
         client.send(number)
-    stream = asyncio.create_task(_until_gone(serving(embedder)(client.requests(), client.write)))
+    stream = asyncio.create_task(until_gone(serving(embedder)(client.requests(), client.write)))
     await settled()
-    client.gone = grpc.aio.InternalError("Failed grpc_call_start_batch")
+    client.gone = Gone()
 
     embedder.answer("1")
     await asyncio.wait({stream})
@@ -349,7 +348,7 @@ async def test_a_client_that_goes_during_a_write_has_gone_and_nothing_has_failed
 async def test_a_fault_of_ours_during_a_write_is_none_of_the_clients() -> None:
     embedder, client = Embedder(), Client()
     client.send(1)
-    stream = asyncio.create_task(_until_gone(serving(embedder)(client.requests(), client.write)))
+    stream = asyncio.create_task(until_gone(serving(embedder)(client.requests(), client.write)))
     await settled()
     client.gone = ValueError("a fault of ours")
 
