@@ -1,6 +1,7 @@
 """What makes a decoder do more than a picture's pixels ask for. Nothing is decoded.
 
-A JPEG's segments before its picture, and its scans; a TIFF's tiles.
+A JPEG's segments before its picture, and its scans; a TIFF's tiles. An AVIF's frames: see ``avif``; a JPEG 2000's
+parts: see ``jpeg2000``.
 """
 
 import io
@@ -11,6 +12,8 @@ import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
+
+from chassis import avif
 
 # libjpeg goes through all of a picture's blocks for every scan, however little is in it: 4 ms for 49 megapixels;
 # 2,000 scans, in 28 KB, take 8 s. Encoders make ten or so; libtiff draws its line for JPEGs inside of TIFFs here.
@@ -85,13 +88,17 @@ def has_too_many_scans(opened: Image.Image, encoded: bytes) -> bool:
 
 
 def pixels_at_once(opened: Image.Image, encoded: bytes) -> int:
-    """Pixels that are in memory at once when a picture is decoded in full: its own, or a TIFF's larger tile.
+    """Pixels that are in memory at once when a picture is decoded in full.
+
+    Its own, or those of a TIFF's larger tile, or of what an AVIF holds, whatever its size is said to be.
 
     Args:
         opened: the picture, nothing of it decoded.
         encoded: its file's bytes.
     """
     pixels = opened.width * opened.height
+    if opened.format == "AVIF":
+        return max(pixels, avif.coded_pixels(encoded)[0])
     if not isinstance(opened, TiffImageFile):
         return pixels
     width, height = tile_size(opened, encoded)

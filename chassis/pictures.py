@@ -6,13 +6,16 @@ The embedder decodes what passes; the gateway reads size, format and EXIF from i
 import io
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from likeness.common.v1 import error_pb2
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
+from chassis import avif, jpeg2000
 from chassis.beyond_pixels import MOST_SCANS, has_too_many_scans, has_too_much_before_its_scans, tile_size
 from chassis.errors import LikenessError, invalid
 
@@ -30,6 +33,11 @@ _BEGINNINGS = {
     "JPEG2000": rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n",
 }
 FORMATS = tuple(_BEGINNINGS)
+
+# An AVIF's pictures together, in pictures of the largest size: itself, its transparency, twice of an animation.
+_MOST_IN_ALL = 4
+
+R = TypeVar("R")
 
 # Pillow only warns between 89 and 179 megapixels. ``PictureLimits`` refuses both, and everything above.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -114,6 +122,29 @@ def _check_beyond_pixels(image: Image.Image, encoded: bytes, limits: PictureLimi
     if isinstance(image, TiffImageFile):
         width, height = tile_size(image, encoded)
         limits.check_pixels(width, height, field, "a tile of ")
+    if image.format == "JPEG2000":
+        most = jpeg2000.most_parts(image.width * image.height)
+        if (parts := _read(jpeg2000.parts, encoded, field)) > most:
+            description = (
+                f"a JPEG 2000 that takes {parts:,} precincts, code blocks and the like to decode, of at most {most:,} "
+                "for its size; save it anew"
+            )
+            raise invalid(field, description, error_pb2.REASON_IMAGE_DAMAGED)
+    if image.format == "AVIF":
+        largest, total = _read(avif.coded_pixels, encoded, field)
+        if largest > limits.max_pixels or total > _MOST_IN_ALL * limits.max_pixels:
+            description = (
+                f"its frames have {largest:,} pixels, {total:,} in all, whatever its size says; "
+                f"at most {limits.max_pixels:,} are taken: scale the picture down"
+            )
+            raise invalid(field, description, error_pb2.REASON_IMAGE_TOO_MANY_PIXELS)
+
+
+def _read(structure: Callable[[bytes], R], encoded: bytes, field: str) -> R:
+    try:
+        return structure(encoded)
+    except ValueError as error:
+        raise damaged(field, error) from error
 
 
 def eight_bit_grey(picture: Image.Image, opened: Image.Image) -> Image.Image:

@@ -12,6 +12,7 @@ from PIL import Image
 from chassis.beyond_pixels import MOST_SCANS, pixels_at_once
 from chassis.errors import LikenessError
 from chassis.pictures import PictureLimits, open_header
+from tests.unit.chassis.test_jpeg2000 import hostile
 
 LIMITS = PictureLimits(max_encoded_bytes=2_000_000, max_pixels=64_000_000)
 
@@ -154,6 +155,30 @@ def progressive(more_scans: int = 0, **options: Any) -> bytes:
     whole = out.getvalue()
     last = whole.rindex(b"\xff\xda")
     return whole[:-2] + whole[last:-2] * more_scans + whole[-2:]
+
+
+def test_a_jpeg_2000_of_a_precinct_for_each_pixel_is_refused() -> None:
+    with pytest.raises(LikenessError, match=r"JPEG 2000 that takes [\d,]+ precincts") as caught:
+        open_header(hostile((256, 256))["precincts of one sample"], LIMITS, "image")
+
+    assert caught.value.reason == error_pb2.REASON_IMAGE_DAMAGED
+
+
+def test_an_avif_that_is_larger_than_it_says_is_refused() -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (3000, 2000), "teal").save(out, "AVIF", speed=10)
+    whole = out.getvalue()
+    size = whole.index(b"ispe") + 8
+    small = whole[:size] + struct.pack(">II", 16, 16) + whole[size + 8 :]
+    with Image.open(io.BytesIO(small)) as opened:
+        assert opened.size == (16, 16)
+
+    with pytest.raises(LikenessError, match="its frames have 6,000,000 pixels") as caught:
+        open_header(small, PictureLimits(2**20, 100_000), "image")
+
+    assert caught.value.reason == error_pb2.REASON_IMAGE_TOO_MANY_PIXELS
+    taken = open_header(small, PictureLimits(2**20, 6_000_000), "image")
+    assert pixels_at_once(taken, small) == 6_000_000
 
 
 def test_a_jpeg_of_more_scans_than_any_encoder_makes_is_refused() -> None:
