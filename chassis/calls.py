@@ -37,6 +37,8 @@ LOOK_S = 1.0
 
 # The name of the metadata, or of the header, in which a deadline that the caller did not ask for is told.
 DEADLINE_APPLIED = "likeness-deadline-ms"
+# What a call has not failed with: it ends the task, or the process.
+_ENDS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
 
 
 class CallContext(Timed, Protocol):
@@ -81,7 +83,10 @@ class Call:
         self._limit: asyncio.Timeout | None = None
         self._revoked: LikenessError | None = None
         self._touched: Touched | None = None
-        # Tells the address that it came from; None: it is not known.
+        # Whether it was closed without a request, or its client went before that had come, which looks the same.
+        self.unasked = False
+        # Tells the address that it came from, while it is under way; None: it is not known. gRPC's own, asked once
+        # nothing is left of the call, is a segmentation fault.
         self.peer: Callable[[], str] | None = None
         self._peer: str | None = None
         self._ended = False
@@ -105,12 +110,14 @@ class Call:
             self._code = grpc.StatusCode.OK
         except TimeoutError as error:
             raise self.failed(self._overdue(error)) from error
-        except grpc.aio.AbortError:
+        except (*_ENDS, grpc.aio.AbortError):
             raise
-        except Exception as error:
+        except BaseException as error:  # of libraries in Rust some are no ``Exception``
+            if isinstance(error, BaseExceptionGroup) and error.subgroup(_ENDS) is not None:
+                raise
             raise self.failed(error) from error
         finally:
-            self._limit = None
+            self._limit = self.peer = None
             trace.leave(entered)
             _current.reset(token)
 
@@ -133,11 +140,13 @@ class Call:
 
     def touch(self, what: Touched) -> None:
         """Has its line logged at INFO, however it ends, with this beside what was said before."""
+        if self._ended:
+            return
         self._touched = {**(self._touched or {}), **what}
         if self._peer is None and self.peer is not None:
             self._peer = self.peer()
 
-    def failed(self, error: Exception) -> LikenessError:
+    def failed(self, error: BaseException) -> LikenessError:
         """Takes down what it failed with, also before it was under way; a fault of ours is logged whole.
 
         Returns:
@@ -150,10 +159,16 @@ class Call:
         self._code, self._reason = error.code, error.reason_name
         return _traced(error, self.trace)
 
+    def unheard(self) -> None:
+        """Its client has gone before it was told of the failure: what had no request then had no client."""
+        if self.unasked:
+            self._code, self._reason = grpc.StatusCode.CANCELLED, None
+
     def end(self) -> None:
         """Nothing of it is left. May be called again."""
         if not self._ended:
             self._ended = True
+            self.peer = None
             self._calls.forget(self)
             self.allowance.end()
             self._calls.tell(self._outcome())
@@ -289,10 +304,16 @@ class Calls:
 
     async def watch_keys(self) -> None:
         """Looks at the file of keys, until cancelled, and ends the calls of those that are revoked."""
+        changed = False
         while self.guard is not None:
             await asyncio.sleep(LOOK_S)
-            if await asyncio.to_thread(self.guard.keys.refresh):
-                self.check_keys()
+            try:
+                changed = await asyncio.to_thread(self.guard.keys.refresh) or changed
+                if changed:
+                    self.check_keys()
+                    changed = False
+            except Exception as error:  # nobody else looks: revoked keys would stay valid
+                incident("cannot look whether API keys have changed", error)
 
     def check_keys(self) -> None:
         """Ends every call whose key is no longer known, or no longer has the scope."""
@@ -324,9 +345,7 @@ class Calls:
 
 def _traced(error: LikenessError, of: Trace) -> LikenessError:
     """A copy: what several calls fail with at once may be one object."""
-    if error.trace_id is not None:
-        return error
-    return LikenessError(error.reason, error.message, error.violations, error.retry_after_s, of.id)
+    return LikenessError(error.reason, error.message, error.violations, error.retry_after_s, error.trace_id or of.id)
 
 
 _current: ContextVar[Call | None] = ContextVar("call", default=None)

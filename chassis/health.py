@@ -14,12 +14,18 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chassis.tls import ChannelTls, name_of, of_this_host
 
+# How long a server is asked whose name is not known yet, in seconds: it may have begun to listen since.
+_NAMELESS_S = 2.0
 
-def _channel(address: str, tls: ChannelTls | None) -> grpc.Channel:
+
+def _name(address: str, tls: ChannelTls | None) -> str | None:
+    return None if tls is None else name_of(address, tls)
+
+
+def _channel(address: str, tls: ChannelTls | None, name: str | None) -> grpc.Channel:
     options: list[tuple[str, str | int]] = [("grpc.enable_http_proxy", 0)]
     if tls is None:
         return grpc.insecure_channel(address, options=options)
-    name = name_of(address, tls)
     if name is not None:
         options.append(("grpc.ssl_target_name_override", name))
     return grpc.secure_channel(address, tls.grpc(), options=options)
@@ -37,7 +43,7 @@ def serving(address: str, timeout_s: float, tls: ChannelTls | None = None, servi
     Returns:
         None if it says SERVING, otherwise why not.
     """
-    with _channel(address, tls) as channel:
+    with _channel(address, tls, _name(address, tls)) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]
                 health_pb2.HealthCheckRequest(service=service), timeout=timeout_s, wait_for_ready=True
@@ -54,10 +60,12 @@ def wait_until_serving(address: str, timeout_s: float, tls: ChannelTls | None = 
     last = "no answer"
     deadline = time.monotonic() + timeout_s
     while (left := deadline - time.monotonic()) > 0:
-        with _channel(address, tls) as channel:
+        name = _name(address, tls)
+        within_s = left if tls is None or name is not None else min(left, _NAMELESS_S)
+        with _channel(address, tls, name) as channel:
             try:
                 watch = health_pb2_grpc.HealthStub(channel).Watch(  # type: ignore[attr-defined]
-                    health_pb2.HealthCheckRequest(service=service), timeout=left, wait_for_ready=True
+                    health_pb2.HealthCheckRequest(service=service), timeout=within_s, wait_for_ready=True
                 )
                 for answer in watch:
                     last = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

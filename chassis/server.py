@@ -136,7 +136,8 @@ async def _serve(settings: ServiceSettings, service: Service, role: Role) -> int
     watching = asyncio.create_task(calls.watch_keys())
     starting = asyncio.create_task(service.start(readiness))
     stopping = asyncio.create_task(stop.asked.wait())
-    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    giving_up = asyncio.create_task(readiness.given_up())
+    await asyncio.wait({starting, stopping, giving_up}, return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
         starting.cancel()
     try:
@@ -145,14 +146,11 @@ async def _serve(settings: ServiceSettings, service: Service, role: Role) -> int
         if not failed:
             await readiness.set(True, "warmed up")
             role.ready()
-            giving_up = asyncio.create_task(readiness.given_up())
             await asyncio.wait({stopping, giving_up}, return_when=asyncio.FIRST_COMPLETED)
             if settings.stop_delay_s and not giving_up.done():
                 await readiness.leave()
                 log.info("taking calls for a while before the stop", seconds=settings.stop_delay_s)
                 await stop.delay(settings.stop_delay_s, giving_up)
-            failed = giving_up.done()
-            giving_up.cancel()
     except asyncio.CancelledError:
         log.info("stopped while starting")
     except LikenessError as error:
@@ -161,11 +159,12 @@ async def _serve(settings: ServiceSettings, service: Service, role: Role) -> int
     except Exception:
         failed = True
         log.exception("cannot start")
+    failed = failed or giving_up.done()
     await readiness.stop()
     await server.stop(settings.drain_s)
     await service.stop()
-    stopping.cancel()
-    watching.cancel()
+    for task in (stopping, giving_up, watching):
+        task.cancel()
     if metrics is not None:
         await asyncio.to_thread(metrics.stop)
     log.info("stopped")

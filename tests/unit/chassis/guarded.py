@@ -51,6 +51,7 @@ class Servicer(embedder_pb2_grpc.EmbedderServiceServicer):
         self.hold.set()
         self.holding = asyncio.Event()
         self.before_write: Callable[[], object] = lambda: None
+        self.stream_left = asyncio.Event()
 
     async def GetModel(self, request: Any, context: Any) -> embedder_pb2.GetModelResponse:  # noqa: N802
         await self._reach("GetModel")
@@ -61,11 +62,14 @@ class Servicer(embedder_pb2_grpc.EmbedderServiceServicer):
         return embedder_pb2.EmbedResponse()
 
     async def EmbedStream(self, requests: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
-        self.before_write()
-        await context.write(embedder_pb2.EmbedStreamResponse())
-        await self._reach("EmbedStream")
-        async for _ in requests:
+        try:
+            self.before_write()
             await context.write(embedder_pb2.EmbedStreamResponse())
+            await self._reach("EmbedStream")
+            async for _ in requests:
+                await context.write(embedder_pb2.EmbedStreamResponse())
+        finally:
+            self.stream_left.set()
 
     async def _reach(self, rpc: str) -> None:
         self.reached.append(rpc)
@@ -92,6 +96,7 @@ class Running:
     def __init__(self, keys: Keys, max_calls: int, default_deadline_s: float) -> None:
         self.servicer = Servicer()
         self.keys = keys
+        self.port = 0
         self.outcomes: list[Outcome] = []
         self.readiness = Readiness(SERVICE)
         self.ended = asyncio.Queue[Outcome]()
@@ -124,9 +129,9 @@ async def serving(
     embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(running.servicer, server)
     health_pb2_grpc.add_HealthServicer_to_server(running.readiness.health, server)
     reflection.enable_server_reflection((SERVICE,), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    running.port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
         yield running, embedder_pb2_grpc.EmbedderServiceStub(channel), channel
     await server.stop(0)
 

@@ -1,6 +1,7 @@
 """What happens around every call: readiness, default deadline, error mapping. A real server on loopback."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -134,6 +135,111 @@ async def test_a_fault_of_ours_shows_an_incident_and_no_cause() -> None:
     assert seen.code() is grpc.StatusCode.INTERNAL
     assert "incident" in (seen.details() or "")
     assert "secret" not in str(seen.trailing_metadata()) + (seen.details() or "")
+
+
+class Panic(BaseException):
+    """As of a library in Rust."""
+
+
+async def in_a_group(error: BaseException) -> None:
+    async def fail() -> None:
+        raise error
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(fail())
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+async def test_a_fault_that_is_no_exception_is_ours_too_and_told(grouped: bool) -> None:
+    async def answer() -> embedder_pb2.GetModelResponse:
+        if grouped:
+            await in_a_group(Panic("secret detail"))
+        raise Panic("secret detail")
+
+    async with serving(answer) as (channel, _):
+        seen = await failure(channel, timeout_s=30)
+    assert seen.code() is grpc.StatusCode.INTERNAL
+    assert "incident" in (seen.details() or "")
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        asyncio.CancelledError(),
+        KeyboardInterrupt(),
+        SystemExit(),
+        BaseExceptionGroup("both", [Panic(), BaseExceptionGroup("nested", [KeyboardInterrupt()])]),
+    ],
+)
+async def test_what_ends_the_process_or_the_task_passes_through_a_call(end: BaseException) -> None:
+    readiness = Readiness(SERVICE)
+    await readiness.set(True, "test")
+    call = Calls(readiness).admit(f"/{SERVICE}/GetModel", (), "grpc")
+    with pytest.raises(BaseException) as caught:  # noqa: PT011
+        async with call.under_way(None):
+            raise end
+    assert caught.value is end
+
+
+async def test_what_still_runs_after_a_call_s_end_does_not_ask_who_made_it() -> None:
+    # gRPC would answer with a segmentation fault.
+    readiness = Readiness(SERVICE)
+    await readiness.set(True, "test")
+    call = Calls(readiness).admit(f"/{SERVICE}/GetModel", (), "grpc")
+    asked: list[str] = []
+
+    def peer() -> str:
+        asked.append("peer")
+        return "ipv4:127.0.0.1:1"
+
+    async with call.under_way(None):
+        call.peer = peer
+    call.touch({"collection": "answered"})
+    call.end()
+    call.touch({"collection": "ended"})
+    assert not asked
+
+
+@asynccontextmanager
+async def serving_stream(stream: Callable[[Any, Any], Awaitable[None]]) -> AsyncIterator[Any]:
+    """Yields one call of it."""
+    readiness = Readiness(SERVICE)
+    await readiness.set(True, "test")
+    server = grpc.aio.server(interceptors=[CallInterceptor(Calls(readiness))])
+    handler: Any = grpc.stream_stream_rpc_method_handler(stream)
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, {"Stream": handler})])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    most = [("grpc.max_receive_message_length", -1)]
+    async with asyncio.timeout(60), grpc.aio.insecure_channel(f"127.0.0.1:{port}", most) as channel:
+        yield channel.stream_stream(f"/{SERVICE}/Stream")()
+    await server.stop(0)
+
+
+async def test_a_message_behind_one_that_was_cut_off_is_a_fault_and_the_client_is_told() -> None:
+    cut = asyncio.Event()
+
+    async def stream(requests: Any, context: Any) -> None:
+        await context.write(b"a message")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await context.write(bytes(2**25))  # more than is under way while nobody reads
+        cut.set()
+        await context.write(b"a message")
+
+    async with serving_stream(stream) as call:
+        assert await call.read() == b"a message"
+        await cut.wait()
+        assert await call.read() == bytes(2**25)
+        assert await call.code() is grpc.StatusCode.INTERNAL
+
+
+async def test_a_failure_of_a_call_that_a_handler_makes_is_no_going_of_its_client() -> None:
+    async def stream(requests: Any, context: Any) -> None:
+        raise grpc.aio.InternalError("of a call to another service")
+
+    async with serving_stream(stream) as call:
+        assert await call.code() is grpc.StatusCode.INTERNAL
 
 
 async def test_a_call_before_the_first_readiness_is_refused_as_not_ready() -> None:

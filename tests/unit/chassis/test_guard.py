@@ -1,6 +1,8 @@
 """Who may call what, over gRPC on loopback: keys, scopes, limits, revocation."""
 
 import asyncio
+import gc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from likeness.common.v1 import error_pb2
 from likeness.embedder.v1 import embedder_pb2
+from structlog.testing import capture_logs
 
 from chassis import calls as chassis_calls
 from chassis.errors import from_rpc_error
 from tests.unit.chassis.guarded import EMBED, GET, SERVICE, Metadata, bearer, keys_file, reason, refusal, serving
+from tests.unit.chassis.stingy import HEADERS, connected
 
 
 @pytest.mark.parametrize(
@@ -211,6 +215,21 @@ async def test_a_stream_whose_key_is_revoked_while_it_sends_its_first_message_en
     assert [outcome.reason for outcome in running.outcomes] == ["KEY_INVALID"]
 
 
+async def test_a_client_that_is_revoked_in_the_first_message_and_goes_then_is_no_fault(tmp_path: Path) -> None:
+    file, faults = keys_file(tmp_path / "k", web="mine:write"), list[dict[str, Any]]()
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, told: faults.append(told))
+    async with serving(file) as (running, _stub, _channel):
+        async with connected(running.port) as stingy:
+            await stingy.call(f"/{SERVICE}/EmbedStream", metadata=bearer("mine"))
+            await stingy.received(HEADERS)  # and the message behind it is under way
+            keys_file(file, web="other:write")
+            running.reload()
+            await running.servicer.stream_left.wait()
+        assert (await running.ended.get()).reason == "KEY_INVALID"
+    gc.collect()
+    assert not faults
+
+
 async def test_the_file_is_looked_at_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chassis_calls, "LOOK_S", 0.01)
     file = keys_file(tmp_path / "k", web="mine:write")
@@ -222,6 +241,36 @@ async def test_the_file_is_looked_at_by_itself(tmp_path: Path, monkeypatch: pyte
         assert reason(await refusal(stream.read())) == "KEY_INVALID"
         await stub.GetModel(GET, metadata=bearer("new"))
         watching.cancel()
+
+
+def faulty_once(then: Callable[[], Any]) -> Callable[[], Any]:
+    faults = [ZeroDivisionError()]
+
+    def run() -> Any:
+        if faults:
+            raise faults.pop()
+        return then()
+
+    return run
+
+
+async def test_a_fault_of_a_look_at_the_file_is_told_and_does_not_end_the_looking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chassis_calls, "LOOK_S", 0.01)
+    file = keys_file(tmp_path / "k", web="mine:write")
+    async with serving(file) as (running, stub, _):
+        stream: Any = stub.EmbedStream(metadata=bearer("mine"))
+        await stream.read()
+        keys_file(file, web="new:write")
+        for owner, name in ((running.keys, "refresh"), (running.calls, "check_keys")):
+            monkeypatch.setattr(owner, name, faulty_once(getattr(owner, name)))
+        with capture_logs() as lines:
+            watching = asyncio.create_task(running.calls.watch_keys())
+            async with asyncio.timeout(30):
+                assert reason(await refusal(stream.read())) == "KEY_INVALID"
+        watching.cancel()
+    assert [line["log_level"] for line in lines if "incident" in line] == ["error", "error"]
 
 
 async def test_an_unreadable_file_locks_nobody_out_and_lets_nobody_in(tmp_path: Path) -> None:

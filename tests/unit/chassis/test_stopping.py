@@ -156,6 +156,22 @@ async def test_a_service_that_gives_up_stops_without_a_delay() -> None:
         assert await served.ended == 1
 
 
+async def test_a_service_that_gives_up_while_it_starts_stops() -> None:
+    async with running(LONG_S) as served:
+        await served.health()  # so it listens, and starts
+        await served.service.readiness.give_up("another writer has taken over")
+        assert await served.ended == 1
+        assert not served.service.ready.is_set()
+        assert served.service.stopped
+
+
+async def test_a_service_that_has_given_up_is_never_ready_again() -> None:
+    readiness = Readiness(SERVICE)
+    await readiness.give_up("another writer has taken over")
+    await readiness.set(True, "warmed up")
+    assert (readiness.serving, readiness.why) == (False, "another writer has taken over")
+
+
 async def test_a_service_that_is_starting_is_live_and_stops_without_a_delay() -> None:
     async with running(LONG_S) as served:
         address = served.settings.address

@@ -33,12 +33,12 @@ def authority(tmp_path: Path) -> Authority:
 
 
 @asynccontextmanager
-async def listening(tls: ListenerTls | None) -> AsyncIterator[str]:
+async def listening(tls: ListenerTls | None, port: int = 0) -> AsyncIterator[str]:
     server = grpc.aio.server()
     servicer = health_aio.HealthServicer()
     await servicer.set("", SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    where = "127.0.0.1:0"
+    where = f"127.0.0.1:{port}"
     port = server.add_insecure_port(where) if tls is None else server.add_secure_port(where, tls.grpc())
     await server.start()
     yield f"127.0.0.1:{port}"
@@ -117,6 +117,26 @@ async def test_the_health_check_speaks_tls_with_what_the_service_itself_has(
         other = Authority(tmp_path, "another").sign("gateway", "gateway.example")
         assert name_of(address, ChannelTls(other.certificate, other.certificate, other.key)) is None
     assert of_this_host({}) is None
+
+
+async def test_waiting_for_a_service_that_does_not_listen_yet_finds_its_name_later(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = authority.sign("gateway", "gateway.example")  # not the address that it asks
+    tls = ListenerTls(made.certificate, made.key)
+    loop, tried, port = asyncio.get_running_loop(), asyncio.Event(), free_port()
+
+    def told(address: str, tls: ChannelTls) -> str | None:
+        name = name_of(address, tls)
+        loop.call_soon_threadsafe(tried.set)
+        return name
+
+    monkeypatch.setattr(health, "name_of", told)
+    own = ChannelTls(made.certificate, made.certificate, made.key)
+    waiting = asyncio.create_task(asyncio.to_thread(health.wait_until_serving, f"127.0.0.1:{port}", 20, own))
+    await tried.wait()
+    async with listening(tls, port):
+        assert await waiting is None
 
 
 @pytest.mark.parametrize("mutual", [False, True])
