@@ -1,6 +1,7 @@
 """Runs the command ``likeness``; what it can do is in ``commands.app``."""
 
 import errno
+import io
 import os
 import sys
 
@@ -10,6 +11,8 @@ def main() -> None:
     try:
         from likeness_client.commands.app import app  # noqa: PLC0415  # 0.2 s, in which Ctrl-C may come
 
+        if isinstance(sys.stdout, io.TextIOWrapper):  # None, if it was closed
+            sys.stdout.reconfigure(errors="replace")  # a table is of use without what its encoding lacks
         try:
             app()
         finally:

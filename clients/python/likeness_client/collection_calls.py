@@ -5,7 +5,7 @@ import time
 from likeness.gateway.v1 import gateway_pb2
 
 from likeness_client import wire, wire_collections
-from likeness_client.backoff import backoff_s
+from likeness_client.backoff import OnReconnect, backoff_s
 from likeness_client.connection import Connection, OnProgress
 from likeness_client.errors import LikenessError
 from likeness_client.indexer.types import Alias, Collection, Metric
@@ -102,11 +102,12 @@ class CollectionCalls(Connection):
         fetch_uris: bool = False,
         expected_fingerprint: Fingerprint | None = None,
         on_progress: OnProgress | None = None,
+        on_reconnect: OnReconnect | None = None,
     ) -> Reembedded:
         """Fills another collection with the pictures of one, embedded by the gateway's present model.
 
-        A stream that breaks for a reason that may pass is opened again behind the last page, up to six times in a row.
-        The whole may be repeated: what the target has already is not embedded again.
+        A stream that breaks for a reason that may pass is opened again behind the last page, up to five times in a
+        row without anything done between. The whole may be repeated: what the target has already is not embedded again.
 
         Args:
             collection: where the pictures are: a name, or an alias.
@@ -118,6 +119,8 @@ class CollectionCalls(Connection):
             fetch_uris: whether pictures whose original was not kept are fetched from their uri.
             expected_fingerprint: the model expected; None: not checked.
             on_progress: told how far it is.
+            on_reconnect: called before a stream is opened again, with what broke the one before and the seconds until
+                then.
         """
         request = gateway_pb2.ReembedCollectionRequest(
             collection=collection,
@@ -134,8 +137,8 @@ class CollectionCalls(Connection):
         while True:
             try:
                 for told in self._follow(self._stub.ReembedCollection, request):
-                    broken = 0
-                    counts.tell(told)
+                    if counts.tell(told):  # one message in a while tells no more than that the stream lives
+                        broken = 0
                     request.page_token = told.next_page_token
                     failures |= {each.id: wire_collections.failure_from_proto(each) for each in told.failures}
                     if on_progress is not None:
@@ -149,7 +152,10 @@ class CollectionCalls(Connection):
                     break
                 broken, ever_broken = broken + 1, True
                 counts.broke()
-                time.sleep(backoff_s(error, broken))
+                wait_s = backoff_s(error, broken)
+                if on_reconnect is not None:
+                    on_reconnect(error, wait_s)
+                time.sleep(wait_s)
         return Reembedded(
             total=counts.total,
             embedded=counts.embedded,

@@ -5,7 +5,6 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
-from google.protobuf import descriptor_pb2
 from likeness.gateway.v1 import gateway_pb2
 from likeness.gateway.v1.gateway_pb2_grpc import SearchServiceStub
 
@@ -43,17 +42,12 @@ class Connection:
                 services then carry; None, or where it gives None: the gateway begins a trace.
 
         Raises:
-            ValueError: a file of certificates cannot be read.
+            ValueError: a file of certificates cannot be read, or ``timeout`` is not above 0.
         """
         self.address = address
-        self.timeout = timeout
+        self.timeout = channel.deadline_s(timeout)
         service = gateway_pb2.DESCRIPTOR.services_by_name["SearchService"]
-        # Those that the contract says may be. One that answers with a stream only is as long as nothing of it has come.
-        known = descriptor_pb2.MethodOptions.IDEMPOTENCY_UNKNOWN
-        repeatable = [each.name for each in service.methods if each.GetOptions().idempotency_level != known]
-        untraced = (security or Security.of_environment()).channel(
-            channel.target(address), channel.options(service, repeatable)
-        )
+        untraced = (security or Security.of_environment()).channel(channel.target(address), channel.options(service))
         self._channel = traced(untraced, traceparent)
         self._stub = SearchServiceStub(self._channel)
 

@@ -23,7 +23,7 @@ class DuplicateGroup:
     """Items that are the same picture, or nearly.
 
     Attributes:
-        items: the first 1,000 in the order of their ids.
+        items: in the order of their ids, the first 500; fewer if they are very large.
         count: items in the group, given or not.
     """
 

@@ -23,6 +23,7 @@ from likeness.gateway.v1 import gateway_pb2
 from likeness.gateway.v1.gateway_pb2_grpc import SearchServiceStub
 
 from likeness_client import wire
+from likeness_client.backoff import may_go_on
 from likeness_client.errors import (
     FIELD_INVALID,
     FILE_UNREADABLE,
@@ -101,7 +102,7 @@ class Ingest:
                 error = broken.error
             else:
                 return
-            if not error.passing or self._broken_in_a_row == self._limits.reconnects:
+            if not may_go_on(error) or self._broken_in_a_row == self._limits.reconnects:
                 raise IndexInterruptedError(
                     error.code,
                     error.reason,

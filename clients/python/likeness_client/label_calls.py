@@ -1,12 +1,13 @@
 """Labels: which fit, and changes of what items are called."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 
 from likeness.gateway.v1 import gateway_pb2
 
 from likeness_client import wire, wire_labels
-from likeness_client.backoff import backoff_s
+from likeness_client.backoff import backoff_s, may_go_on
 from likeness_client.connection import Connection, OnProgress
 from likeness_client.errors import LikenessError
 from likeness_client.filters import Filter
@@ -92,7 +93,7 @@ class LabelCalls(Connection):
 
     def classify(
         self,
-        pictures: Sequence[Term],
+        pictures: Iterable[Term],
         labels: Sequence[str],
         *,
         templates: Sequence[str] = (),
@@ -104,13 +105,14 @@ class LabelCalls(Connection):
         """Says which of the labels fit pictures best, without training; in calls of at most 256 pictures and 32 MiB.
 
         Args:
-            pictures: ``Term.image`` and ``Term.id``, at least one; their weights do not matter.
+            pictures: ``Term.image`` and ``Term.id``, at least one; their weights do not matter. They are taken as the
+                calls go.
             labels: 1 to 1,000 to choose from; "none of these" has to be one of them to be an answer.
             templates: texts in which ``{}`` stands for the label; none: ``a photo of a {}.``.
             scale: what cosines are multiplied by before the softmax; None: what suits the model.
             top_k: most labels of each picture, 1 to 1,000; 0: 5.
             collection: that of the stored pictures; empty: the gateway's default, ``images``.
-            expected_fingerprint: the model expected; None: not checked.
+            expected_fingerprint: the model expected; None: that of the first call, in those that follow.
 
         Raises:
             TypeError: one of the pictures is a text or a vector; or a text is given for a list.
@@ -121,15 +123,18 @@ class LabelCalls(Connection):
         answer = gateway_pb2.ClassifyResponse()
         most = max(1, min(MAX_INPUTS, MAX_PROBABILITIES // (top_k or DEFAULT_TOP_K)))
         groups = of_a_size(map(wire_labels.input_to_proto, pictures), most, MAX_INPUT_BYTES)
-        for some in list(groups) or [[]]:  # with no picture the gateway says what is wrong
+        expected = wire.fingerprint_to_proto(expected_fingerprint)
+        first: list[gateway_pb2.ClassifyInput] = next(groups, [])  # with no picture the gateway says what is wrong
+        for some in chain([first], groups):
             request = gateway_pb2.ClassifyRequest(
                 collection=collection,
-                expected_fingerprint=wire.fingerprint_to_proto(expected_fingerprint),
+                expected_fingerprint=expected,
                 inputs=some,
                 labelling=wire_labels.labelling_to_proto(labels, templates, scale),
                 top_k=top_k,
             )
             answer = self._call(self._stub.Classify, request)
+            expected = expected or answer.fingerprint  # results of two models are not to be compared
             results.extend(map(wire_labels.classification_from_proto, answer.results))
         return ClassifyResult(tuple(results), wire.fingerprint_from_proto(answer.fingerprint), answer.scale)
 
@@ -147,7 +152,7 @@ class LabelCalls(Connection):
     ) -> Iterator[LabelSuggestion]:
         """Classifies the items of a collection by their stored vectors. Nothing is written: see ``update_labels``.
 
-        A stream that breaks for a reason that may pass is opened again behind the last page, up to six times in a row.
+        A stream that breaks for a reason that may pass is opened again behind the last page, up to five times in a row.
 
         Args:
             labels: 1 to 1,000 to choose from.
@@ -188,4 +193,4 @@ class LabelCalls(Connection):
             except LikenessError as error:
                 if not whole:  # else nothing is missing but the stream's end
                     failures, done_before = failures + 1, done
-                    time.sleep(backoff_s(error, failures))
+                    time.sleep(backoff_s(error, failures, may_pass=may_go_on(error)))

@@ -20,6 +20,7 @@ class Counts:
         self._before = gateway_pb2.ReembedCollectionResponse()  # of earlier streams, before the present one's beginning
         self._again = 0  # what they embedded behind it
         self._broken = False
+        self._most = (0, 0, 0)  # embedded, removed and done, as far as they ever were
 
     @property
     def done(self) -> int:
@@ -46,13 +47,21 @@ class Counts:
         """Items deleted from the target."""
         return self._before.removed + self.last.removed
 
-    def tell(self, told: gateway_pb2.ReembedCollectionResponse) -> None:
-        """A message has come."""
+    def tell(self, told: gateway_pb2.ReembedCollectionResponse) -> bool:
+        """A message has come.
+
+        Returns:
+            Whether something was done: a page ended, or more is embedded, removed or looked at than ever before.
+        """
         if self._broken:
             self._begin_again()
-        if told.next_page_token != self._page.next_page_token:
+        turned = told.next_page_token != self._page.next_page_token
+        if turned:
             self._page = told
         self.last = told
+        before, now = self._most, (self.embedded, self.removed, self.done)
+        self._most = (max(before[0], now[0]), max(before[1], now[1]), max(before[2], now[2]))
+        return turned or self._most != before
 
     def broke(self) -> None:
         """The stream broke; the next message is another one's."""

@@ -1,5 +1,6 @@
 """Shows what a command found: as tables for people, as JSON and CSV for programs."""
 
+import codecs
 import json
 import os
 import re
@@ -58,10 +59,20 @@ def err() -> Console:
 
 
 def show_json(value: Mapping[str, Any]) -> None:
-    """One line of JSON on stdout."""
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    # An error may name a file whose name is no UTF-8.
-    sys.stdout.write(line.encode("utf-8", "replace").decode() + "\n")
+    """One line of JSON on stdout; in ASCII, as JSON can be, where that is not UTF-8."""
+    write(json.dumps(value, ensure_ascii=_encoding() != "utf-8", allow_nan=False) + "\n")
+
+
+def write(text: str) -> None:
+    """A text on stdout, if there is one; what its encoding lacks is replaced, as in a file's name that is no UTF-8."""
+    if sys.stdout:  # none, if it was closed
+        encoding = _encoding()
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+
+
+def _encoding() -> str:
+    """What stdout is written in, by the name that Python's codecs have for it."""
+    return codecs.lookup((sys.stdout and sys.stdout.encoding) or "utf-8").name
 
 
 def items_as_json(result: GetResult) -> dict[str, Any]:
@@ -175,7 +186,10 @@ def shown_ids(item_ids: Iterable[str], ids: Ids) -> tuple[list[str], int]:
 
 def short_uri(uri: str) -> str:
     """The path of a ``file://`` URI, relative to where the reader stands if it is below; any other URI as it is."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # such as http://[cdn/a.jpg: any text may be stored as a uri
+        return uri
     if parts.scheme != "file":
         return uri
     return short_path(Path(unquote(parts.path)))

@@ -59,7 +59,7 @@ def show_classes(pictures: Sequence[Path | str], results: Sequence[Classificatio
 
 
 def groups_as_json(groups: Sequence[DuplicateGroup]) -> dict[str, Any]:
-    """The groups, with the first 1,000 items of each."""
+    """The groups, with the first 500 items of each."""
     return {
         "groups": [
             {

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from likeness_client.render import (
     shown_ids,
     size,
     told,
+    write,
 )
 from likeness_client.render_indexer import facets_as_json, show_facets
 
@@ -51,7 +51,7 @@ def show_hits_as_csv(result: SearchResult, *, explain: bool) -> None:
         if explain:
             row.append(";".join(str(seven_digits(each)) for each in hit.term_similarities))
         rows.writerow(row)
-    sys.stdout.write(text.getvalue())
+    write(text.getvalue())
 
 
 def show_hits(result: SearchResult, terms: Sequence[str], ids: Ids = Ids.SHORT) -> None:

@@ -18,6 +18,7 @@ class FakeCollections(gateway_pb2_grpc.SearchServiceServicer):
         requests: what these calls were asked.
         collections: those that there are.
         aliases: what each stands for.
+        alias_breaks: what the next moves of an alias end with, once it is moved.
         on_create: answers instead, when a collection is to be made.
         reembedding: what a re-embedding answers with.
         reembeddings: what the next ones answer with instead; all but the last of them break behind that.
@@ -28,6 +29,7 @@ class FakeCollections(gateway_pb2_grpc.SearchServiceServicer):
         self.requests: list[Message] = []
         self.collections: dict[str, pb.Collection] = {}
         self.aliases: dict[str, str] = {}
+        self.alias_breaks: list[status_pb2.Status] = []
         self.on_create: (
             Callable[[pb.CreateCollectionRequest, grpc.ServicerContext], pb.CreateCollectionResponse] | None
         ) = None
@@ -83,6 +85,8 @@ class FakeCollections(gateway_pb2_grpc.SearchServiceServicer):
         self.requests.append(request)
         previous = self.aliases.get(request.alias, "")
         self.aliases[request.alias] = request.collection
+        if self.alias_breaks:
+            context.abort_with_status(rpc_status.to_status(self.alias_breaks.pop(0)))
         return pb.SetAliasResponse(previous_collection=previous)
 
     def DeleteAlias(  # noqa: N802

@@ -109,6 +109,7 @@ class FakeIndexer(indexer_pb2_grpc.IndexerServiceServicer):
         if request.HasField("expected_collection") and request.expected_collection != previous:
             abort(context, status(grpc.StatusCode.FAILED_PRECONDITION, "ALIAS_MOVED", f"it stands for {previous!r}"))
         self.aliases[request.alias] = request.collection
+        self._fail_if_told("SetAlias", context)
         return pb.SetAliasResponse(previous_collection=previous)
 
     def DeleteAlias(self, request: pb.DeleteAliasRequest, context: grpc.ServicerContext) -> pb.DeleteAliasResponse:  # noqa: N802

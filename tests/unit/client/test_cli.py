@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,14 @@ def test_what_a_terminal_would_obey_is_shown_instead(address: str, gateway: Fake
     result = likeness("search", "--text", "a", server=address)
     assert "\x1b" not in result.stdout
     assert "[red]" in result.stdout
+
+
+@pytest.mark.parametrize("uri", ["http://[cdn/x.jpg", "s3://bucket[1]/a.jpg", "file://[x]/a"])
+def test_a_uri_that_cannot_be_taken_apart_is_shown_as_it_is(address: str, gateway: FakeGateway, uri: str) -> None:
+    gateway.found.hits.add(item=pb.Item(id="a", uri=uri), score=0.5)
+    result = likeness("search", "--text", "a", server=address)
+    assert result.exit_code == 0
+    assert uri in result.stdout
 
 
 def test_search_combines_what_it_should_be_like_and_unlike(address: str, gateway: FakeGateway, tmp_path: Path) -> None:
@@ -206,6 +215,50 @@ def test_a_healthy_status_shows_services_model_and_collections(address: str, gat
     assert result.exit_code == 0
     for words in (address, "embedder", "serving", "starter", "cpu", "No collections yet"):
         assert words in result.stdout
+
+
+@pytest.mark.parametrize("timeout", ["inf", "1e10"])
+def test_any_time_is_a_time_to_wait_before_and_behind_the_command(address: str, timeout: str) -> None:
+    assert likeness("--timeout", timeout, "status", server=address).exit_code == 0
+    assert likeness("status", "--timeout", timeout, server=address).exit_code == 0
+
+
+@pytest.mark.parametrize("command", [["--timeout", "nan", "status"], ["status", "--timeout", "nan"]])
+def test_no_number_is_no_time_to_wait(command: list[str], nobody: str) -> None:
+    result = likeness(*command, server=nobody)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--timeout" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("output_format", "shown"),
+    [("json", '"labels": ["\\u65e5", "caf\\u00e9"]'), ("csv", "?;caf\xe9"), ("table", "?, caf\xe9")],
+)
+def test_output_in_another_encoding_is_written_as_far_as_that_goes(
+    address: str, gateway: FakeGateway, output_format: str, shown: str
+) -> None:
+    hit(gateway, "a", 0.91, labels=("日", "café"))
+    command = [sys.executable, "-c", "from likeness_client.cli import main; main()", "--server", address]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    result = subprocess.run(
+        [*command, "search", "--text", "a", "--format", output_format],
+        check=False,
+        capture_output=True,
+        env=environment,
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert shown in result.stdout.decode("latin-1")
+
+
+@pytest.mark.parametrize("output_format", ["json", "csv", "table"])
+def test_output_to_nowhere_is_no_complaint(address: str, gateway: FakeGateway, output_format: str) -> None:
+    hit(gateway, "a", 0.91)
+    line = 'exec "$0" -c "from likeness_client.cli import main; main()" "$@" >&-'
+    arguments = ["--server", address, "search", "--text", "a", "--format", output_format]
+    result = subprocess.run(
+        ["/bin/sh", "-c", line, sys.executable, *arguments], check=False, stderr=subprocess.PIPE, text=True
+    )
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_an_interrupt_while_the_command_is_loaded_is_told_in_a_line() -> None:

@@ -75,6 +75,18 @@ def test_index_takes_pictures_from_directories_and_labels_them(
     assert (start.collection, start.create_collection) == ("pets", True)
 
 
+@pytest.mark.parametrize("place", ["..", "../beside/.."])
+def test_index_labels_by_the_name_of_the_directory_however_it_is_told(
+    address: str, gateway: FakeGateway, photos: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    below = photos / "cats" / "below"
+    below.mkdir()
+    (photos / "cats" / "beside").mkdir()
+    monkeypatch.chdir(below)
+    assert likeness("index", place, "--label-from-parent", server=address).exit_code == 0
+    assert {tuple(item.labels) for item in gateway.stored.values()} == {("cats",)}
+
+
 def test_index_sends_every_file_that_is_named_and_with_all_files_every_one(
     address: str, gateway: FakeGateway, photos: Path
 ) -> None:
@@ -222,6 +234,16 @@ def test_the_same_command_again_is_no_advice_for_an_error_that_stays(
     assert "had no answer" in result.stdout
     assert "may or may not" not in result.stdout
     assert "again" not in result.stdout
+
+
+@pytest.mark.usefixtures("waits")
+def test_the_same_command_again_is_advice_where_the_gateway_let_go(
+    address: str, gateway: FakeGateway, photos: Path
+) -> None:
+    gateway.refusal = status(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "no item came for 300 s")
+    result = likeness("index", photos, server=address)
+    assert result.exit_code == 1
+    assert "The same command again sends the rest" in result.stdout
 
 
 def test_files_that_were_never_reached_are_counted(address: str, gateway: FakeGateway, tmp_path: Path) -> None:

@@ -317,11 +317,65 @@ def test_an_interrupted_export_says_how_to_go_on(
     assert (done["rows"], done["resumed"]) == (40, 20)
 
 
+def test_going_on_is_advice_only_where_this_import_has_begun(
+    indexer_address: str, indexer: FakeIndexer, photos: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": "a", "vector": [1, 2, 3, 4]}\n')
+    full = status(grpc.StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL", "the disk is full")
+    indexer.failures["UpsertItems"] = deque([full, full])
+
+    failed = likeness("import", path, "--collection", photos, indexer=indexer_address)
+    assert (failed.exit_code, "--resume goes on" in failed.stdout) == (1, True)
+    elsewhere = likeness("import", path, "--collection", "nowhere", indexer=indexer_address)
+    assert (elsewhere.exit_code, "--resume" in elsewhere.stdout) == (1, False)
+    again = likeness("import", path, "--collection", photos, "--resume", indexer=indexer_address)
+    assert (again.exit_code, "--resume goes on" in again.stdout) == (1, True)
+    indexer.collections[photos].uid = "another"
+    other = likeness("import", path, "--collection", photos, "--resume", indexer=indexer_address)
+    assert (other.exit_code, "--resume goes on" in other.stdout) == (1, False)
+
+
+def test_going_on_is_no_advice_where_an_export_could_not_begin(
+    indexer_address: str, photos: str, tmp_path: Path
+) -> None:
+    path = tmp_path / ("a" * 245 + ".jsonl")  # with .part behind it too long for a file's name
+    result = likeness("export", path, "--collection", photos, indexer=indexer_address)
+    assert result.exit_code == 1
+    assert "File name too long" in result.stderr
+    assert "--resume" not in result.stderr
+
+
+def test_an_import_tells_that_it_is_not_remembered(
+    indexer_address: str, indexer: FakeIndexer, photos: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": "a", "vector": [1, 2, 3, 4]}\n')
+    (tmp_path / "a.jsonl.import.json.new").mkdir()
+    indexer.failures["UpsertItems"] = deque([status(grpc.StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL", "full")])
+    result = likeness("import", path, "--collection", photos, indexer=indexer_address)
+    assert "a.jsonl.import.json cannot be written (Is a directory): how far the import is" in result.stderr
+    assert "STORE_FULL: full" in result.stderr
+    assert "--resume" not in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["export", "a.txt"], "--as parquet or --as jsonl"),
         (["erase", "\udcff"], "is no text"),
+        (["snapshot", "list", "--collection", "\udcff"], "is no text"),
+        (["snapshot", "create", "\udcff"], "is no text"),
+        (["snapshot", "delete", "\udcff"], "is no text"),
+        (["restore", "\udcff"], "is no text"),
+        (["restore", "photos", "--to", "\udcff"], "is no text"),
+        (["rebuild", "\udcff"], "is no text"),
+        (["collections", "create", "a", "--model", "\udcff", "--digest", "0", "--dimension", "1"], "is no text"),
+        (["collections", "create", "a", "--model", "m", "--digest", "\udcff", "--dimension", "1"], "is no text"),
+        (["collections", "create", "a", "--model", "m", "--digest", "0", "--dimension", "-1"], "--dimension"),
+        (["collections", "update", "a", "--max-neighbors", "-1"], "--max-neighbors"),
+        (["collections", "update", "a", "--ef-construction", "99999999999"], "--ef-construction"),
+        (["collections", "update", "a", "--ef-search", "99999999999"], "--ef-search"),
         (["export", "a.parquet", "--where", "width >="], "width >=\n        ^\n"),
         (["import", "/nowhere.parquet"], "does not exist"),
         (["count", "--where", "width >="], "width >=\n        ^\n"),

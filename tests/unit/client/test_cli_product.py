@@ -11,6 +11,7 @@ from likeness.common.v1 import types_pb2
 from likeness.gateway.v1 import gateway_pb2 as pb
 
 from likeness_client.client import Client
+from likeness_client.commands.app import app
 from tests.unit.client.command import likeness
 from tests.unit.client.fake_gateway import FakeGateway
 
@@ -268,6 +269,19 @@ def test_deleting_by_a_condition_asks_first(address: str, pets: dict[str, pb.Ind
         (["classify", "--id", "\udcff", "--label", "cat"], "is no text"),
         (["classify", "--id", "a", "--label", "\udcff"], "is no text"),
         (["classify", "--id", "a", "--label", "cat", "--template", "{}\udcff"], "is no text"),
+        (["alias", "set", "\udcff", "photos"], "is no text"),
+        (["alias", "set", "now", "\udcff"], "is no text"),
+        (["alias", "set", "now", "photos", "--expected", "\udcff"], "is no text"),
+        (["alias", "delete", "\udcff"], "is no text"),
+        (["collections", "create", "\udcff"], "is no text"),
+        (["collections", "create", "photos", "--description", "\udcff"], "is no text"),
+        (["collections", "describe", "\udcff"], "is no text"),
+        (["collections", "delete", "\udcff", "--yes"], "is no text"),
+        (["collections", "update", "photos", "--description", "\udcff"], "is no text"),
+        (["reembed", "\udcff", "new"], "is no text"),
+        (["reembed", "photos", "\udcff"], "is no text"),
+        (["reembed", "photos", "new", "--alias", "\udcff"], "is no text"),
+        (["list", "--order-by", "\udcff"], "is no text"),
         (["label", "set", "--all"], "--none"),
         (["label", "set", "cat", "--none", "--all"], "--none"),
         (["delete"], "ID... or --where CONDITION"),
@@ -292,6 +306,33 @@ def test_without_a_server_each_command_says_where_it_looked(command: list[str], 
     result = likeness(*command, server=nobody)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith(f"No gateway answers at {nobody}")
+
+
+class Interrupted:
+    """A terminal at which Ctrl-C is pressed."""
+
+    def readline(self, *_: object) -> str:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("command", [["delete", "--where", 'label = "cat"'], ["collections", "delete", "photos"]])
+def test_an_interrupt_at_a_question_is_told_and_is_exit_code_130(
+    *,
+    command: list[str],
+    address: str,
+    gateway: FakeGateway,
+    pets: dict[str, pb.IndexItem],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gateway.collections["photos"] = pb.Collection(name="photos")
+    monkeypatch.setattr("sys.stdin", Interrupted())
+    with pytest.raises(SystemExit) as ended:
+        app(["--server", address, *command])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.endswith("\nInterrupted.\n")
+    assert len(pets) == 3
+    assert "photos" in gateway.collections
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,18 @@ def test_a_deadline_that_passes_is_said_with_its_length(address: str, gateway: F
     assert "within 0.2 s" in caught.value.message
 
 
+@pytest.mark.parametrize("timeout", [float("inf"), 1e10, None])
+def test_any_time_is_a_time_to_wait(address: str, timeout: float | None) -> None:
+    with Client(address, timeout=timeout) as client:
+        assert client.status().version == "0.1.0"
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+def test_no_time_is_no_time_to_wait(address: str, timeout: float) -> None:
+    with pytest.raises(ValueError, match="expected more than 0"):
+        Client(address, timeout=timeout)
+
+
 def test_more_ids_than_a_call_takes_are_sent_in_several(client: Client, gateway: FakeGateway) -> None:
     gateway.stored = {f"id-{i}": pb.IndexItem() for i in range(1500)}
     ids = [f"id-{i}" for i in range(2000)]
@@ -298,6 +310,23 @@ def test_a_new_stream_goes_on_with_the_last_token(client: Client, gateway: FakeG
     list(client.index(pictures(100), limits=QUICK))
 
     assert [start.resume_token for start in gateway.starts] == ["", "token-1", "token-1", "token-3"]
+
+
+def test_a_stream_that_was_let_go_for_its_silence_is_followed_by_another(client: Client, gateway: FakeGateway) -> None:
+    silent = status(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "no item came for 300 s")
+    gateway.breaks.extend([Break(3, silent), Break(1, silent)])
+
+    outcomes = list(client.index(pictures(10), limits=QUICK))
+
+    assert sorted(outcome.id for outcome in outcomes) == sorted(f"id-{i}" for i in range(10))
+    assert len(gateway.starts) == 3
+
+
+def test_streams_that_are_let_go_again_and_again_are_given_up(client: Client, gateway: FakeGateway) -> None:
+    gateway.refusal = status(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "no item came for 300 s")
+    with pytest.raises(IndexInterruptedError, match="DEADLINE_EXCEEDED"):
+        list(client.index(pictures(10), limits=QUICK))
+    assert len(gateway.starts) == 6
 
 
 def test_nothing_is_sent_while_the_gateway_asks_for_a_pause(client: Client, gateway: FakeGateway) -> None:

@@ -186,6 +186,31 @@ def test_what_will_not_pass_is_raised_and_so_is_what_does_not_pass(client: Clien
 
 
 @pytest.mark.usefixtures("hasty")
+def test_streams_that_tell_they_live_and_do_nothing_are_given_up(client: Client, gateway: FakeGateway) -> None:
+    gateway.reembedding = [pb.ReembedCollectionResponse(total=4)]
+    gateway.reembedding_breaks = [shutting_down() for _ in range(20)]
+    with pytest.raises(LikenessError, match="SHUTTING_DOWN"):
+        client.reembed("photos", "new")
+    assert len(gateway.requests) == 6
+
+
+@pytest.mark.usefixtures("hasty")
+def test_streams_that_find_again_what_earlier_ones_did_are_given_up(client: Client, gateway: FakeGateway) -> None:
+    gateway.reembeddings = [[progress(2, 0, 2, "")]] * 8
+    with pytest.raises(LikenessError, match="the connection broke"):
+        client.reembed("photos", "new")
+    assert len(gateway.requests) == 6
+
+
+@pytest.mark.usefixtures("hasty")
+def test_streams_that_each_do_something_are_followed_however_many_break(client: Client, gateway: FakeGateway) -> None:
+    gateway.reembeddings = [[progress(1, 1, 0, f"{number:02}")] for number in range(20)] + [[finished(0, 0, 0)]]
+    told: list[str] = []
+    done = client.reembed("photos", "new", on_reconnect=lambda error, _wait_s: told.append(error.code))
+    assert (done.embedded, told) == (20, ["UNAVAILABLE"] * 20)
+
+
+@pytest.mark.usefixtures("hasty")
 def test_a_stream_that_broke_while_the_alias_was_moved_counts_as_done(client: Client, gateway: FakeGateway) -> None:
     moved = status(grpc.StatusCode.FAILED_PRECONDITION, "ALIAS_MOVED", "it stands for new")
     gateway.reembedding = [pb.ReembedCollectionResponse(done=4, total=4, embedded=4)]
@@ -211,6 +236,13 @@ def test_what_may_not_be_repeated_is_sent_once(client: Client, gateway: FakeGate
     assert calls == 1
 
 
+def test_an_alias_is_moved_once_even_where_the_answer_is_lost(client: Client, gateway: FakeGateway) -> None:
+    gateway.alias_breaks = [shutting_down()]
+    with pytest.raises(LikenessError, match="SHUTTING_DOWN"):
+        client.set_alias("now", "new", expected="old")
+    assert [type(request) for request in gateway.requests] == [pb.SetAliasRequest]
+
+
 def test_the_command_tells_what_became_of_it(address: str, gateway: FakeGateway) -> None:
     told(gateway)
     result = likeness("reembed", "photos", "new", "--alias", "now", "--switch-despite-failures", server=address)
@@ -220,6 +252,14 @@ def test_the_command_tells_what_became_of_it(address: str, gateway: FakeGateway)
         "3 that the source lacks are deleted. now stands for it now.\n"
     )
     assert result.stderr == "b: ORIGINAL_MISSING: there is no picture\n"
+
+
+@pytest.mark.usefixtures("hasty")
+def test_the_command_tells_that_it_goes_on_over_another_stream(address: str, gateway: FakeGateway) -> None:
+    told(gateway)
+    gateway.reembedding_breaks = [shutting_down()]
+    result = likeness("reembed", "photos", "new", server=address)
+    assert "SHUTTING_DOWN: the gateway is stopping\nGoing on in 0.001 s.\n" in result.stderr
 
 
 def test_the_command_as_json_has_the_promised_shape(address: str, gateway: FakeGateway) -> None:

@@ -192,6 +192,22 @@ def test_more_pictures_than_a_call_takes_are_classified_in_several(client: Clien
     assert sizes == [256, 44, 1, 1]
 
 
+def test_pictures_to_classify_are_taken_as_the_calls_go_and_the_model_stays_the_same(
+    client: Client, gateway: FakeGateway
+) -> None:
+    calls_before: list[int] = []
+
+    def pictures() -> Iterator[Term]:
+        for _ in range(600):
+            calls_before.append(len(gateway.requests))
+            yield Term.image(b"cat")
+
+    assert len(client.classify(pictures(), ["cat", "dog"]).results) == 600
+    assert (calls_before[0], calls_before[-1]) == (0, 2)
+    expected = [request.expected_fingerprint.model for request in gateway.requests]  # type: ignore[attr-defined]
+    assert expected == ["", "starter", "starter"]
+
+
 def test_a_text_cannot_be_classified(client: Client) -> None:
     with pytest.raises(TypeError, match=r"a text cannot be classified; expected Term\.image or Term\.id"):
         client.classify([Term.text("a cat")], ["cat"])
@@ -201,7 +217,7 @@ def test_a_text_cannot_be_classified(client: Client) -> None:
 def test_labels_are_suggested_and_a_broken_stream_goes_on_where_it_was(client: Client, gateway: FakeGateway) -> None:
     gateway.stream_breaks = [
         shutting_down(),
-        status(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", "full", retry_after_s=0.001),
+        status(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "nobody has read for 300 s"),
     ]
     told: list[tuple[int, int]] = []
     suggested = client.suggest_labels(

@@ -1,6 +1,7 @@
 """Imports of files, against an indexer in memory."""
 
 import json
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -18,6 +19,7 @@ from likeness_client import LikenessError
 from likeness_client.indexer import IndexerClient
 from likeness_client.indexer.types import Limits
 from likeness_client.transfer.importing import Import
+from likeness_client.transfer.jsonl import JsonLinesSource
 from likeness_client.transfer.rows import Row
 from likeness_client.transfer.sources import open_source
 from likeness_client.transfer.upload import Upload
@@ -205,6 +207,50 @@ def test_what_cannot_pass_ends_an_import_at_once_and_it_goes_on_where_it_was(
     assert not again.state_path.exists()
 
 
+@pytest.fixture
+def always_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How far an import is, is remembered after each answer."""
+    monkeypatch.setattr("likeness_client.transfer.importing.SAVE_EVERY_S", 0.0)
+
+
+@pytest.mark.usefixtures("always_saving")
+def test_an_import_that_cannot_remember_how_far_it_is_tells_once_and_goes_on(
+    client: IndexerClient, indexer: FakeIndexer, photos: str, tmp_path: Path
+) -> None:
+    path = lines(tmp_path / "a.jsonl", [{"id": f"r{n:04}", "vector": [1, 2, 3, 4]} for n in range(1000)])
+    (tmp_path / "a.jsonl.import.json.new").mkdir()  # where it would be written
+    work = Import(client, path)
+    work.prepare(photos, create=False, model="", digest="", metric=None)
+    unsaved: list[OSError] = []
+
+    work.run(on_unsaved=unsaved.append)
+    work.close()
+
+    assert len(indexer.items[photos]) == 1000
+    assert [type(error) for error in unsaved] == [IsADirectoryError]
+    assert not work.resumable
+
+
+def test_what_ended_an_import_is_raised_although_it_cannot_be_remembered(
+    client: IndexerClient, indexer: FakeIndexer, photos: str, tmp_path: Path
+) -> None:
+    path = lines(tmp_path / "a.jsonl", [{"id": "a", "vector": [1, 2, 3, 4]}])
+    (tmp_path / "a.jsonl.import.json.new").mkdir()
+    indexer.failures["UpsertItems"] = deque([status(grpc.StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL", "full")])
+    with pytest.raises(LikenessError, match="full"):
+        into_photos(client, path)
+
+
+def test_an_import_of_a_file_whose_name_is_no_utf_8_goes_on_where_it_was(
+    client: IndexerClient, indexer: FakeIndexer, photos: str, tmp_path: Path
+) -> None:
+    path = lines(tmp_path / os.fsdecode(b"caf\xe9.jsonl"), [{"id": "a", "vector": [1, 2, 3, 4]}])
+    indexer.failures["UpsertItems"] = deque([status(grpc.StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL", "full")])
+    with pytest.raises(LikenessError, match="full"):
+        into_photos(client, path)
+    assert into_photos(client, path, resume=True).progress.stored == 1
+
+
 def test_an_import_is_not_resumed_with_another_file_or_into_another_collection(
     client: IndexerClient, indexer: FakeIndexer, photos: str, tmp_path: Path
 ) -> None:
@@ -262,6 +308,73 @@ def test_a_csv_that_does_not_fit_is_refused_before_anything_is_sent(
     with pytest.raises(LikenessError, match=words) as caught:
         open_source(tmp_path / "v.npy", tmp_path / "v.csv")
     assert caught.value.reason == "FILE_INVALID"
+
+
+def test_a_table_whose_name_is_no_utf_8_is_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.ones((1, 4), np.float32))
+    csv = tmp_path / os.fsdecode(b"caf\xe9.csv")
+    csv.write_text("id\na\n")
+    assert [row.id for row in open_source(tmp_path / "v.npy", csv).rows(0)] == ["a"]
+
+
+def empty(path: Path) -> None:
+    path.touch()
+
+
+def zipped(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, a=np.ones((1, 4)))
+
+
+def no_numbers(path: Path) -> None:
+    np.save(path, np.array([["a"]], object))
+
+
+@pytest.mark.parametrize("write", [empty, zipped, no_numbers])
+def test_what_is_no_array_is_refused_before_anything_is_sent(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    write(tmp_path / "v.npy")
+    (tmp_path / "v.csv").write_text("id\na\n")
+    with pytest.raises(LikenessError, match="cannot be read as a numpy array") as caught:
+        open_source(tmp_path / "v.npy", tmp_path / "v.csv")
+    assert caught.value.reason == "FILE_INVALID"
+
+
+DEEP = "[" * 200_000
+
+
+def test_rows_that_are_nested_too_deep_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(DEEP + "\n")
+    columns = {"id": ["a"], "vector": pa.array([[1.0]], pa.list_(pa.float32())), "metadata": [DEEP]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        (row,) = open_source(tmp_path / name).rows(0)
+        assert "recursion" in row.fault
+
+
+def test_a_parquet_file_that_says_what_cannot_be_read_of_its_collection_is_refused(tmp_path: Path) -> None:
+    columns = {"id": ["a"], "vector": pa.array([[1.0]], pa.list_(pa.float32()))}
+    for about in (DEEP, "no JSON", "[]"):
+        pq.write_table(pa.table(columns).replace_schema_metadata({"likeness": about}), tmp_path / "a.parquet")
+        with pytest.raises(LikenessError, match="export it again") as caught:
+            open_source(tmp_path / "a.parquet")
+        assert caught.value.reason == "FILE_INVALID"
+
+
+def test_a_file_that_cannot_be_read_on_is_told_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.symlink_to("/proc/self/mem")  # whose first byte cannot be read
+    with pytest.raises(LikenessError, match=r"a\.jsonl: Input/output error") as caught:
+        open_source(path)
+    assert caught.value.reason == "FILE_UNREADABLE"
+
+    path = lines(tmp_path / "b.jsonl", [{"id": "a", "vector": [1, 2, 3, 4]}])
+    source = JsonLinesSource(path)
+    (opened,) = (int(each.name) for each in Path("/proc/self/fd").iterdir() if each.resolve() == path)
+    with Path("/proc/self/mem").open("rb") as broken:
+        os.dup2(broken.fileno(), opened)
+    with pytest.raises(LikenessError, match=r"b\.jsonl: Input/output error"):
+        list(source.rows(0))
+    source.close()
 
 
 def test_a_parquet_file_of_somebody_else_may_have_a_column_a_key(

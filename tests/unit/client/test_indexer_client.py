@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from likeness_client import LikenessError, WhereError
+from likeness_client.backoff import backoff_s
 from likeness_client.indexer import Hnsw, IndexerClient, Item, Metric, Progress
 from likeness_client.items import Fingerprint, Term
 from tests.unit.client.fake_gateway import status
@@ -134,6 +135,17 @@ def test_reads_and_repeatable_writes_are_tried_again_by_themselves(
         client.create_snapshot(photos)
 
 
+def test_an_alias_is_moved_once_even_where_the_answer_is_lost(
+    client: IndexerClient, indexer: FakeIndexer, photos: str
+) -> None:
+    away = status(grpc.StatusCode.UNAVAILABLE, "NOT_READY", "starting")
+    indexer.failures["SetAlias"] = deque([away])
+    with pytest.raises(LikenessError, match="starting"):
+        client.set_alias("now", photos, expected="")
+    assert indexer.aliases == {"now": photos}
+    client.set_alias("now", photos, expected=photos)
+
+
 def test_an_export_that_breaks_goes_on_behind_the_last_id_and_brings_everything_once(
     client: IndexerClient, indexer: FakeIndexer, photos: str
 ) -> None:
@@ -171,6 +183,15 @@ def test_an_export_that_breaks_again_and_again_is_given_up(
         list(export)
     assert caught.value.reason == "SHUTTING_DOWN"
     assert len(indexer.export_requests) == 6
+
+
+def test_what_the_server_asks_for_is_the_least_wait_and_no_shorter_one_is_made_of_it() -> None:
+    soon = LikenessError("UNAVAILABLE", "NOT_READY", "starting", retry_after_s=1.0)
+    late = LikenessError("UNAVAILABLE", "NOT_READY", "starting", retry_after_s=30.0)
+    assert [backoff_s(soon, failures) for failures in range(1, 6)] == [1, 1, 2, 4, 8]
+    assert backoff_s(late, 1) == 30
+    with pytest.raises(LikenessError, match="starting"):
+        backoff_s(soon, 6)
 
 
 def test_an_indexer_that_cannot_be_reached_is_called_so(nobody: str) -> None:

@@ -5,21 +5,35 @@ from typing import Annotated
 import typer
 
 from likeness_client import render, render_indexer
-from likeness_client.commands.options import IndexerInstead, OutputFormat, Server, Timeout, connected_to_either
+from likeness_client.commands.options import (
+    IndexerInstead,
+    OutputFormat,
+    Server,
+    Timeout,
+    connected_to_either,
+    in_text,
+)
 from likeness_client.render import Format, plain
 
 alias_app = typer.Typer(no_args_is_help=True, help="Other names of collections, which move at once for everybody.")
+
+Name = Annotated[str, typer.Argument(metavar="ALIAS", help="The alias.", callback=in_text)]
 
 
 @alias_app.command("set")
 def set_alias(
     context: typer.Context,
     *,
-    alias: Annotated[str, typer.Argument(metavar="ALIAS", help="The alias.")],
-    collection: Annotated[str, typer.Argument(metavar="COLLECTION", help="What it is to stand for.")],
+    alias: Name,
+    collection: Annotated[str, typer.Argument(metavar="COLLECTION", help="What it is to stand for.", callback=in_text)],
     expected: Annotated[
         str | None,
-        typer.Option("--expected", metavar="COLLECTION", help="What it must stand for until now; '': nothing."),
+        typer.Option(
+            "--expected",
+            metavar="COLLECTION",
+            help="What it must stand for until now; '': nothing.",
+            callback=in_text,
+        ),
     ] = None,
     output_format: OutputFormat = Format.TABLE,
     server: Server = None,
@@ -40,7 +54,7 @@ def set_alias(
 def delete_alias(
     context: typer.Context,
     *,
-    alias: Annotated[str, typer.Argument(metavar="ALIAS", help="The alias.")],
+    alias: Name,
     output_format: OutputFormat = Format.TABLE,
     server: Server = None,
     indexer: IndexerInstead = None,

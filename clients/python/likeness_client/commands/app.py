@@ -1,4 +1,4 @@
-"""The command line ``likeness``. Exit codes: 0 found or done, 1 refused or failed, 2 wrong usage."""
+"""The command line ``likeness``. Exit codes: 0 found or done, 1 refused or failed, 2 wrong usage, 130 interrupted."""
 
 from collections.abc import Callable
 from pathlib import Path

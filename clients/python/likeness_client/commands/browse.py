@@ -16,6 +16,7 @@ from likeness_client.commands.options import (
     Where,
     condition,
     connected_to_either,
+    in_text,
     require_text,
 )
 from likeness_client.render import Format, Ids
@@ -26,7 +27,7 @@ def list_items(
     *,
     where: Where = None,
     order_by: Annotated[
-        str, typer.Option("--order-by", metavar="KEY", help="By this metadata key; not named: by id.")
+        str, typer.Option("--order-by", metavar="KEY", help="By this metadata key; not named: by id.", callback=in_text)
     ] = "",
     descending: Annotated[bool, typer.Option("--descending", help="From the greatest to the least.")] = False,
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Most items.")] = 100,

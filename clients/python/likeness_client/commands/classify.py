@@ -58,7 +58,8 @@ def classify(
     if not named:
         wrong_usage("Say what to classify: PICTURE or --id ID. `likeness classify --help` tells more.")
     require_text(item_id, label, template)
-    inputs = [Term.image(each) if isinstance(each, Path) else Term.id(each) for each in named]
+    # Files are read as the calls go: all of them at once may be more than memory holds.
+    inputs = (Term.image(each) if isinstance(each, Path) else Term.id(each) for each in named)
     with connected(context, server, timeout) as client:
         told = client.classify(inputs, label, templates=template or (), scale=scale, top_k=top_k, collection=collection)
     if output_format is Format.JSON:

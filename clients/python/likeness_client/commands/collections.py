@@ -11,9 +11,11 @@ from likeness_client.commands.options import (
     Server,
     Timeout,
     asks_indexer,
+    confirm,
     connected,
     connected_indexer,
     connected_to_either,
+    in_text,
     wrong_usage,
 )
 from likeness_client.indexer.shapes import collection_as_json
@@ -25,12 +27,14 @@ collections_app = typer.Typer(no_args_is_help=True, help="Make, list, describe, 
 
 AT_THE_INDEXER = "Options that only the indexer takes"
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The collection.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The collection.", callback=in_text)]
 MaxNeighbors = Annotated[
     int | None,
     typer.Option(
         "--max-neighbors",
         metavar="N",
+        min=0,
+        max=128,
         help="Links of an item, 4 to 128; 0: the default.",
         rich_help_panel=AT_THE_INDEXER,
     ),
@@ -40,6 +44,8 @@ EfConstruction = Annotated[
     typer.Option(
         "--ef-construction",
         metavar="N",
+        min=0,
+        max=2000,
         help="Width of adding, 16 to 2,000; 0: the default.",
         rich_help_panel=AT_THE_INDEXER,
     ),
@@ -49,6 +55,8 @@ EfSearch = Annotated[
     typer.Option(
         "--ef-search",
         metavar="N",
+        min=0,
+        max=10_000,
         help="Width of searching, 10 to 10,000; 0: the default.",
         rich_help_panel=AT_THE_INDEXER,
     ),
@@ -61,13 +69,16 @@ def create(
     *,
     name: Name,
     metric: Annotated[Metric, typer.Option("--metric", help="How likeness is measured.")] = Metric.COSINE,
-    description: Annotated[str, typer.Option("--description", metavar="TEXT", help="What it is for.")] = "",
+    description: Annotated[
+        str, typer.Option("--description", metavar="TEXT", help="What it is for.", callback=in_text)
+    ] = "",
     model: Annotated[
         str | None,
         typer.Option(
             "--model",
             metavar="NAME",
             help="The model's name, for people; required there.",
+            callback=in_text,
             rich_help_panel=AT_THE_INDEXER,
         ),
     ] = None,
@@ -77,6 +88,7 @@ def create(
             "--digest",
             metavar="HEX",
             help="The model's fingerprint, 64 digits; required there.",
+            callback=in_text,
             rich_help_panel=AT_THE_INDEXER,
         ),
     ] = None,
@@ -85,7 +97,9 @@ def create(
         typer.Option(
             "--dimension",
             metavar="N",
-            help="Numbers of its vectors, 1 to 4,096; required there.",
+            min=1,
+            max=4096,
+            help="Numbers of its vectors; required there.",
             rich_help_panel=AT_THE_INDEXER,
         ),
     ] = None,
@@ -171,7 +185,9 @@ def update(
     context: typer.Context,
     *,
     name: Name,
-    description: Annotated[str | None, typer.Option("--description", metavar="TEXT", help="What it is for.")] = None,
+    description: Annotated[
+        str | None, typer.Option("--description", metavar="TEXT", help="What it is for.", callback=in_text)
+    ] = None,
     max_neighbors: MaxNeighbors = None,
     ef_construction: EfConstruction = None,
     ef_search: EfSearch = None,
@@ -231,7 +247,7 @@ def delete(
         if not yes:
             told = client.collection(name)
             count = (told if isinstance(told, Collection) else told.collection).count
-            typer.confirm(f"Delete collection {plain(name)} and its {count:,} items?", abort=True, err=True)
+            confirm(f"Delete collection {plain(name)} and its {count:,} items?")
         client.delete_collection(name)
     if output_format is Format.JSON:
         render.show_json({"deleted": name})

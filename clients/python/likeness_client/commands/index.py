@@ -1,5 +1,6 @@
 """``likeness index``: walks, sends, shows progress, and says what became of it all."""
 
+import os
 import sys
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from likeness_client import defaults
+from likeness_client.backoff import may_go_on
 from likeness_client.commands.options import (
     INTERRUPTED,
     Collection,
@@ -64,7 +66,12 @@ class Present:
 
 @dataclass
 class Summary:
-    """What became of an ingest."""
+    """What became of an ingest.
+
+    Attributes:
+        present: files that were left out, by the reason.
+        present_files: each of them; None: they are only counted, for there may be millions.
+    """
 
     collection: str
     stored: int = 0
@@ -72,7 +79,8 @@ class Summary:
     skipped: int = 0
     seconds: float = 0.0
     refused: list[Refusal] = field(default_factory=list)
-    present: list[Present] = field(default_factory=list)
+    present: Counter[str] = field(default_factory=Counter)
+    present_files: list[Present] | None = None
     unanswered: list[Path] = field(default_factory=list)
     not_sent: int = 0
     error: LikenessError | None = None
@@ -82,7 +90,9 @@ class Summary:
         """Counts one picture."""
         path = outcome.picture.path or Path()
         if outcome.skipped is not None:
-            self.present.append(Present(path, outcome.skipped))
+            self.present[outcome.skipped.reason] += 1
+            if self.present_files is not None:
+                self.present_files.append(Present(path, outcome.skipped))
         elif outcome.error is None:
             self.stored += 1
             self.stored_bytes += outcome.size
@@ -92,7 +102,7 @@ class Summary:
     @property
     def may_go_on(self) -> bool:
         """True if the same command again may do the rest."""
-        return self.interrupted or (self.error is not None and self.error.passing)
+        return self.interrupted or (self.error is not None and may_go_on(self.error))
 
     @property
     def exit_code(self) -> int:
@@ -148,7 +158,7 @@ def index(
     Exit code 1 if anything was refused or failed.
     """
     options = _options(existing, skip_duplicates or [], keep_originals=keep_originals, thumbnails=not no_thumbnails)
-    summary = Summary(collection)
+    summary = Summary(collection, present_files=[] if output_format is Format.JSON else None)
     total = sum(1 for _ in Walk(paths, all_files))
     walk = Walk(paths, all_files)
     labels = tuple(label or ())
@@ -294,7 +304,8 @@ def _noting_dropped_interrupts(summary: Summary) -> Iterator[None]:
 
 
 def _labels(path: Path, labels: tuple[str, ...], label_from_parent: bool) -> tuple[str, ...]:
-    parent = path.absolute().parent.name if label_from_parent else ""
+    # Without "..", and without following links, as in the uri.
+    parent = Path(os.path.abspath(path)).parent.name if label_from_parent else ""  # noqa: PTH100
     return (*labels, parent) if parent else labels
 
 
@@ -314,9 +325,8 @@ def _show(summary: Summary) -> None:
             soft_wrap=True,
         )
     if summary.present:
-        reasons = Counter(present.skipped.reason for present in summary.present)
-        told = ", ".join(f"{count:,} {plain(reason)}" for reason, count in sorted(reasons.items()))
-        console.print(f"Left out {len(summary.present):,} that the collection has already: {told}.", soft_wrap=True)
+        told = ", ".join(f"{count:,} {plain(reason)}" for reason, count in sorted(summary.present.items()))
+        console.print(f"Left out {summary.present.total():,} that the collection has already: {told}.", soft_wrap=True)
     if summary.unanswered:
         count, unsure = len(summary.unanswered), " and may or may not be stored" if summary.may_go_on else ""
         console.print(f"{count:,} {_pictures(count)} had no answer{unsure}.", soft_wrap=True)
@@ -345,7 +355,9 @@ def _as_json(summary: Summary) -> dict[str, Any]:
             {"path": path_text(refusal.path), "reason": refusal.reason, "message": refusal.message}
             for refusal in summary.refused
         ],
-        "already_there": [{"path": path_text(present.path), **asdict(present.skipped)} for present in summary.present],
+        "already_there": [
+            {"path": path_text(present.path), **asdict(present.skipped)} for present in summary.present_files or ()
+        ],
         "unanswered": [path_text(path) for path in summary.unanswered],
         "not_sent": summary.not_sent,
         "skipped": summary.skipped,

@@ -11,6 +11,7 @@ from likeness_client.commands.options import (
     Server,
     Timeout,
     condition,
+    confirm,
     connected,
     require_text,
     wrong_usage,
@@ -69,7 +70,7 @@ def delete(
             if not yes:
                 count = client.count(where=only, collection=collection)
                 question = f"Delete {render.counted(count, 'picture')} from collection {render.plain(collection)}?"
-                typer.confirm(question, abort=True, err=True)
+                confirm(question)
             deleted = client.delete(where=only, collection=collection)
         else:
             deleted = client.delete(wanted, collection=collection)

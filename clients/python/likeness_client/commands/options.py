@@ -50,14 +50,14 @@ Timeout = Annotated[
 ]
 
 
-def _named_in_text(told: str) -> str:
-    require_text([told])
+def in_text(told: str | None) -> str | None:
+    """For options and arguments that are sent: what cannot be written as UTF-8 is wrong usage."""
+    if told is not None:
+        require_text([told])
     return told
 
 
-Collection = Annotated[
-    str, typer.Option("--collection", metavar="NAME", help="The collection.", callback=_named_in_text)
-]
+Collection = Annotated[str, typer.Option("--collection", metavar="NAME", help="The collection.", callback=in_text)]
 Where = Annotated[
     str | None,
     typer.Option("--where", metavar="CONDITION", help="Only items for which it is true; see `likeness search --help`."),
@@ -206,6 +206,17 @@ def condition(where: str | None) -> "Filter | None":
         return parse_where(where)
     except WhereError as error:
         wrong_usage(f"--where is no condition:\n{error}")
+
+
+def confirm(question: str) -> None:
+    """Asks on stderr: no ends the command with exit code 1, an interrupt with that of interrupts."""
+    try:
+        typer.confirm(question, abort=True, err=True)
+    except typer.Abort as refused:
+        if not isinstance(refused.__context__, KeyboardInterrupt):
+            raise
+        err().print("\nInterrupted.")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def tell(error: LikenessError) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from likeness_client import render
-from likeness_client.commands.options import INTERRUPTED, OutputFormat, Server, Timeout, connected
+from likeness_client.commands.options import INTERRUPTED, OutputFormat, Server, Timeout, connected, in_text
 from likeness_client.progress import WorkProgress
 from likeness_client.reembedding import Reembedded
 from likeness_client.render import Format, plain
@@ -14,9 +14,15 @@ from likeness_client.render import Format, plain
 def reembed(
     context: typer.Context,
     *,
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The collection, or an alias of it.")],
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="The collection to fill; made if there is none.")],
-    alias: Annotated[str, typer.Option("--alias", metavar="NAME", help="Move this alias to TARGET at the end.")] = "",
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="The collection, or an alias of it.", callback=in_text)
+    ],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="The collection to fill; made if there is none.", callback=in_text)
+    ],
+    alias: Annotated[
+        str, typer.Option("--alias", metavar="NAME", help="Move this alias to TARGET at the end.", callback=in_text)
+    ] = "",
     switch_despite_failures: Annotated[
         bool, typer.Option("--switch-despite-failures", help="Move it although some pictures could not be embedded.")
     ] = False,
@@ -51,6 +57,7 @@ def reembed(
                 keep_extra_items=keep_extra_items,
                 fetch_uris=fetch_uris,
                 on_progress=lambda done, total: bar.update("embedding", done, total),
+                on_reconnect=lambda error, wait_s: bar.say(f"{error}\nGoing on in {wait_s:g} s."),
             )
         except KeyboardInterrupt:
             bar.say("Interrupted. The same command again does the rest.")

@@ -1,5 +1,6 @@
 """``likeness export`` and ``likeness import``."""
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,12 @@ from likeness_client.commands.options import (
     Where,
     condition,
     connected_indexer,
+    in_text,
     is_text,
     tell,
     wrong_usage,
 )
-from likeness_client.errors import LikenessError
+from likeness_client.errors import FILE_UNREADABLE, RESUME_REFUSED, LikenessError
 from likeness_client.indexer.types import Metric
 from likeness_client.progress import WorkProgress, readable_bytes
 from likeness_client.render import Format, path_text, plain
@@ -78,13 +80,13 @@ def export(
                 on_reconnect=lambda error, wait_s: bar.say(f"{error}\nGoing on in {wait_s:g} s."),
             )
         except KeyboardInterrupt:
-            bar.say("Interrupted. The same command with --resume goes on.")
+            bar.say("Interrupted." + _goes_on(path))
             raise typer.Exit(INTERRUPTED) from None
         except OSError as error:
-            bar.say(f"{error.filename or path}: {error.strerror}. The same command with --resume goes on.")
+            bar.say(f"{path_text(Path(error.filename or path))}: {error.strerror or error}." + _goes_on(path))
             raise typer.Exit(1) from None
         except LikenessError:
-            if path.with_name(path.name + ".part").exists():
+            if _goes_on(path):
                 bar.say("The same command with --resume goes on, if it can.")
             raise
     seconds = time.monotonic() - began
@@ -108,6 +110,14 @@ def export(
         f"{readable_bytes(done.size)} in {seconds:.1f} s, {rate:,.0f} a second.",
         soft_wrap=True,
     )
+
+
+def _goes_on(path: Path) -> str:
+    """What to do after an export that did not end, if it came so far that another can go on with it; else empty."""
+    from likeness_client.transfer.download import state_path  # noqa: PLC0415  # pyarrow takes 0.2 s to import
+
+    # Not Path.exists, which raises where the name is too long.
+    return " The same command with --resume goes on." if os.path.exists(state_path(path)) else ""  # noqa: PTH110
 
 
 @dataclass
@@ -134,11 +144,18 @@ def import_items(
         typer.Option("--csv", metavar="FILE", exists=True, dir_okay=False, help="Ids and metadata beside a .npy."),
     ] = None,
     collection: Annotated[
-        str, typer.Option("--collection", metavar="NAME", help="Where to; not named: where the export came from.")
+        str,
+        typer.Option(
+            "--collection", metavar="NAME", help="Where to; not named: where the export came from.", callback=in_text
+        ),
     ] = "",
     create: Annotated[bool, typer.Option("--create", help="Make the collection if there is none.")] = False,
-    model: Annotated[str, typer.Option("--model", metavar="NAME", help="Name of the vectors' model.")] = "",
-    digest: Annotated[str, typer.Option("--digest", metavar="HEX", help="Its fingerprint; checked, if given.")] = "",
+    model: Annotated[
+        str, typer.Option("--model", metavar="NAME", help="Name of the vectors' model.", callback=in_text)
+    ] = "",
+    digest: Annotated[
+        str, typer.Option("--digest", metavar="HEX", help="Its fingerprint; checked, if given.", callback=in_text)
+    ] = "",
     metric: Annotated[Metric | None, typer.Option("--metric", help="Of the collection made by --create.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that is refused.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an import of FILE was interrupted.")] = False,
@@ -172,17 +189,25 @@ def import_items(
             work.run(
                 on_rows=lambda: bar.update("importing", work.progress.after, work.source.total or 0),
                 on_wait=lambda error, wait_s: bar.say(f"{error}\nGoing on in {wait_s:g} s."),
+                on_unsaved=lambda error: bar.say(
+                    f"{path_text(work.state_path)} cannot be written ({error.strerror}): "
+                    "how far the import is, is not remembered."
+                ),
             )
         except KeyboardInterrupt:
             outcome.interrupted = True
         except LikenessError as error:
             outcome.error = error
+        except OSError as error:
+            told = f"{path_text(Path(error.filename or path))}: {error.strerror or error}"
+            outcome.error = LikenessError("INVALID_ARGUMENT", FILE_UNREADABLE, told)
         finally:
             work.close()
     outcome.seconds = time.monotonic() - began
     if outcome.error is not None:
         tell(outcome.error)
-    _show(outcome, work.progress, output_format, resumable=work.state_path.exists())
+    refused = outcome.error is not None and outcome.error.reason == RESUME_REFUSED
+    _show(outcome, work.progress, output_format, resumable=work.resumable and not refused)
 
 
 def _check_name(path: Path, file_format: FileFormat | None) -> None:

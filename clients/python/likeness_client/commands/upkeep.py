@@ -14,6 +14,7 @@ from likeness_client.commands.options import (
     OutputFormat,
     Timeout,
     connected_indexer,
+    in_text,
     require_text,
 )
 from likeness_client.indexer.shapes import collection_as_json
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 
 snapshot_app = typer.Typer(no_args_is_help=True, help="Backups of collections, kept where the indexer is.")
 
-Name = Annotated[str, typer.Argument(metavar="COLLECTION", help="The collection.")]
-SnapshotName = Annotated[str, typer.Argument(metavar="BACKUP", help="Its name, such as photos/20261122T101500.123Z.")]
+Name = Annotated[str, typer.Argument(metavar="COLLECTION", help="The collection.", callback=in_text)]
+SnapshotName = Annotated[
+    str, typer.Argument(metavar="BACKUP", help="Its name, such as photos/20261122T101500.123Z.", callback=in_text)
+]
 
 
 @contextmanager
@@ -76,7 +79,10 @@ def list_snapshots(
     context: typer.Context,
     *,
     collection: Annotated[
-        str, typer.Option("--collection", metavar="NAME", help="Only those of this collection, which may be gone.")
+        str,
+        typer.Option(
+            "--collection", metavar="NAME", help="Only those of this collection, which may be gone.", callback=in_text
+        ),
     ] = "",
     output_format: OutputFormat = Format.TABLE,
     indexer: Indexer = None,
@@ -113,10 +119,16 @@ def restore(
     context: typer.Context,
     *,
     snapshot: Annotated[
-        str, typer.Argument(metavar="BACKUP", help="Its name, or a collection's for the newest whole one of it.")
+        str,
+        typer.Argument(
+            metavar="BACKUP", help="Its name, or a collection's for the newest whole one of it.", callback=in_text
+        ),
     ],
     to: Annotated[
-        str, typer.Option("--to", metavar="NAME", help="The collection to make; not named: the one that it was of.")
+        str,
+        typer.Option(
+            "--to", metavar="NAME", help="The collection to make; not named: the one that it was of.", callback=in_text
+        ),
     ] = "",
     output_format: OutputFormat = Format.TABLE,
     indexer: Indexer = None,

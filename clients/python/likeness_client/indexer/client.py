@@ -6,18 +6,18 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
-from google.protobuf.descriptor_pb2 import MethodOptions
 from likeness.common.v1 import types_pb2
 from likeness.indexer.v1 import indexer_pb2 as pb
 from likeness.indexer.v1.indexer_pb2_grpc import IndexerServiceStub
 
 from likeness_client import channel, defaults
+from likeness_client.backoff import OnReconnect
 from likeness_client.call_metadata import Traceparent, traced
 from likeness_client.errors import LikenessError
 from likeness_client.facets import Facets
 from likeness_client.filters import Filter
 from likeness_client.indexer import wire
-from likeness_client.indexer.export import Export, OnReconnect
+from likeness_client.indexer.export import Export
 from likeness_client.indexer.jobs import Jobs
 from likeness_client.indexer.types import (
     Alias,
@@ -71,22 +71,13 @@ class IndexerClient(Jobs):
             traceparent: asked at each call for the W3C ``traceparent`` of what it is done for; see ``Client``.
 
         Raises:
-            ValueError: a file of certificates cannot be read.
+            ValueError: a file of certificates cannot be read, or ``timeout`` is not above 0.
         """
         self.address = address
-        self.timeout = timeout
+        self.timeout = channel.deadline_s(timeout)
         service = pb.DESCRIPTOR.services_by_name["IndexerService"]
-        # A call that answers with a stream is sent again only as long as nothing of its answer has come.
-        repeatable = [
-            method.name
-            for method in service.methods
-            if method.GetOptions().idempotency_level != MethodOptions.IDEMPOTENCY_UNKNOWN
-            and not method.client_streaming
-        ]
         untraced = (security or Security()).without_key()
-        self._channel = traced(
-            untraced.channel(channel.target(address), channel.options(service, repeatable)), traceparent
-        )
+        self._channel = traced(untraced.channel(channel.target(address), channel.options(service)), traceparent)
         self._stub = IndexerServiceStub(self._channel)
 
     def __enter__(self) -> Self:

@@ -8,14 +8,13 @@ from typing import Protocol, Self
 import grpc
 from likeness.indexer.v1 import indexer_pb2
 
-from likeness_client.backoff import backoff_s
+from likeness_client.backoff import OnReconnect, backoff_s, may_go_on
 from likeness_client.errors import RESUME_REFUSED, LikenessError
 from likeness_client.indexer import wire
 from likeness_client.indexer.types import Batch, Collection
 
 Open = Callable[[indexer_pb2.ExportItemsRequest], "Stream"]
 Explain = Callable[[grpc.RpcError], LikenessError]
-OnReconnect = Callable[[LikenessError, float], None]
 
 
 class Stream(Protocol):
@@ -32,7 +31,7 @@ class Stream(Protocol):
 class Export:
     """The items of a collection in the order of their ids, batch by batch; iterate it once, within ``with``.
 
-    A stream that breaks for a reason that may pass is opened again behind the last id that came, up to six times in a
+    A stream that breaks for a reason that may pass is opened again behind the last id that came, up to five times in a
     row; what follows then is the state of the collection at that time.
 
     Attributes:
@@ -131,9 +130,7 @@ class Export:
 
     def _wait(self, error: LikenessError, failures: int) -> int:
         """Waits before the next attempt; returns how many have failed in a row, or raises what broke the stream."""
-        # DEADLINE_EXCEEDED: the indexer waits some minutes for whoever reads slowly, and then lets go.
-        may_pass = error.passing or error.code == "DEADLINE_EXCEEDED"
-        wait_s = backoff_s(error, failures + 1, may_pass=may_pass)
+        wait_s = backoff_s(error, failures + 1, may_pass=may_go_on(error))
         if self._on_reconnect is not None:
             self._on_reconnect(error, wait_s)
         self._closed.wait(wait_s)

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
+from numpy.lib.format import open_memmap
 
 from likeness_client.errors import FILE_INVALID, LikenessError
 from likeness_client.transfer.columns import check_keys, metadata_of
@@ -102,7 +103,7 @@ class ArraySource:
         reading = pacsv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False)
         parsing = pacsv.ParseOptions(newlines_in_values=True)
         try:
-            with pacsv.open_csv(self._csv, reading, parsing, convert) as reader:
+            with self._csv.open("rb") as file, pacsv.open_csv(file, reading, parsing, convert) as reader:
                 yield from reader
         except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
             raise _invalid(f"{self._csv} cannot be read as CSV: {error}") from None
@@ -111,7 +112,9 @@ class ArraySource:
 def _header(csv: Path) -> list[str]:
     try:
         reading = pacsv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False)
-        with pacsv.open_csv(csv, reading, pacsv.ParseOptions(newlines_in_values=True)) as reader:
+        parsing = pacsv.ParseOptions(newlines_in_values=True)
+        # As a file: pyarrow takes no path that is no UTF-8.
+        with csv.open("rb") as file, pacsv.open_csv(file, reading, parsing) as reader:
             names: list[str] = reader.schema.names
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise _invalid(f"{csv} cannot be read as CSV: {error}") from None
@@ -127,7 +130,7 @@ def _all_match(cells: pa.Array, pattern: str) -> bool:
 
 def _open_array(path: Path) -> Any:
     try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        vectors = open_memmap(path, mode="r")  # which takes arrays alone: np.load reads archives of them too
     except (OSError, ValueError) as error:
         raise _invalid(f"{path} cannot be read as a numpy array: {error}") from None
     if vectors.ndim != 2 or vectors.dtype.kind != "f":

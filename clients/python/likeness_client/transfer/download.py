@@ -12,9 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from likeness_client.backoff import OnReconnect
 from likeness_client.errors import FILE_UNREADABLE, RESUME_REFUSED, LikenessError
 from likeness_client.indexer.client import IndexerClient
-from likeness_client.indexer.export import OnReconnect, another_collection
+from likeness_client.indexer.export import another_collection
 from likeness_client.indexer.shapes import collection_as_json
 from likeness_client.indexer.types import Batch, Collection
 from likeness_client.transfer import state
@@ -61,6 +62,11 @@ class Downloaded:
     size: int
 
 
+def state_path(path: Path) -> Path:
+    """What an export into a file remembers, once it has begun, of how far it is."""
+    return path.with_name(path.name + ".part") / "state.json"
+
+
 def download(
     client: IndexerClient,
     collection: str,
@@ -92,10 +98,10 @@ def download(
         LikenessError: the indexer refused or could not be reached; or there is something else where the export would
             go; or (RESUME_REFUSED) what was begun is another export. What has come so far can be gone on with.
     """
-    folder = path.with_name(path.name + ".part")
+    folder = state_path(path).parent
     asked = {"version": VERSION, "format": file_format.value, "where": where, "vectors": vectors}
     _check_place(path, folder, resume=resume, overwrite=overwrite)
-    begun = _load(folder, asked) if resume else None
+    begun = _load(state_path(path), asked) if resume else None
     rows = before = int(begun["rows"]) if begun else 0
     last_id = str(begun["last_id"]) if begun else ""
     with client.export(
@@ -114,7 +120,7 @@ def download(
         def save() -> None:
             checkpoint = writer.checkpoint()
             state.save(
-                folder / "state.json",
+                state_path(path),
                 {**asked, "collection": told, "last_id": last_id, "rows": rows, "checkpoint": checkpoint},
             )
 
@@ -153,8 +159,8 @@ def _check_place(path: Path, folder: Path, *, resume: bool, overwrite: bool) -> 
         raise LikenessError("ALREADY_EXISTS", RESUME_REFUSED, message)
 
 
-def _load(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    begun = state.load(folder / "state.json")
+def _load(told: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    begun, folder = state.load(told), told.parent
     for key, value in asked.items():
         if begun.get(key) != value:
             message = (

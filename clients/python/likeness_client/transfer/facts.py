@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from likeness_client.errors import FILE_INVALID, LikenessError
 from likeness_client.indexer.shapes import collection_from_json
@@ -27,12 +26,15 @@ class Facts:
     vectors: bool
 
 
-def facts_from_json(told: Mapping[str, Any], path: object) -> Facts:
+def facts_from_json(told: object, path: object) -> Facts:
     """Reads back what an export says of itself.
 
     Raises:
         LikenessError: FILE_INVALID; it was written by something else, or by a newer release.
     """
+    if not isinstance(told, Mapping):
+        message = f"what {path} says of its collection is no JSON object; export it again"
+        raise LikenessError("INVALID_ARGUMENT", FILE_INVALID, message)
     version = told.get("export")
     if version != VERSION:
         message = (

@@ -27,6 +27,7 @@ class Import:
         source: the file.
         progress: how far it is; ``after`` counts what an earlier import did, the rest does not.
         state_path: where that is remembered.
+        resumable: whether what is remembered there is this import's.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Import:
         """
         self.state_path = path.with_name(path.name + ".import.json")
         self.progress = Progress()
+        self.resumable = resume
         self._client = client
         self._strict = strict
         self._told = {"version": VERSION, "files": [_identity(file) for file in (path, csv) if file is not None]}
@@ -100,24 +102,38 @@ class Import:
         *,
         on_rows: Callable[[], None] | None = None,
         on_wait: Callable[[LikenessError, float], None] | None = None,
+        on_unsaved: Callable[[OSError], None] | None = None,
     ) -> None:
         """Uploads the rows. If that fails, or is interrupted, what is done by then is remembered.
+
+        Where that cannot be written it goes on without.
 
         Args:
             on_rows: called whenever ``progress`` has moved.
             on_wait: called before a pause, with its cause and its seconds.
+            on_unsaved: called once, with the reason, if it cannot be remembered how far it is.
 
         Raises:
             LikenessError: see ``Upload.run``.
         """
         assert self._collection is not None, "prepare comes first"
         saved_at = time.monotonic()
+        writable = True
+
+        def save() -> None:
+            nonlocal saved_at, writable
+            saved_at = time.monotonic()
+            try:
+                if writable:
+                    self._save()
+            except OSError as error:
+                writable = False
+                if on_unsaved is not None:
+                    on_unsaved(error)
 
         def moved() -> None:
-            nonlocal saved_at
             if time.monotonic() - saved_at >= SAVE_EVERY_S:
-                saved_at = time.monotonic()
-                self._save()
+                save()
             if on_rows is not None:
                 on_rows()
 
@@ -134,9 +150,11 @@ class Import:
         try:
             upload.run(self.source.rows(self.progress.after))
         except BaseException:  # an interrupt too
-            self._save()
+            save()
             raise
-        self.state_path.unlink(missing_ok=True)
+        if self.state_path.exists():  # else there is nothing to remove, and perhaps no right to
+            self.state_path.unlink()
+        self.resumable = False
 
     def close(self) -> None:
         """Closes the file."""
@@ -161,6 +179,7 @@ class Import:
     def _save(self) -> None:
         assert self._collection is not None
         state.save(self.state_path, {**self._told, "uid": self._collection.uid, "after": self.progress.after})
+        self.resumable = True
 
 
 def _identity(path: Path) -> dict[str, Any]:

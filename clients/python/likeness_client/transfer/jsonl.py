@@ -92,9 +92,9 @@ class JsonLinesSource:
         self.facts: Facts | None = None
         try:
             self._file: IO[bytes] = path.open("rb")
+            told = _about(self._file.readline())
         except OSError as error:
-            raise LikenessError("INVALID_ARGUMENT", FILE_UNREADABLE, f"{path}: {error.strerror}") from None
-        told = _about(self._file.readline())
+            raise _unreadable(path, error) from None
         if told is not None:
             self.facts = facts_from_json(told, path)
             self.dimension = self.facts.collection.fingerprint.dimension
@@ -103,21 +103,32 @@ class JsonLinesSource:
                 raise LikenessError("INVALID_ARGUMENT", FILE_INVALID, message)
 
     def rows(self, after: int) -> Iterator[Row]:
-        """The items behind line ``after``; empty lines are passed over."""
-        self._file.seek(0)
-        for number, line in enumerate(self._file, start=1):
-            if number > after and line.strip() and not (number == 1 and self.facts is not None):
-                yield _row(number, line)
+        """The items behind line ``after``; empty lines are passed over.
+
+        Raises:
+            LikenessError: FILE_UNREADABLE; the file cannot be read to its end.
+        """
+        try:
+            self._file.seek(0)
+            for number, line in enumerate(self._file, start=1):
+                if number > after and line.strip() and not (number == 1 and self.facts is not None):
+                    yield _row(number, line)
+        except OSError as error:
+            raise _unreadable(self.path, error) from None
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
 
 
+def _unreadable(path: Path, error: OSError) -> LikenessError:
+    return LikenessError("INVALID_ARGUMENT", FILE_UNREADABLE, f"{path}: {error.strerror or error}")
+
+
 def _about(line: bytes) -> dict[str, Any] | None:
     try:
         told = json.loads(line)
-    except ValueError:  # a bad row like any other, told when its turn comes
+    except (ValueError, RecursionError):  # a bad row like any other, told when its turn comes
         return None
     about = told.get(KEY) if isinstance(told, dict) else None
     return about if isinstance(about, dict) else None

@@ -146,7 +146,7 @@ class ParquetSource:
         self.facts: Facts | None = None
         about = (schema.metadata or {}).get(KEY.encode())
         if about is not None:
-            self.facts = facts_from_json(json.loads(about), path)
+            self.facts = facts_from_json(_json(about), path)
         self._check(schema)
         kind = schema.field("vector").type
         self.dimension: int | None = kind.list_size if pa.types.is_fixed_size_list(kind) else None
@@ -195,7 +195,7 @@ class ParquetSource:
                     raise ValueError("id is null; expected a text")
                 told = json.loads(text, parse_constant=refuse_constant) if text else None
                 metadata = {**keyed[offset - 1], **metadata_from_json(told)}
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 yield Row(before + offset, item_id or "", fault=str(error))
             else:
                 yield Row(before + offset, item_id, f32, metadata)
@@ -220,6 +220,13 @@ def _is_text(kind: Any) -> bool:
 def _is_vector(kind: Any) -> bool:
     listed = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
     return bool(listed and pa.types.is_floating(kind.value_type))
+
+
+def _json(about: bytes) -> object:
+    try:
+        return json.loads(about)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _invalid(message: str) -> LikenessError:

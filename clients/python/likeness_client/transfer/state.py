@@ -13,7 +13,7 @@ def save(path: Path, told: Mapping[str, Any]) -> None:
     """Writes it, and forces it to disk."""
     partial = path.with_name(path.name + ".new")
     with partial.open("w", encoding="utf-8") as file:
-        json.dump(told, file, ensure_ascii=False)
+        json.dump(told, file)  # as ASCII: a file's name may be no UTF-8
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
