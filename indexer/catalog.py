@@ -30,7 +30,6 @@ from indexer.collections import (
     to_metadata,
 )
 from indexer.generations import Generations
-from indexer.leftovers import Leftovers
 from indexer.listed import DROPPED
 from indexer.namespace import copy_name, exists, new
 
@@ -42,7 +41,7 @@ _NOTHING = Fingerprint("", "", 0)
 _NEVER = datetime.fromtimestamp(0, UTC)
 
 
-class Collections(AliasChanges, Generations, Leftovers):
+class Collections(AliasChanges, Generations):
     """The collections of one store, remembered once read."""
 
     @asynccontextmanager

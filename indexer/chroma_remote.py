@@ -40,6 +40,7 @@ class RemoteChroma:
         self._down = down
         self._stopping = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
+        self._told = ""  # in the log, of what nobody expected
 
     async def start(self) -> None:
         """Waits until it answers, and watches it from then on."""
@@ -56,6 +57,9 @@ class RemoteChroma:
         self._watch = asyncio.create_task(self._look(), name="watch over Chroma")
         self._watch.add_done_callback(log_failure)
 
+    def hurry(self) -> None:
+        """See ``ChromaServer``: none is started here."""
+
     async def stop(self) -> None:
         """Stops watching."""
         self._stopping.set()
@@ -67,19 +71,31 @@ class RemoteChroma:
         verify = ssl.create_default_context(cafile=self._ca_file) if self._ca_file else True
         async with httpx.AsyncClient(timeout=5.0, headers=self._headers, verify=verify) as http:
             while not await self._stopped_within(WATCH_S):
-                if serving:
-                    # One late answer is no outage: a second look decides.
-                    serving = await heartbeat(http, self._url) or await heartbeat(http, self._url)
-                    if not serving:
-                        await self._down(f"no heartbeat from {self._url}")
-                else:
+                if not serving:
                     serving = await self._try() is None
+                # One late answer is no outage: a second look decides.
+                elif not (await heartbeat(http, self._url) or await heartbeat(http, self._url)):
+                    serving = False
+                    await self._gone(f"no heartbeat from {self._url}")
+
+    async def _gone(self, why: str) -> None:
+        try:
+            await self._down(why)
+        except Exception as error:  # whatever it is, Chroma is to be found again
+            log.error("whoever asks Chroma was not told that it is away", exc_info=error)
 
     async def _try(self) -> str | None:
+        """Why it cannot be had; None: it can."""
         try:
             await self._up(self._url)
         except LikenessError as error:
             return error.message
+        except Exception as error:  # such as what its client makes of the page that a proxy answers with
+            why = f"not an answer of Chroma's: {type(error).__name__}: {error}"
+            if why != self._told:  # and not once a second
+                log.error("cannot connect to Chroma", url=self._url, exc_info=error)
+            self._told = why
+            return why
         return None
 
     async def _stopped_within(self, seconds: float) -> bool:

@@ -52,6 +52,9 @@ class ChromaServer(Protocol):
             LikenessError: STORE_UNAVAILABLE: it cannot be had.
         """
 
+    def hurry(self) -> None:
+        """The indexer stops: a Chroma that is being started is not waited for as long as otherwise."""
+
     async def stop(self) -> None:
         """Ends what was started. Harmless when nothing was."""
 
@@ -88,7 +91,7 @@ class LocalChroma:
         self._stopping = asyncio.Event()
         self._supervision: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()  # of whoever ends and starts the process
-        self._answering = False
+        self._away = True  # and not on purpose
 
     async def start(self) -> None:
         """Takes the directory, starts Chroma, and keeps it running from then on."""
@@ -105,6 +108,10 @@ class LocalChroma:
                 log.warning("starting Chroma again", why=error.message)
         self._supervision = asyncio.create_task(self._supervise(), name="supervision of Chroma")
         self._supervision.add_done_callback(log_failure)
+
+    def hurry(self) -> None:
+        """See ``ChromaServer``: a start has no more time than an end, from now on."""
+        self._start_s = min(self._start_s, STOP_S)
 
     async def stop(self) -> None:
         """Asks Chroma to end, insists after a while, and gives the directory free."""
@@ -126,44 +133,69 @@ class LocalChroma:
             LikenessError: STORE_UNAVAILABLE: it does not run anyway; or it did not come back at once, and is tried
                 again.
         """
+        self._require_there()  # nobody waits for one that is being brought back, which takes long
         async with self._turn:
-            if not self._answering or self._stopping.is_set():
-                message = "Chroma is away, so its files cannot be worked on; try again"
-                raise LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, message, retry_after_s=1.0)
-            self._answering = False
+            self._require_there()
             try:
                 await self._end()
                 yield
             finally:
                 await unbroken(self._launch())  # whoever is cancelled just now, others wait for Chroma
 
+    def _require_there(self) -> None:
+        if self._away or self._stopping.is_set():
+            message = "Chroma is away, so its files cannot be worked on; try again"
+            raise LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, message, retry_after_s=1.0)
+
     async def _supervise(self) -> None:
         pause = FIRST_PAUSE_S
         while not self._stopping.is_set():
             began, process = time.monotonic(), self._running
-            if await self._stopped_or(self._ended_or_silent(process)):
+            if await self._stopped_or(self._watch(process)):
                 return
             async with self._turn:
-                if self._answering and self._process is not process:  # it was ended on purpose, and another runs
+                if not self._away and self._process is not process:  # it was ended on purpose, and another runs
                     continue
-                if time.monotonic() - began > LONGEST_PAUSE_S:
-                    pause = FIRST_PAUSE_S
-                self._answering = False
-                if process.returncode is None:
-                    why = f"Chroma has not answered for {self._silent_s:g} s"
-                    process.kill()  # asked to end, one that hangs would take its time
-                else:
-                    why = f"Chroma ended with {cause(process.returncode)}"
-                await self._down(why)
-                log.error("Chroma is away", why=why, last_lines=list(self._last_lines))
-                while not await self._stopped_or(asyncio.sleep(pause)):
-                    pause = min(pause * 2, LONGEST_PAUSE_S)
-                    try:
-                        await self._launch()
-                        break
-                    except Exception as error:  # whatever it is (a full disk, say), the next try may succeed
-                        pause = _DAMAGED_PAUSE_S if isinstance(error, DamagedIndexError) else pause
-                        log.error("Chroma does not come back yet", why=str(error), next_try_s=pause)
+                await self._gone(process)
+            if time.monotonic() - began > LONGEST_PAUSE_S:
+                pause = FIRST_PAUSE_S
+            pause = await self._bring_back(pause)
+
+    async def _gone(self, process: asyncio.subprocess.Process) -> None:
+        """Says that it is away; one that hangs is killed."""
+        self._away = True
+        if process.returncode is None:
+            why = f"Chroma has not answered for {self._silent_s:g} s"
+            process.kill()  # asked to end, one that hangs would take its time
+        else:
+            why = f"Chroma ended with {cause(process.returncode)}"
+        try:
+            await self._down(why)
+        except Exception as error:  # whatever it is, Chroma is to come back
+            log.error("whoever asks Chroma was not told that it is away", exc_info=error)
+        log.error("Chroma is away", why=why, last_lines=list(self._last_lines))
+
+    async def _bring_back(self, pause: float) -> float:
+        """Tries to start it, ever more rarely, until it answers or ``stop``; returns the pause before the next try."""
+        while not await self._stopped_or(asyncio.sleep(pause)):
+            pause = min(pause * 2, LONGEST_PAUSE_S)
+            try:
+                async with self._turn:
+                    await self._launch()
+                break
+            except Exception as error:  # whatever it is (a full disk, say), the next try may succeed
+                pause = _DAMAGED_PAUSE_S if isinstance(error, DamagedIndexError) else pause
+                log.error("Chroma does not come back yet", why=str(error), next_try_s=pause)
+        return pause
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """As ``_ended_or_silent``, which is tried again if it fails, for want of open files say."""
+        while True:
+            try:
+                return await self._ended_or_silent(process)
+            except Exception as error:
+                log.error("cannot look after Chroma just now", next_try_s=LONGEST_PAUSE_S, exc_info=error)
+                await asyncio.sleep(LONGEST_PAUSE_S)  # a pace, not a wait for anything
 
     async def _ended_or_silent(self, process: asyncio.subprocess.Process) -> None:
         """Returns when the process has ended, or has left a number of heartbeats in a row unanswered."""
@@ -179,6 +211,8 @@ class LocalChroma:
             ended.cancel()
 
     async def _launch(self) -> None:
+        """Starts one in place of what runs; as long as this has not succeeded, it is away."""
+        self._away = True
         await self._end()
         await mended(self._spawn, self._directory, self._copies)
         if self._stopping.is_set():
@@ -196,7 +230,7 @@ class LocalChroma:
             return
         log.info("Chroma runs", url=url, pid=self._process.pid, path=str(self._directory))
         await self._up(url)
-        self._answering = True
+        self._away = False
 
     async def _spawn(self, command: list[str]) -> asyncio.subprocess.Process:
         try:
@@ -245,7 +279,8 @@ class LocalChroma:
         if process is not None and process.returncode is None:
             process.terminate()
             try:
-                await asyncio.wait_for(process.wait(), STOP_S)
+                async with asyncio.timeout(STOP_S):
+                    await process.wait()
             except TimeoutError:
                 log.warning("Chroma did not end when asked to; killing it", pid=process.pid, waited_s=STOP_S)
                 process.kill()
@@ -286,7 +321,7 @@ async def heartbeat(http: httpx.AsyncClient, url: str) -> bool:
     """Whether a server answers at ``url``."""
     try:
         return (await http.get(f"{url}/api/v2/heartbeat")).is_success
-    except httpx.TransportError:
+    except httpx.RequestError:  # no answer, or one that cannot be read
         return False
 
 

@@ -2,20 +2,35 @@
 
 1. What is to become a collection is staged: a Chroma collection of another name, without the marks of one.
 2. Once it is complete, it is committed: one change of its metadata gives it all marks, with the next generation.
-   Before, it is dropped if anything fails; after it, there is no way back.
+   Before, it is dropped if anything fails, behind the caller; after it, there is no way back.
 3. The generation before is dropped, at once or after the next start (``leftovers``).
+
+A stop waits for nothing to be emptied: what is not dropped by then, the next start finds by its marks.
 """
 
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from indexer.collections import DEFAULT_HNSW, Collection, Fingerprint, Hnsw, Metric, not_found, readable
+from likeness.common.v1 import error_pb2
+
+from chassis.errors import LikenessError
+from indexer.collections import (
+    DEFAULT_HNSW,
+    Collection,
+    Fingerprint,
+    Hnsw,
+    Metric,
+    StoredCollection,
+    not_found,
+    readable,
+)
+from indexer.leftovers import Leftovers
 from indexer.listed import COPY_OF, RESTORES
-from indexer.namespace import Namespace, copy_name, new
+from indexer.namespace import copy_name, new
 
 
-class Generations(Namespace):
+class Generations(Leftovers):
     """Storing collections anew, as a part of ``catalog.Collections``."""
 
     async def stage_copy(self, collection: Collection, hnsw: Hnsw) -> Collection:
@@ -62,24 +77,51 @@ class Generations(Namespace):
 
         Raises:
             LikenessError: COLLECTION_NOT_FOUND: it was deleted meanwhile; STORE_UNAVAILABLE, STORE_FULL: nothing was
-                done, and the copy is still a copy.
+                done, and the copy is still a copy; SHUTTING_DOWN: it is not known which of both is the collection, and
+                ``require_decided`` refuses writes from now on.
         """
         async with self._settled():
             if copy.key not in self._staged:
                 there = self._present(copy)
                 copy = replace(copy, hnsw=there.hnsw, description=there.description)
-            committed = await self._describe(copy)
+            try:
+                committed = await self._describe(copy)
+            except LikenessError as error:
+                if error.reason == error_pb2.REASON_SHUTTING_DOWN:
+                    self._undecided.add(copy.uid)
+                raise
             self._staged.pop(copy.key, None)
             return committed
 
-    async def discard(self, copy: Collection) -> None:
-        """Drops what was staged and not committed. Not fatal if it fails: the next start does it.
+    def require_decided(self, collection: Collection | None = None) -> None:
+        """Refuses a write where the next start may find that another generation is the collection.
+
+        Args:
+            collection: to which is written; None: to any.
 
         Raises:
-            LikenessError: STORE_UNAVAILABLE.
+            LikenessError: SHUTTING_DOWN.
         """
+        if self._undecided and (collection is None or collection.uid in self._undecided):
+            message = "the indexer is stopping, and Chroma has not answered which generation is the collection"
+            raise LikenessError(error_pb2.REASON_SHUTTING_DOWN, f"{message}; try again", retry_after_s=1.0)
+
+    def discard(self, copy: Collection) -> None:
+        """Has what was staged and not committed dropped, behind the caller; at a stop, by the next start."""
         self._staged.pop(copy.key, None)
-        await self._drop_unless_used(copy)
+        if self._ending:
+            return
+        self._require_unused(copy)
+        dropping = self._drop_later(StoredCollection(copy.store_name, copy.key, {}))
+        self._discarded = [*filter(_not_gone, self._discarded), dropping]
+
+    async def left_dropped(self) -> bool:
+        """Returns once what an earlier run left is dropped, and what was discarded; whether all of it is gone."""
+        discarded = list(self._discarded)
+        gone = await super().left_dropped()
+        if discarded:
+            await asyncio.wait(discarded)
+        return gone and not any(map(_not_gone, discarded))
 
     async def drop_generation(self, old: Collection) -> None:
         """Drops a generation that another has replaced, once no request to it is under way, nor another indexer's.
@@ -91,7 +133,8 @@ class Generations(Namespace):
         """
         await asyncio.sleep(self._linger_s)
         await self._store.idle(old)
-        await self._drop_unless_used(old)
+        self._require_unused(old)
+        await self._drop(old.store_name, old.key)
 
     async def _stage(self, copy: Collection, marks: Mapping[str, str]) -> Collection:
         name = copy_name()
@@ -105,7 +148,10 @@ class Generations(Namespace):
             raise not_found(collection.name)
         return readable(there)
 
-    async def _drop_unless_used(self, copy: Collection) -> None:
+    def _require_unused(self, copy: Collection) -> None:
         there = self._known.get(copy.name)
         assert there is None or there.key != copy.key, "this generation is the collection"
-        await self._drop(copy.store_name, copy.key)
+
+
+def _not_gone(dropping: asyncio.Task[bool]) -> bool:
+    return not dropping.done() or dropping.cancelled() or not dropping.result()

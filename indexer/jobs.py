@@ -67,7 +67,7 @@ class Job(Generic[Result]):
         self.progress = Progress("beginning")
         self.revocable = True
         self._kept = False
-        self._stopped = False
+        self._ending = self._stopped = False
         self._changed = asyncio.Event()
         self._heard = False
         self.task: asyncio.Task[Result] = asyncio.create_task(self._run(work), name=f"{kind} of {name}")
@@ -85,9 +85,12 @@ class Job(Generic[Result]):
     def only_tidying(self) -> None:
         """What was asked for is done; what is left to do, the next start does if the indexer stops now."""
         self.revocable = self._kept = True
+        if self._ending:
+            self.cancel()
 
     def cancel(self) -> None:
-        """Has it undone, if it can be."""
+        """Has it undone, if it can be; what has to be done before, is waited for."""
+        self._ending = True
         if self.revocable and not self._stopped and not self.task.done():
             self._stopped = True
             self.task.cancel()

@@ -5,7 +5,7 @@ whatever changes a name begins with a fresh list, under one lock. The indexer is
 that only reads is told of changes (``follows``).
 
 A change whose answer is lost may have been made or not. So it is repeated until Chroma says so; meanwhile others fail
-at once, and the caller may go.
+at once, and the caller may go. A stop leaves it after a while: the next start lists what there is.
 """
 
 import asyncio
@@ -43,6 +43,8 @@ T = TypeVar("T")
 
 LEAVE_S = 30.0
 _TRY_AGAIN_S = 0.2
+# So much longer Chroma is asked for an answer when the indexer stops: less than it may take until it is killed.
+_LAST_S = 5.0
 _MISSING_S, _MOST_MISSING = 1.0, 1024
 
 
@@ -108,11 +110,15 @@ class Namespace:
         # turn of those that ask it for one.
         self._missing: dict[str, float] = {}
         self._asking = asyncio.Lock()
-        self._unsettled = ""  # what is repeated until Chroma answers
+        self._unsettled = ""  # what is repeated until Chroma answers, or was when that was given up
+        self._limit: asyncio.Timeout | None = None  # of what is being asked until it answers
+        self._ending = False
         self._users: Counter[str] = Counter()  # by uid
         self._unused: dict[str, asyncio.Event] = {}  # who waits until there are none, by uid
         self._leaving: set[str] = set()  # uids of those being deleted
         self._staged: dict[str, Collection] = {}  # what is being restored, by its key
+        self._undecided: set[str] = set()  # uids of those whose commit was given up at a stop
+        self._discarded: list[asyncio.Task[bool]] = []  # what is dropped of what was staged, but for what is gone
         self._behind: set[asyncio.Task[bool]] = set()  # what is dropped behind the callers
         self._left: list[StoredCollection] = []  # by an earlier run
         self._dropping_left: asyncio.Task[bool] | None = None
@@ -124,6 +130,12 @@ class Namespace:
             The collections, ordered by name.
         """
         return self._take(sort_out(stored))
+
+    def end(self) -> None:
+        """The indexer stops: of what Chroma does not answer soon, the next start finds out whether it was done."""
+        if not self._ending and self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time() + _LAST_S)
+        self._ending = True
 
     def knows(self, name: str) -> bool:
         """Whether there is a collection of that name, by what is known."""
@@ -172,11 +184,15 @@ class Namespace:
     @asynccontextmanager
     async def _settled(self) -> AsyncIterator[None]:
         """Time to change something, with nothing in doubt."""
+        self._require_settled()
+        async with self._lock:
+            self._require_settled()
+            yield
+
+    def _require_settled(self) -> None:
         if self._unsettled:
             message = f"Chroma has not answered yet ({self._unsettled}); try again"
             raise LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, message, retry_after_s=1.0)
-        async with self._lock:
-            yield
 
     @asynccontextmanager
     async def _fresh(self) -> AsyncIterator[Listed]:
@@ -190,8 +206,20 @@ class Namespace:
         """Repeats what does no harm when repeated, until it is certain that it was done, or that it was not.
 
         Raises:
-            LikenessError: STORE_UNAVAILABLE: nothing was sent; another reason: it was not done.
+            LikenessError: STORE_UNAVAILABLE: nothing was sent; SHUTTING_DOWN: the indexer stops, and it may have been
+                done, or be done yet; another reason: it was not done.
         """
+        try:
+            async with asyncio.timeout(_LAST_S if self._ending else None) as self._limit:
+                return await self._repeated(doing, attempt)
+        except TimeoutError as error:
+            self._unsettled = doing
+            message = f"the indexer is stopping, and Chroma has not answered ({doing}); its next start finds out"
+            raise LikenessError(error_pb2.REASON_SHUTTING_DOWN, message, retry_after_s=1.0) from error
+        finally:
+            self._limit = None
+
+    async def _repeated(self, doing: str, attempt: Callable[[], Awaitable[T]]) -> T:
         try:
             while True:
                 if not (self._store.connected or self._unsettled):

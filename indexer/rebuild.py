@@ -6,8 +6,8 @@
 4. The writer is held for the rest. Both have the same number of items, and the copy becomes the collection.
 5. The generation before is dropped.
 
-Until the fourth step nothing has changed for anybody, and the copy is dropped if anything fails. What comes after it,
-the next start does if need be.
+Until the fourth step nothing has changed for anybody, and the copy is dropped if anything fails, behind the caller.
+What comes after it, the next start does if need be.
 """
 
 import time
@@ -75,8 +75,8 @@ class Generations(Protocol):
     async def commit(self, copy: Collection) -> Collection:
         """Makes it the collection."""
 
-    async def discard(self, copy: Collection) -> None:
-        """Drops it."""
+    def discard(self, copy: Collection) -> None:
+        """Has it dropped."""
 
     async def drop_generation(self, old: Collection) -> None:
         """Drops what has been replaced."""
@@ -149,7 +149,7 @@ class Rebuild:
                     )
         finally:
             if committed is None:
-                await unbroken(self._discard(copy))
+                self._generations.discard(copy)
         return committed
 
     async def drop(self, old: Collection) -> bool:
@@ -211,9 +211,3 @@ class Rebuild:
         if there != copied:
             message = f"{old.name!r} has {there:,} items and its copy {copied:,}; nothing was changed, try again"
             raise LikenessError(error_pb2.REASON_INTERNAL, message)
-
-    async def _discard(self, copy: Collection) -> None:
-        try:
-            await self._generations.discard(copy)
-        except LikenessError as error:
-            log.warning("the next start drops an unfinished copy", collection=copy.name, why=error.message)

@@ -167,7 +167,7 @@ class IndexerService:
         else:
             self._chroma = LocalChroma(settings.data_dir, settings.chroma_start_s, up, down)
         readiness.on_stop(self._servicer.end_streams)
-        readiness.on_stop(self._jobs.end)
+        readiness.on_stop(self._end)
         await self._chroma.start()
         await self._standing.begin(readiness.give_up)
         if settings.role is Role.WRITER:
@@ -181,6 +181,7 @@ class IndexerService:
 
     async def stop(self) -> None:
         """Writes what waits, keeps what is in memory for the next start, then ends Chroma."""
+        self._end()
         await self._jobs.stop()
         await self._collections.stop()  # what it drops has the space reclaimed
         await self._upkeep.stop()
@@ -192,6 +193,13 @@ class IndexerService:
         await self._standing.end()
         if self._chroma is not None:
             await self._chroma.stop()
+
+    def _end(self) -> None:
+        """Begins no long work any more, and has an end of what might wait for Chroma for long."""
+        if self._chroma is not None:
+            self._chroma.hurry()
+        self._collections.end()
+        self._jobs.end()
 
     def _make_upkeep(self) -> Upkeep:
         settings, lease = self._settings, self._standing.lease
@@ -238,12 +246,14 @@ class IndexerService:
         self._upkeep.deleted()
 
     def _admit_deletion(self) -> None:
-        """Refuses a chunk of deletions that there is no room for."""
+        """Refuses a chunk of deletions that there is no room for, or that might be of no effect."""
+        self._collections.require_decided()
         if self._disk is not None:
             self._disk.check(deleting=True)
 
     def _admit(self, collection: Collection, items: int) -> None:
-        """Refuses a chunk of writes that there is no room for."""
+        """Refuses a chunk of writes that there is no room for, or that might be lost."""
+        self._collections.require_decided(collection)
         if self._disk is not None:
             self._disk.check()
         self._registry.admit(collection, items)

@@ -34,7 +34,7 @@ Kind = Literal["rebuild", "erasure"]
 
 # Collections that are deleted together give their space back together.
 _DEBOUNCE_S = 1.0
-# Longest wait for what an earlier run left, in seconds: with a full disk, it may never go.
+# Longest wait for what is left of an earlier run or of failed work, in seconds: with a full disk, it may never go.
 _LEFT_S = 900.0
 # How often, and how long, it is waited for a moment without writes.
 _LOOK_S, _LOOKS = 0.5, 60
@@ -289,7 +289,7 @@ class Upkeep:
         job.report("building the index in memory")
         await self._serving.renew(collection)
         if self._files is not None:
-            job.report("dropping what an earlier run left")
+            job.report("dropping what is left of earlier work")
             await self._left_dropped({collection.uid})
             job.report("clearing Chroma's files")
             await self._files.compact()

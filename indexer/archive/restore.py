@@ -2,7 +2,8 @@
 
 1. Every file is read to its end and compared with the manifest. Nothing has been made so far.
 2. The items are written to a collection that nobody sees, through the store like all others, and to what will serve it.
-3. They are counted, the collection is committed, and it is served. What fails before leaves nothing.
+3. They are counted, the collection is committed, and it is served. What fails before leaves nothing, once what it made
+   is dropped.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -11,7 +12,6 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-import structlog
 from google.protobuf.message import DecodeError
 from likeness.common.v1.metadata_pb2 import Metadata
 
@@ -33,8 +33,6 @@ from indexer.serving.collection import ServingCollection
 from indexer.stamps import Stamps
 from indexer.vector_messages import LONGEST, SHORTEST
 from indexer.writes import Written
-
-log = structlog.get_logger()
 
 # By which a direction's length, or a vector's that was multiplied by it, may differ.
 _ROUNDING = 1e-3
@@ -116,8 +114,8 @@ class Restore:
             job: told how far it is.
 
         Raises:
-            LikenessError: SNAPSHOT_DAMAGED, COLLECTION_EXISTS, STORE_FULL, MEMORY_FULL or STORE_UNAVAILABLE; nothing
-                is left of it then.
+            LikenessError: SNAPSHOT_DAMAGED, COLLECTION_EXISTS, STORE_FULL, MEMORY_FULL or STORE_UNAVAILABLE; what was
+                made of it is dropped.
         """
         await self._check(backup, manifest, job)
         of = manifest.collection
@@ -134,7 +132,7 @@ class Restore:
             committed = await self.collections.commit(staged)
         except BaseException:
             self.serves.deleted(staged.uid)
-            await self._discard(staged)
+            self.collections.discard(staged)
             raise
         self.serves.updated(committed)
         return Restored(committed, manifest.rows)
@@ -173,12 +171,6 @@ class Restore:
         count = await self.store.count(staged)
         if count != manifest.rows:
             raise damaged(backup, f"of its {manifest.rows:,} items Chroma holds {count:,}")
-
-    async def _discard(self, staged: Collection) -> None:
-        try:
-            await self.collections.discard(staged)
-        except LikenessError as error:
-            log.warning("what a failed restore has left is removed at the next start", why=error.message)
 
     def _read(self, staged: Collection, backup: str, files: Sequence[Part]) -> Generator[_Items, None, None]:
         """The items in order, some at a time; runs in threads."""

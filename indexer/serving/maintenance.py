@@ -190,7 +190,8 @@ class Maintenance:
         now = time.monotonic()
         waits = [job.not_before - now for job in (self._rebuild, *self._jobs) if job.not_before > now]
         try:
-            await asyncio.wait_for(self._serving.changed.wait(), min([_TICK_S, *waits]))
+            async with asyncio.timeout(min([_TICK_S, *waits])):
+                await self._serving.changed.wait()
         except TimeoutError:
             return
 

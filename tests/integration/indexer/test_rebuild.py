@@ -262,7 +262,11 @@ def test_a_stop_undoes_a_rebuild_that_copies(start: Start, tmp_path: Path) -> No
         assert any(message.progress.stage == "copying" for message in call)
         assert service.stop() == 0
         assert refusal(lambda: list(call)).reason == error_pb2.REASON_SHUTTING_DOWN
-    assert list(stored(tmp_path / "data")) == [key]
+    assert len(copies(tmp_path / "data")) == 1, "it is not waited for until it is emptied"
+    service = start()
+    with connect(service) as channel:
+        assert count(Stub(channel), "photos") == 1500
+        assert eventually(lambda: list(stored(tmp_path / "data")) == [key])
 
 
 def test_deleting_a_collection_gives_its_disk_space_back_and_leaves_nothing_to_others(

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import psutil
 import pytest
 from likeness.common.v1 import error_pb2
@@ -173,7 +174,7 @@ async def test_whoever_cannot_be_told_that_chroma_is_away_does_not_keep_it_away(
 async def test_chroma_is_looked_after_although_a_look_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No file may be opened for a connection, say."""
     failures = [OSError("too many open files")]
-    client = chroma_server.httpx.AsyncClient
+    client = httpx.AsyncClient
 
     def scarce(*arguments: Any, **named: Any) -> Any:
         if failures and named.get("timeout") != 1.0:  # that of the start
@@ -181,7 +182,7 @@ async def test_chroma_is_looked_after_although_a_look_fails(tmp_path: Path, monk
         return client(*arguments, **named)
 
     monkeypatch.setattr(chroma_server, "LONGEST_PAUSE_S", 0.01)
-    monkeypatch.setattr(chroma_server.httpx, "AsyncClient", scarce)
+    monkeypatch.setattr(httpx, "AsyncClient", scarce)
     watched = Watched(tmp_path)
     monkeypatch.setattr(watched.store, "connect", watched.downs.put)
     await watched.chroma.start()

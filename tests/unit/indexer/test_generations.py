@@ -10,6 +10,7 @@ import pytest
 from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
+from indexer import leftovers
 from indexer.catalog import Collections
 from indexer.collections import Collection, Fingerprint, Hnsw, Metric, StoredCollection, to_metadata
 from indexer.deleted import STORE_NAME
@@ -103,7 +104,8 @@ async def test_a_commit_that_cannot_be_sent_leaves_a_copy(shelf: Shelf, collecti
     assert (await refusal(collections.commit(copy))).reason == error_pb2.REASON_STORE_UNAVAILABLE
     shelf.away = False
     assert await use(collections) == old
-    await collections.discard(copy)
+    collections.discard(copy)
+    assert await collections.left_dropped()
     assert shelf.kept.keys() == {"col"}
 
 
@@ -164,9 +166,57 @@ async def test_what_a_collection_was_restored_from_is_kept_by_changes_and_rebuil
 
 async def test_the_name_of_what_was_not_restored_is_free_again(shelf: Shelf, collections: Collections) -> None:
     staged = await collections.stage_new("new", FINGERPRINT, Metric.COSINE)
-    await collections.discard(staged)
-    assert shelf.kept.keys() == {"col"}
+    collections.discard(staged)
     await collections.create("new", FINGERPRINT, Metric.COSINE)
+    assert await collections.left_dropped()
+    assert shelf.kept.keys() == {"col", "new"}
+
+
+async def test_what_is_discarded_while_chroma_is_away_is_dropped_when_it_is_back(
+    shelf: Shelf, collections: Collections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "_TRY_AGAIN_S", 0.001)
+    copy = await collections.stage_copy(await use(collections), WIDE)
+    shelf.away = True
+    collections.discard(copy)
+    waiting = asyncio.create_task(collections.left_dropped())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    shelf.away = False
+    async with asyncio.timeout(10):
+        assert await waiting
+    assert shelf.kept.keys() == {"col"}
+
+
+async def test_what_is_discarded_and_cannot_be_dropped_is_not_taken_for_gone(
+    shelf: Shelf, collections: Collections
+) -> None:
+    copy = await collections.stage_copy(await use(collections), WIDE)
+    shelf.failure = LikenessError(error_pb2.REASON_READ_ONLY, "another is the writer")
+    collections.discard(copy)
+    for _ in range(2):
+        assert not await collections.left_dropped()
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_what_is_discarded_at_a_stop_is_dropped_after_the_next_start(
+    shelf: Shelf, collections: Collections, begun: bool
+) -> None:
+    """Also where it was set apart already, and emptied in part."""
+    copy = await collections.stage_copy(await use(collections), WIDE)
+    staged = await collections.stage_new("new", FINGERPRINT, Metric.L2)
+    if begun:
+        await shelf.set_apart(copy.store_name, copy.key)
+        await shelf.set_apart(staged.store_name, staged.key)
+    collections.end()
+    made = len(shelf.log)
+    collections.discard(copy)
+    collections.discard(staged)
+    await collections.stop()
+    assert (len(shelf.log), len(shelf.kept)) == (made, 3)
+    await swept(Collections(shelf))
+    assert shelf.kept.keys() == {"col"}
 
 
 async def test_a_start_drops_what_was_not_finished_and_nothing_else(shelf: Shelf, collections: Collections) -> None:

@@ -139,6 +139,30 @@ async def test_a_stop_leaves_tidying_to_the_next_start_and_says_so() -> None:
         await job.result()
 
 
+async def test_tidying_that_begins_after_a_stop_is_left_to_the_next_start() -> None:
+    """It may take minutes, and nobody asks the job to end a second time."""
+    jobs, gate, begun = Jobs(), asyncio.Event(), asyncio.Event()
+
+    async def work(job: Job[str]) -> str:
+        job.no_return()
+        begun.set()
+        await gate.wait()
+        job.only_tidying()
+        await asyncio.Event().wait()
+        return "tidy"
+
+    job = jobs.run("uid", "rebuild", "photos", work)
+    await begun.wait()
+    stop = asyncio.create_task(jobs.stop())
+    await asyncio.wait({stop}, timeout=0.05)
+    assert not stop.done()
+    gate.set()
+    async with asyncio.timeout(10):
+        await stop
+    with pytest.raises(LikenessError, match="will be finished at the next start"):
+        await job.result()
+
+
 async def test_a_failure_nobody_waits_for_is_logged_in_full() -> None:
     async def fail(_: Job[str]) -> str:
         raise ValueError("of ours")

@@ -100,7 +100,7 @@ class World:
         self.live = copy.key
         return copy
 
-    async def discard(self, copy: Collection) -> None:
+    def discard(self, copy: Collection) -> None:
         assert self.live == "old"
         del self.items["copy"]
 

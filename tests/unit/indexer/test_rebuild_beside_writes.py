@@ -74,7 +74,7 @@ class Generations:
     async def commit(self, copy: Collection) -> Collection:
         return copy
 
-    async def discard(self, copy: Collection) -> None:
+    def discard(self, copy: Collection) -> None:
         raise AssertionError("it was committed")
 
     async def drop_generation(self, old: Collection) -> None:

@@ -68,7 +68,7 @@ class Catalog:
         self.there[copy.name] = self.staged.pop(copy.name)
         return copy
 
-    async def discard(self, copy: Collection) -> None:
+    def discard(self, copy: Collection) -> None:
         del self.staged[copy.name]
 
 

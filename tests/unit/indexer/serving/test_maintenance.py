@@ -494,3 +494,20 @@ async def test_only_the_thread_that_builds_graphs_steps_back() -> None:
     builder.build(graph, np.zeros((1, 4), np.float32))
     assert [await builder.run(niceness), *seen] == [niceness(), min(niceness() + 10, 19)]
     builder.close()
+
+
+async def test_a_cancellation_that_comes_with_a_change_is_not_lost(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    for turns in range(10):
+        under = Kept(tmp_path, threads, QUIET, empty())
+        pausing = asyncio.create_task(under.maintenance._pause())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        under.serving.changed.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if pausing.done():
+            return
+        pausing.cancel()
+        await asyncio.wait({pausing})
+        assert pausing.cancelled(), f"after {turns} turns"
+    raise AssertionError("the pause did not end")
