@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 # Steps: boxes, items, extents, OBUs and operating points that are looked at. A grid of 256 cells takes 3,400.
-_MOST_STEPS = 5_000
+_MOST_STEPS = 20_000
 # A sequence header has at most 32 operating points, 400 bytes in all; of a frame header 10 bytes are read.
 _SEQUENCE_HEADER_BYTES, _FRAME_HEADER_BYTES = 512, 32
 _OBU_SEQUENCE_HEADER, _OBU_WITH_FRAME_HEADER = 1, (3, 6, 7)

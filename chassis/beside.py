@@ -26,7 +26,7 @@ LAST_S = 0.5
 
 
 class Beside:
-    """Bounds what health and reflection may hold, and waits for nothing of their clients when the service stops."""
+    """Bounds what health and reflection may hold, and waits for no request of theirs when the service stops."""
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls

@@ -141,7 +141,7 @@ def _style(marker: int, content: bytes) -> tuple[int, _Style]:
     if len(spcod) < 5 or spcod[0] > _MOST_LEVELS or max(spcod[1], spcod[2]) > 8:
         raise ValueError("a COD or COC marker is cut, or has more levels or larger code blocks than there can be")
     if spcod[3] & _TERMINATED:
-        raise ValueError("its coding passes end one by one (termination on each coding pass), which is not taken")
+        raise ValueError("its coding passes end one by one; save it without termination on each coding pass")
     precincts = spcod[5 : 6 + spcod[0]] if scod & 1 else b"\xff" * (spcod[0] + 1)
     if len(precincts) != spcod[0] + 1 or any(not byte & 15 or not byte >> 4 for byte in precincts[1:]):
         raise ValueError("a COD or COC marker has not all precincts, or has some of no size")

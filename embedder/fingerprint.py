@@ -50,8 +50,9 @@ _SHAPES_NO_VECTOR = {
     *("init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"),
     *("custom_text", "multimodal_cfg"),  # the weights' names and shapes say as much
 }
-# How the names of such weights end; CoCa's decoder, which writes captions, makes none either.
-_WEIGHS_NO_VECTOR = ("logit_scale", "logit_bias", ".num_batches_tracked")
+# Such weights, by their whole names; what counts batches in training, and CoCa's decoder, which writes captions, make
+# none either. Other weights of that name do: Swin V2 has them in its attention.
+_WEIGHS_NO_VECTOR = {"logit_scale", "logit_bias"}
 
 
 def fingerprint(
@@ -80,7 +81,9 @@ def fingerprint(
         (
             (name.removeprefix("text."), tensor)
             for name, tensor in network.state_dict().items()
-            if not name.endswith(_WEIGHS_NO_VECTOR) and not name.startswith("text_decoder.")
+            if name not in _WEIGHS_NO_VECTOR
+            and not name.endswith(".num_batches_tracked")
+            and not name.startswith("text_decoder.")
         ),
         key=lambda weight: weight[0],
     )

@@ -185,9 +185,10 @@ class Collections(AliasChanges, Generations):
             # The collection itself comes last: without it, an earlier generation would be the collection again.
             # All are marked here, and emptied later: everybody waits for this.
             dropped, doing = {DROPPED: there.uid}, f"deleting {there.name!r}"
-            for left in listed.replaced_of(there.uid):
-                await self._until_known(doing, partial(self._store.set_apart, left.name, left.key))
-            await self._until_known(doing, lambda: self._store.describe(_addressed(there), dropped))
+            with self._deciding(there.uid):
+                for left in listed.replaced_of(there.uid):
+                    await self._until_known(doing, partial(self._store.set_apart, left.name, left.key))
+                await self._until_known(doing, lambda: self._store.describe(_addressed(there), dropped))
             del self._known[collection.name]
             await self._remember_deleted(there)
         itself = StoredCollection(there.store_name, there.key, {})

@@ -96,6 +96,7 @@ class RemoteChroma:
                 log.error("cannot connect to Chroma", url=self._url, exc_info=error)
             self._told = why
             return why
+        self._told = ""
         return None
 
     async def _stopped_within(self, seconds: float) -> bool:

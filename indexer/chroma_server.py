@@ -91,7 +91,7 @@ class LocalChroma:
         self._stopping = asyncio.Event()
         self._supervision: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()  # of whoever ends and starts the process
-        self._away = True  # and not on purpose
+        self._away = True  # until a launch succeeds
 
     async def start(self) -> None:
         """Takes the directory, starts Chroma, and keeps it running from then on."""
@@ -261,7 +261,7 @@ class LocalChroma:
                     why = f"it ended with {cause(ended.result())}"
                 elif time.monotonic() - began > self._start_s:
                     ended.cancel()
-                    why = f"it gave no answer in {self._start_s:g} s (LIKENESS_CHROMA_START_S)"
+                    why = f"it gave no answer in {self._start_s:g} s (LIKENESS_CHROMA_START_S, {STOP_S:g} s at a stop)"
                 else:
                     continue
                 message = f"Chroma does not start over {self._directory}: {why}; {' | '.join(self._last_lines)}"

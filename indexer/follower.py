@@ -122,11 +122,7 @@ class Follower:
         return 0 if newest is None else newest - 1
 
     async def start(self) -> None:
-        """Loads what there is, and follows it from then on.
-
-        Raises:
-            LikenessError: a collection has a fault of ours.
-        """
+        """Loads what there is, and follows it from then on."""
         stored = await patiently(self._store.collections)
         self._hear(stored)
         self._documents = [each for each in stored if _is_of_aliases(each)]

@@ -84,17 +84,13 @@ class Generations(Leftovers):
             if copy.key not in self._staged:
                 there = self._present(copy)
                 copy = replace(copy, hnsw=there.hnsw, description=there.description)
-            try:
+            with self._deciding(copy.uid):
                 committed = await self._describe(copy)
-            except LikenessError as error:
-                if error.reason == error_pb2.REASON_SHUTTING_DOWN:
-                    self._undecided.add(copy.uid)
-                raise
             self._staged.pop(copy.key, None)
             return committed
 
     def require_decided(self, collection: Collection | None = None) -> None:
-        """Refuses a write where the next start may find that another generation is the collection.
+        """Refuses a write where the next start may find another generation in its place, or no collection.
 
         Args:
             collection: to which is written; None: to any.
@@ -103,7 +99,7 @@ class Generations(Leftovers):
             LikenessError: SHUTTING_DOWN.
         """
         if self._undecided and (collection is None or collection.uid in self._undecided):
-            message = "the indexer is stopping, and Chroma has not answered which generation is the collection"
+            message = "the indexer is stopping, and Chroma has not answered what becomes of the collection"
             raise LikenessError(error_pb2.REASON_SHUTTING_DOWN, f"{message}; try again", retry_after_s=1.0)
 
     def discard(self, copy: Collection) -> None:

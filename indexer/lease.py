@@ -144,14 +144,21 @@ class Lease:
         await self._renew()
         self.require()
 
-    async def release(self) -> None:
-        """Stops being the writer, so that the next one need not wait. Nothing may be written from then on."""
+    async def release(self, *, in_doubt: bool = False) -> None:
+        """Stops being the writer, so that the next one need not wait. Nothing may be written from then on.
+
+        Args:
+            in_doubt: something that was asked of Chroma may still be done: the next one waits, and looks for it.
+        """
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.wait({self._beating})
         if self._mine is None or self._lost is not None:
             return
         self._lost = LikenessError(error_pb2.REASON_SHUTTING_DOWN, "the indexer is stopping; try again")
+        if in_doubt:
+            log.warning("the next writer will have to wait", why="Chroma has not answered what it was asked last")
+            return
         try:
             document = replace(self._mine, beat=self._mine.beat + 1, released=True, collections=self._published())
             await self._store.rewrite_document(document.name, self._key, document.to_metadata())

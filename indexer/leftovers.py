@@ -67,25 +67,28 @@ class Leftovers(Namespace):
         return all([await self._drop_patiently(each, still) for each in left])
 
     async def _drop_patiently(self, left: StoredCollection, still: bool) -> bool:
+        told = None
         try:
-            while True:
-                if await self._dropped(left, still):
-                    return True
+            while (why := await self._not_dropped(left, still)) is not None:
+                if why != told:  # and not once a second
+                    log.warning("what is no collection any more is not gone yet", what=left.name, why=why)
+                told = why
                 await asyncio.sleep(_TRY_AGAIN_S)
         except Exception as error:  # of which nobody would hear
             log.error("what is no collection any more stays until the next start", what=left.name, exc_info=error)
             return False
+        return True
 
-    async def _dropped(self, left: StoredCollection, still: bool) -> bool:
+    async def _not_dropped(self, left: StoredCollection, still: bool) -> str | None:
+        """Drops it; returns why that is to be tried again, or None."""
         try:
             if still:
                 async with self._fresh() as listed:
                     if left.key not in {each.key for each in listed.left}:
-                        return True
+                        return None
             await self._drop(left.name, left.key)
         except LikenessError as error:
             if error.reason not in (error_pb2.REASON_STORE_UNAVAILABLE, error_pb2.REASON_STORE_FULL):
                 raise
-            log.warning("what is no collection any more is not gone yet", what=left.name, why=error.message)
-            return False
-        return True
+            return error.message
+        return None

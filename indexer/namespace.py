@@ -12,8 +12,8 @@ import asyncio
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
@@ -117,7 +117,7 @@ class Namespace:
         self._unused: dict[str, asyncio.Event] = {}  # who waits until there are none, by uid
         self._leaving: set[str] = set()  # uids of those being deleted
         self._staged: dict[str, Collection] = {}  # what is being restored, by its key
-        self._undecided: set[str] = set()  # uids of those whose commit was given up at a stop
+        self._undecided: set[str] = set()  # uids of those whose commit or deletion was given up at a stop
         self._discarded: list[asyncio.Task[bool]] = []  # what is dropped of what was staged, but for what is gone
         self._behind: set[asyncio.Task[bool]] = set()  # what is dropped behind the callers
         self._left: list[StoredCollection] = []  # by an earlier run
@@ -201,6 +201,21 @@ class Namespace:
             listed = sort_out(await self._store.collections())
             self._take(listed)
             yield listed
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether Chroma may still do what was asked of it: it has not answered."""
+        return bool(self._unsettled)
+
+    @contextmanager
+    def _deciding(self, uid: str) -> Iterator[None]:
+        """What is asked in the block decides what the next start finds of a collection."""
+        try:
+            yield
+        except LikenessError as error:
+            if error.reason == error_pb2.REASON_SHUTTING_DOWN:
+                self._undecided.add(uid)
+            raise
 
     async def _until_known(self, doing: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """Repeats what does no harm when repeated, until it is certain that it was done, or that it was not.

@@ -75,17 +75,13 @@ class Standing(Protocol):
         """
 
     async def load(self, collections: Collections, registry: Registry, writers: Writers) -> None:
-        """Brings into memory what there is, and keeps it as Chroma has it.
-
-        Raises:
-            LikenessError: a collection has a fault of ours.
-        """
+        """Brings into memory what there is, and keeps it as Chroma has it."""
 
     async def rest(self) -> None:
         """Stops what it does by itself."""
 
-    async def end(self) -> None:
-        """Called once nothing is written any more."""
+    async def end(self, *, in_doubt: bool = False) -> None:
+        """Called once nothing is written any more; IN_DOUBT: something that was asked of Chroma may still be done."""
 
 
 class Alone:
@@ -111,7 +107,7 @@ class Alone:
     async def rest(self) -> None:
         """It does nothing by itself."""
 
-    async def end(self) -> None:
+    async def end(self, *, in_doubt: bool = False) -> None:
         """Whoever started Chroma lets the lock go."""
 
 
@@ -166,9 +162,9 @@ class Writer:
             self._aftermath.cancel()
             await asyncio.wait({self._aftermath})
 
-    async def end(self) -> None:
+    async def end(self, *, in_doubt: bool = False) -> None:
         """See ``Standing``."""
-        await self.lease.release()
+        await self.lease.release(in_doubt=in_doubt)
         self._lock.release()
 
     def _published(self) -> Mapping[str, Published]:
@@ -248,7 +244,7 @@ class Reader:
         if self._follower is not None:
             await self._follower.stop()
 
-    async def end(self) -> None:
+    async def end(self, *, in_doubt: bool = False) -> None:
         """See ``Standing``."""
         self._lock.release()
 

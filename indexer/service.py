@@ -190,7 +190,7 @@ class IndexerService:
         await self._figures.stop()
         await self._registry.stop()
         self._archive.close()
-        await self._standing.end()
+        await self._standing.end(in_doubt=self._collections.in_doubt)
         if self._chroma is not None:
             await self._chroma.stop()
 

@@ -71,7 +71,7 @@ class TorchBackend:
         """Moves the model to its device.
 
         Args:
-            towers: in float32, on the CPU.
+            towers: in float32, on the CPU or the device.
             device: as ``resolve_device`` gives it.
             precision: "fp32", "bf16" or "fp16"; of the weights and of all arithmetic but the normalisation of pixels
                 and of vectors.
@@ -202,16 +202,18 @@ def with_checked_precision(
 
 
 def _choose_precision(towers: Towers, device: str, precision: str, threads: int, probes: Probes) -> tuple[Towers, str]:
-    if precision == "fp32":
-        return _checked_in_fp32(towers, device, threads, probes), "fp32"
+    short = "bf16" if precision == "auto" else precision
     if precision == "auto" and not has_native_bf16(device):
         log.info("precision chosen", precision="fp32", reason=f"{device} has no bfloat16 of its own")
-        return _checked_in_fp32(towers, device, threads, probes), "fp32"
-    short = "bf16" if precision == "auto" else precision
-    shortened = copy.deepcopy(towers)
+        short = "fp32"
+    if short == "fp32" and device == "cpu":
+        return towers, "fp32"
+    shortened = copy.deepcopy(towers) if short != "fp32" else towers
     # On the CPU: a device may have room for the short form alone, and its arithmetic is compared with this too.
     full = TorchBackend(towers, "cpu", "fp32", threads)
     exact = vectors(full, probes)
+    if short == "fp32":
+        return _as_on_the_cpu(towers, device, threads, probes, exact), "fp32"
     try:
         half = TorchBackend(shortened, device, short, threads)
         cosine = least_cosine(exact, vectors(half, probes))
@@ -228,13 +230,12 @@ def _choose_precision(towers: Towers, device: str, precision: str, threads: int,
     if precision != "auto":
         raise invalid("LIKENESS_PRECISION", f"{short} cannot be used with this model ({reason}); set fp32 or auto")
     log.info("precision chosen", precision="fp32", reason=f"not {short}: {reason}")
-    return _checked_in_fp32(towers, device, threads, probes), "fp32"
+    return _as_on_the_cpu(towers, device, threads, probes, exact), "fp32"
 
 
-def _checked_in_fp32(towers: Towers, device: str, threads: int, probes: Probes) -> Towers:
-    """The towers, on a device whose vectors are the CPU's."""
+def _as_on_the_cpu(towers: Towers, device: str, threads: int, probes: Probes, exact: list[Array]) -> Towers:
+    """The towers, on a device on which their vectors in fp32 are those of the CPU."""
     if device != "cpu":
-        exact = vectors(TorchBackend(towers, "cpu", "fp32", threads), probes)
         cosine = least_cosine(exact, vectors(TorchBackend(towers, device, "fp32", threads), probes))
         if not cosine >= CLOSE_ENOUGH["bf16"]:
             description = f"{device} computes other vectors than the CPU (least cosine {cosine:.5f}); set cpu"

@@ -143,7 +143,8 @@ class Archive:
     async def holding(self, collection: str, ids: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
         """The backups that hold one of the items; those that cannot be read count as if they did.
 
-        What unfinished backups of the collection have left is removed. None of it may be under way.
+        What unfinished backups of the collection have left is removed, but for those that are under way: of a
+        collection of that name that was deleted.
 
         Returns:
             Those of the collection, and those of collections of other names: it may have been restored from one.
@@ -153,7 +154,7 @@ class Archive:
         """
 
         def look() -> tuple[Sequence[str], Sequence[str]]:
-            for left in self._snapshots.leftovers(collection):
+            for left in self._back_up.unfinished(collection):
                 self._snapshots.remove(left)
             found = self._snapshots.holding(ids)
             return (

@@ -130,12 +130,15 @@ class BackUp:
             log.warning("older backups cannot be deleted", backup=made.name, why=error.message)
             return []
 
-    def _clear_now(self, made: Snapshot) -> list[str]:
+    def unfinished(self, collection: str) -> list[str]:
+        """What backups of collections of that name have left, but for those that are under way. For a thread."""
         # Those that end meanwhile were under way before, those that begin meanwhile are afterwards.
         under_way = frozenset(self._under_way)
-        for name in self.snapshots.leftovers(made.collection):
-            if name in under_way or name in self._under_way:
-                continue
+        left = self.snapshots.leftovers(collection)
+        return [name for name in left if name not in under_way and name not in self._under_way]
+
+    def _clear_now(self, made: Snapshot) -> list[str]:
+        for name in self.unfinished(made.collection):
             log.info("removing what an unfinished backup has left", backup=name)
             self.snapshots.remove(name)
         if not self.keep:

@@ -5,7 +5,7 @@ import time
 from likeness.gateway.v1 import gateway_pb2
 
 from likeness_client import wire, wire_collections
-from likeness_client.backoff import OnReconnect, backoff_s
+from likeness_client.backoff import OnReconnect, backoff_s, may_go_on
 from likeness_client.connection import Connection, OnProgress
 from likeness_client.errors import LikenessError
 from likeness_client.indexer.types import Alias, Collection, Metric
@@ -152,7 +152,7 @@ class CollectionCalls(Connection):
                     break
                 broken, ever_broken = broken + 1, True
                 counts.broke()
-                wait_s = backoff_s(error, broken)
+                wait_s = backoff_s(error, broken, may_pass=may_go_on(error))
                 if on_reconnect is not None:
                     on_reconnect(error, wait_s)
                 time.sleep(wait_s)

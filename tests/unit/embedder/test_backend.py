@@ -18,7 +18,7 @@ from embedder.backends import probes as probes_module
 from embedder.backends.probes import Probes, least_cosine, probe_pixels, speedup, vectors
 from embedder.backends.torch_clip import Parts, TorchBackend, halves, resolve_device, with_checked_precision
 from embedder.backends.towers import Towers, build_towers
-from embedder.inputs import Array
+from embedder.inputs import Array, Pixels
 from embedder.models import LoadedModel, load
 from embedder.preprocess import Preprocess, geometry_of
 from embedder.spec import ModelSpec
@@ -65,6 +65,30 @@ def test_vectors_equal_open_clips_own(tiny_towers: Towers, tiny_checkpoint: Path
     assert backend.dimension == got_pictures.shape[1] == 64
     from_our_pixels = backend.encode_images(np.stack([preprocess(picture) for picture in pictures]))
     assert (from_our_pixels * expected_pictures).sum(axis=1).min() > 0.999999
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "mps"])
+def test_a_device_that_computes_other_vectors_than_the_cpu_is_refused(
+    tiny_towers: Towers, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    class Somewhere(TorchBackend):
+        """On the CPU, whatever is asked for; elsewhere its pictures come out otherwise."""
+
+        def __init__(self, towers: Towers, where: str, precision: str, threads: int, compiled: bool = False) -> None:
+            super().__init__(towers, "cpu", precision, threads, compiled)
+            self.where = where
+
+        def encode_images(self, pixels: Pixels) -> Array:
+            found = super().encode_images(pixels)
+            return found if self.where == "cpu" or right else found[:, ::-1]
+
+    monkeypatch.setattr(torch_clip, "TorchBackend", Somewhere)
+    probes = Probes(probe_pixels(64, 64), np.zeros((2, 32), np.int64))
+    right = False
+    with pytest.raises(LikenessError, match="computes other vectors than the CPU"):
+        with_checked_precision(tiny_towers, device, "fp32", probes, threads=1, compiled=False)
+    right = True
+    assert with_checked_precision(tiny_towers, device, "fp32", probes, threads=1, compiled=False).precision == "fp32"
 
 
 def test_the_starters_vectors_are_those_of_its_own_network(photographs: list[Path]) -> None:

@@ -72,6 +72,15 @@ def test_what_makes_no_vector_does_not_change_it(tiny_model: LoadedModel) -> Non
     assert digest(tiny_model) == before
 
 
+def test_a_weight_that_is_only_called_like_one_that_makes_no_vector_changes_it(tiny_model: LoadedModel) -> None:
+    network: Any = tiny_model.network
+    attention = network.visual.transformer.resblocks[0].attn
+    attention.register_buffer("logit_scale", torch.ones(1))
+    before = digest(tiny_model)
+    attention.logit_scale += 1
+    assert digest(tiny_model) != before
+
+
 def test_numbers_of_the_preprocessing_may_be_whole(tiny_model: LoadedModel) -> None:
     whole, broken = (dict(tiny_model.preprocess) | {"mean": mean} for mean in ((0, 0, 0), [0.0, 0.0, 0.0]))
     assert digest(tiny_model, preprocess=whole) == digest(tiny_model, preprocess=broken)

@@ -138,6 +138,19 @@ async def test_after_a_release_nobody_waits() -> None:
         first.lease.require()
 
 
+async def test_one_of_whom_something_may_still_be_done_is_followed_as_if_it_had_died() -> None:
+    store = Documents()
+    first, second = await writing(store), Process(store, "second")
+    await first.lease.release(in_doubt=True)
+    with pytest.raises(LikenessError, match="stopping"):
+        first.lease.require()
+    async with second.acquiring() as acquiring:
+        await second.time.passes(LEASE_S)
+        assert not acquiring.done()
+        await second.time.passes(2.0)
+        assert await acquiring is False, "it was no release"
+
+
 async def test_a_release_while_another_waits_ends_its_waiting() -> None:
     store = Documents()
     first, second = await writing(store), Process(store, "second")

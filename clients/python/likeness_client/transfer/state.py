@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,16 @@ from likeness_client.errors import RESUME_REFUSED, LikenessError
 def save(path: Path, told: Mapping[str, Any]) -> None:
     """Writes it, and forces it to disk."""
     partial = path.with_name(path.name + ".new")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(told, file)  # as ASCII: a file's name may be no UTF-8
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(told, file)  # as ASCII: a file's name may be no UTF-8
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError):  # that it failed is known
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def load(path: Path) -> dict[str, Any]:
