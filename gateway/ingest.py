@@ -27,7 +27,6 @@ from gateway.streams import STALLED_S, patient, unless
 Requests = AsyncIterator[gateway_pb2.IndexImagesRequest]
 Write = Callable[[gateway_pb2.IndexImagesResponse], Awaitable[None]]
 
-
 _GO_ON = "open a new stream with the last resume_token"
 
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -48,6 +48,22 @@ def entry(number: int, lane: Lane = Lane.INTERACTIVE) -> Entry:
     )
 
 
+def decoding_of(
+    slab: Slab, preprocess: Callable[[Image.Image, Pixels], None], ready: Callable[[Entry], None] = lambda entry: None
+) -> Decoding:
+    """With a thread for all lanes, and one more for interactive pictures."""
+    return Decoding(
+        threads=1,
+        slab=slab,
+        preprocess=preprocess,
+        geometry=Geometry(SIDE, SIDE, "shortest", "bicubic"),
+        limits=PictureLimits(2**20, 10**6),
+        decoded=lambda entry: None,
+        ready=ready,
+        metrics=Metrics(CollectorRegistry()),
+    )
+
+
 class Panic(BaseException):
     """As of a library in Rust."""
 
@@ -59,16 +75,7 @@ async def test_a_panic_of_a_library_costs_the_picture_alone(slab: Slab) -> None:
         if picture.getpixel((0, 0)) == (1, 1, 1):
             raise Panic
 
-    decoding = Decoding(
-        threads=1,
-        slab=slab,
-        preprocess=preprocess,
-        geometry=Geometry(SIDE, SIDE, "shortest", "bicubic"),
-        limits=PictureLimits(2**20, 2**20),
-        decoded=lambda entry: None,
-        ready=ready.put_nowait,
-        metrics=Metrics(CollectorRegistry()),
-    )
+    decoding = decoding_of(slab, preprocess, ready.put_nowait)
     finished: list[Any] = []
 
     def done(entry: Entry, outcome: Outcome) -> None:
@@ -115,16 +122,7 @@ async def test_after_a_stop_nothing_is_begun_and_what_was_begun_ends_quietly(
 
     monkeypatch.setattr("embedder.decoding.ThreadPoolExecutor", OneThread)
     asyncio.get_running_loop().set_exception_handler(tell)
-    decoding = Decoding(
-        threads=1,
-        slab=slab,
-        preprocess=preprocess,
-        geometry=Geometry(SIDE, SIDE, "shortest", "bicubic"),
-        limits=PictureLimits(2**20, 10**6),
-        decoded=lambda entry: None,
-        ready=ready.append,
-        metrics=Metrics(CollectorRegistry()),
-    )
+    decoding = decoding_of(slab, preprocess, ready.append)
     entries = [entry(number) for number in range(4)]
     for each in entries:
         decoding.put(each)
@@ -151,16 +149,7 @@ async def test_long_bulk_pictures_leave_the_interactive_ones_their_thread(
         assert go_on.wait(WAIT_S)
 
     monkeypatch.setattr("embedder.decoding.STARVING_S", -1.0)  # any picture takes longer than that
-    decoding = Decoding(
-        threads=1,
-        slab=slab,
-        preprocess=preprocess,
-        geometry=Geometry(SIDE, SIDE, "shortest", "bicubic"),
-        limits=PictureLimits(2**20, 10**6),
-        decoded=lambda entry: None,
-        ready=lambda entry: None,
-        metrics=Metrics(CollectorRegistry()),
-    )
+    decoding = decoding_of(slab, preprocess)
     bulk = [entry(number, Lane.BULK) for number in range(2)]
     urgent = entry(2)
     for each in (*bulk, urgent):
@@ -183,16 +172,7 @@ async def test_a_stop_waits_no_longer_than_it_may_for_what_is_being_decoded(
 
     monkeypatch.setattr("embedder.decoding.STOP_S", 0.01)
     monkeypatch.setattr("embedder.decoding.log", SimpleNamespace(error=lambda _event, count: told.append(count)))
-    decoding = Decoding(
-        threads=1,
-        slab=slab,
-        preprocess=preprocess,
-        geometry=Geometry(SIDE, SIDE, "shortest", "bicubic"),
-        limits=PictureLimits(2**20, 10**6),
-        decoded=lambda entry: None,
-        ready=lambda entry: None,
-        metrics=Metrics(CollectorRegistry()),
-    )
+    decoding = decoding_of(slab, preprocess)
     slow = entry(1)
     decoding.put(slow)
     assert await asyncio.to_thread(begun.wait, WAIT_S)

@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
 from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
+from indexer.catalog import Collections
 from indexer.collections import DEFAULT_HNSW, Collection, Hnsw, Metric, StoredCollection, not_found
 
 NO_ANSWER = LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, "no answer")
@@ -113,3 +115,16 @@ class Shelf:
             raise NO_ANSWER
         if self.failure is not None:
             raise self.failure
+
+
+async def use(collections: Collections, name: str = "col") -> Collection:
+    """The collection of that name."""
+    async with collections.use(name) as collection:
+        return collection
+
+
+async def refusal(work: Any) -> LikenessError:
+    """What it fails with."""
+    with pytest.raises(LikenessError) as caught:
+        await work
+    return caught.value

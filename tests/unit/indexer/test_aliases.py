@@ -9,8 +9,8 @@ from likeness.common.v1 import error_pb2
 from chassis.errors import LikenessError
 from indexer.aliases import Aliases, latest
 from indexer.catalog import Collections
-from indexer.collections import Collection, Fingerprint, Metric, StoredCollection
-from tests.unit.indexer.shelf import Shelf
+from indexer.collections import Fingerprint, Metric, StoredCollection
+from tests.unit.indexer.shelf import Shelf, refusal, use
 
 FINGERPRINT = Fingerprint("m", "a1" * 32, 4)
 
@@ -29,17 +29,6 @@ async def shelf() -> Shelf:
 @pytest.fixture
 def collections(shelf: Shelf) -> Collections:
     return Collections(shelf)
-
-
-async def use(collections: Collections, name: str) -> Collection:
-    async with collections.use(name) as collection:
-        return collection
-
-
-async def refusal(work: Any) -> LikenessError:
-    with pytest.raises(LikenessError) as caught:
-        await work
-    return caught.value
 
 
 async def settle() -> None:

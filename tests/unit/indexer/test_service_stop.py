@@ -3,14 +3,13 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
 from likeness.common.v1 import error_pb2
 from prometheus_client import CollectorRegistry
 
-from chassis.errors import LikenessError
 from indexer import namespace
 from indexer import service as services
 from indexer.catalog import Collections
@@ -22,7 +21,7 @@ from indexer.service import IndexerService
 from indexer.servicing import Sole
 from indexer.settings import IndexerSettings, Reads
 from indexer.writes import StoredRecord
-from tests.unit.indexer.shelf import Shelf
+from tests.unit.indexer.shelf import Shelf, refusal, use
 
 FINGERPRINT = Fingerprint("m", "a1" * 32, 2)
 
@@ -128,17 +127,6 @@ async def service(stored: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     made = IndexerService(settings, CollectorRegistry())
     await made._collections.create("col", FINGERPRINT, Metric.L2)
     return made
-
-
-async def use(collections: Collections, name: str = "col") -> Collection:
-    async with collections.use(name) as collection:
-        return collection
-
-
-async def refusal(work: Any) -> LikenessError:
-    with pytest.raises(LikenessError) as caught:
-        await work
-    return caught.value
 
 
 async def next_start(stored: Stored) -> Collections:
