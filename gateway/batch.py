@@ -10,12 +10,12 @@ from likeness.gateway.v1 import gateway_pb2
 from chassis.deadline import Deadline
 from chassis.errors import LikenessError, invalid, to_item_error
 from gateway import queries
-from gateway.search import INLINE_ROWS, Search, rows
+from gateway.search import INLINE_ROWS, Search, no_room, rows
 from gateway.streams import MAX_BYTES
 
 MAX_SEARCHES = 128
 # Of all searches of a call, as the indexer takes them of a Query call, and, of facets, as many as it has time for.
-MAX_HITS, MAX_CANDIDATES, MAX_FACETS = 10_000, 20_000, 128
+MAX_HITS, MAX_CANDIDATES, MAX_FACETS = queries.MAX_HITS, 20_000, 128
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def check(request: gateway_pb2.BatchSearchRequest) -> None:
         raise invalid("searches", f"is empty; expected 1 to {MAX_SEARCHES} searches")
     if len(searches) > MAX_SEARCHES:
         raise _too_large(f"{len(searches)} searches; expected 1 to {MAX_SEARCHES}")
-    fair = [each for each in searches if each.top_k <= 1000 and queries.hits(each) <= MAX_HITS]
+    fair = [each for each in searches if not queries.asks_too_much(each)]
     for asked, most, what in (
         (sum(map(queries.hits, fair)), MAX_HITS, "hits, those before their offsets included,"),
         (sum(map(queries.candidates, fair)), MAX_CANDIDATES, "candidates of a rescore"),
@@ -72,19 +72,11 @@ def _together(
             continue
         its_size = outcome.ByteSize()
         if size + its_size > MAX_BYTES:
-            response.results.add(error=to_item_error(_no_room()))
+            response.results.add(error=to_item_error(no_room()))
         else:
             size += its_size
             response.results.add(response=outcome)
     return response
-
-
-def _no_room() -> LikenessError:
-    message = (
-        f"the answers before this one leave no room for it: at most {MAX_BYTES // 2**20} MiB are given together; send "
-        "the search in another call, or ask for fewer hits or fields"
-    )
-    return LikenessError(error_pb2.REASON_BATCH_TOO_LARGE, message)
 
 
 def _too_large(description: str) -> LikenessError:

@@ -20,10 +20,10 @@ from gateway.embedding import Embedding
 from gateway.indexer_reads import IndexerReads
 from gateway.labelling import MAX_LABELS, Chooser, Labelling, LabelVectors
 from gateway.requests import (
+    at_token,
     collection_name,
     expected_fingerprint,
     mismatch,
-    naming_token,
     of_collection,
     patience,
     renamed,
@@ -125,7 +125,7 @@ class Classify:
             listing = indexer_pb2.ListItemsRequest(
                 collection=name, filter=where, page_size=page_size, page_token=token, fields=ItemFields(vector=True)
             )
-            with naming_token(token, "SuggestLabels"):
+            with at_token(token, request.page_token, "SuggestLabels"):
                 page = await self.indexer.list(listing, patience(deadline, self.longest_call_s))
             response = await asyncio.to_thread(_suggestions, page.items, chooser, top_k, least)
             done, token = done + len(page.items), page.next_page_token

@@ -24,7 +24,7 @@ from chassis.errors import LikenessError
 from chassis.unbroken import unbroken
 from gateway.backends import Indexer
 from gateway.media import Media
-from gateway.requests import collection_name
+from gateway.requests import at_token, collection_name
 from gateway.uids import existing, forgettable, sharing
 
 # Items of a filter that go together: what is done to its end should not take long.
@@ -74,7 +74,8 @@ class Deletion:
             collection=found.name, filter=request.filter, page_size=_PAGE, fields=ItemFields()
         )
         while True:
-            page = await self.indexer.list(listing, deadline.left())
+            with at_token(listing.page_token, "", "DeleteItems"):
+                page = await self.indexer.list(listing, deadline.left())
             ids = [item.id for item in page.items]
             if ids:
                 await self.media.check(found.uid)

@@ -166,7 +166,11 @@ class DuplicatePolicy:
 
     def _score(self, one: Array, other: Array) -> float:
         """How alike two vectors are: see ``likeness.common.v1.Metric``."""
+        one, other = one.astype(np.float64), other.astype(np.float64)
         if self.metric == METRIC_L2:
             return -float(np.linalg.norm(one - other))
-        scale = float(np.linalg.norm(one) * np.linalg.norm(other)) if self.metric == METRIC_COSINE else 1.0
-        return float(one @ other) / scale if scale else 0.0
+        product = float(one @ other)
+        if self.metric != METRIC_COSINE:
+            return product
+        scale = float(np.linalg.norm(one) * np.linalg.norm(other))
+        return min(max(product / scale, -1.0), 1.0) if scale else 0.0

@@ -20,7 +20,7 @@ from chassis.errors import LikenessError, from_status, in_request, invalid
 from gateway import items
 from gateway.clusters import Clusters
 from gateway.indexer_reads import IndexerReads
-from gateway.requests import collection_name, patience, shutting_down
+from gateway.requests import at_token, collection_name, patience, shutting_down
 from gateway.streams import MAX_BYTES, STALLED_S, admitted, patient
 
 HASH = "sha256"
@@ -249,7 +249,8 @@ class _Search:
                 page_token=token,
                 fields=fields,
             )
-            page = await self.of.indexer.list(listing, self._patience())
+            with at_token(token, "", "FindDuplicates"):
+                page = await self.of.indexer.list(listing, self._patience())
             yield page.items
             token = page.next_page_token
             if not token:

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from likeness.common.v1 import error_pb2
-from likeness.common.v1.types_pb2 import Vector
+from likeness.common.v1.types_pb2 import ModelFingerprint, Vector
 from likeness.embedder.v1 import embedder_pb2
 from likeness.gateway.v1 import gateway_pb2
 from likeness.indexer.v1 import indexer_pb2
@@ -263,18 +263,43 @@ class Stream:
         waiting = {item_id: skip for item_id, skip in skipped.items() if skip.existing_id in vectors}
         left = [item for item in fit if item.id in vectors and item.id not in waiting]
         fit, twins = await self._left(left, skipped), [item for item in fit if item.id in waiting]
-        upsert = indexer_pb2.UpsertItemsRequest(
-            collection=self._target.collection,
-            expected_fingerprint=embedded.fingerprint,
-            expected_uid=self._target.uid,
-        )
-        for item in fit:
-            upsert.items.add(id=item.id, vector=vectors[item.id], metadata=item.stored_metadata)
-        if fit:
-            await self._upserted(fit, upsert)
-        for item in fit:
-            self._answer(item, gateway_pb2.IndexResult(stored=gateway_pb2.IndexStored()))
-        await self._left(twins, waiting)
+        stored = await self._put(fit, vectors, embedded.fingerprint) if fit else set()
+        # What waited for one that was refused is no duplicate of anything: it is seen through once more.
+        for item in twins:
+            if waiting[item.id].existing_id not in stored:
+                self._waiting.put_nowait(item)
+                del waiting[item.id]
+        await self._left([item for item in twins if item.id in waiting], waiting)
+
+    async def _put(self, items: Sequence[Item], vectors: Mapping[str, Vector], model: ModelFingerprint) -> set[str]:
+        """Stores items and answers them; one that is being erased just now is refused, and no other because of it.
+
+        Returns:
+            The ids of those that are stored.
+        """
+        stored, waiting = set[str](), [items]
+        while waiting:
+            part = waiting.pop()
+            upsert = indexer_pb2.UpsertItemsRequest(
+                collection=self._target.collection, expected_fingerprint=model, expected_uid=self._target.uid
+            )
+            for item in part:
+                upsert.items.add(id=item.id, vector=vectors[item.id], metadata=item.stored_metadata)
+            try:
+                await self._upserted(part, upsert)
+            except LikenessError as error:
+                if error.reason != error_pb2.REASON_COLLECTION_BUSY:
+                    raise
+                if len(part) == 1:
+                    self._refuse(part[0], error)
+                else:
+                    half = len(part) // 2
+                    waiting += [part[half:], part[:half]]
+                continue
+            for item in part:
+                self._answer(item, gateway_pb2.IndexResult(stored=gateway_pb2.IndexStored()))
+            stored |= {item.id for item in part}
+        return stored
 
     async def _described(self, batch: Sequence[Item]) -> list[Item]:
         """Reads what the pictures say of themselves; answers those that are refused, and returns the others."""

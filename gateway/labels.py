@@ -18,7 +18,7 @@ from chassis.errors import LikenessError, in_request, invalid
 from chassis.metadata import MAX_LIST_LENGTH, MAX_STRING_BYTES, to_proto
 from gateway.backends import Indexer
 from gateway.items import LABELS
-from gateway.requests import collection_name, naming_token
+from gateway.requests import at_token, collection_name
 
 MAX_IDS = 1024
 MAX_ITEMS = 10_000
@@ -126,7 +126,7 @@ class Labels:
             )
             async with turn:
                 started = time.monotonic()
-                with naming_token(token, "UpdateLabels"):
+                with at_token(token, request.page_token, "UpdateLabels"):
                     page = await self._indexer.list(listing, deadline.left())
                 await self._write(collection.name, page.items, change, deadline, response)
             longest = max(longest, time.monotonic() - started)

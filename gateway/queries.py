@@ -15,6 +15,8 @@ from gateway.requests import renamed
 
 MAX_TERMS = 64
 MAX_FACETS = 32
+# As the indexer takes them of one query.
+MAX_TOP_K, MAX_HITS, MAX_CANDIDATES = 1000, 10_000, 10_000
 
 
 def check(request: gateway_pb2.SearchRequest) -> None:
@@ -71,6 +73,16 @@ def of_term(error: LikenessError, place: int) -> LikenessError:
     return renamed(error, lambda field: re.sub(r"^inputs\[\d+\]", f"terms[{place}]", field))
 
 
+def asks_too_much(request: gateway_pb2.SearchRequest) -> bool:
+    """Whether it is refused, by itself, for how much it asks for."""
+    return (
+        request.top_k > MAX_TOP_K
+        or hits(request) > MAX_HITS
+        or request.rescore.candidates > MAX_CANDIDATES
+        or len(request.facets) > MAX_FACETS
+    )
+
+
 def hits(request: gateway_pb2.SearchRequest) -> int:
     """How many hits the indexer finds for it, those that the offset leaves out included."""
     return request.offset + (request.top_k or 10)
@@ -80,7 +92,7 @@ def candidates(request: gateway_pb2.SearchRequest) -> int:
     """How many items are scored again for it (see ``Rescore.candidates``)."""
     if not request.HasField("rescore"):
         return 0
-    asked = request.rescore.candidates or min(max(10 * hits(request), 100), 10_000)
+    asked = request.rescore.candidates or min(max(10 * hits(request), 100), MAX_CANDIDATES)
     return max(asked, hits(request))
 
 

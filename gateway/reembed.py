@@ -28,7 +28,7 @@ from gateway.fetch import Fetch, disabled
 from gateway.media import Media
 from gateway.originals import Originals
 from gateway.reembed_page import PageFiller, Tally
-from gateway.requests import collection_name, expected_fingerprint, mismatch, naming_token, patience, shutting_down
+from gateway.requests import at_token, collection_name, expected_fingerprint, mismatch, patience, shutting_down
 from gateway.settings import GatewaySettings
 from gateway.streams import STALLED_S, patient
 from gateway.uids import forgettable, sharing
@@ -248,7 +248,7 @@ class _Run:
         )
         while True:
             self._check_stopping()
-            with naming_token(listing.page_token, "ReembedCollection"):
+            with at_token(listing.page_token, token, "ReembedCollection"):
                 page = await self._indexer.list(listing, self._time())
             await self._telling(self._filler.fill(page.items, again=not first))
             self._check_stopping()
@@ -267,7 +267,8 @@ class _Run:
         listing = indexer_pb2.ListItemsRequest(collection=target.name, page_size=_PAGE, fields=ItemFields())
         while True:
             self._check_stopping()
-            page = await self._indexer.list(listing, self._time())
+            with at_token(listing.page_token, "", "ReembedCollection"):
+                page = await self._indexer.list(listing, self._time())
             ids = [item.id for item in page.items]
             if ids:
                 looking = indexer_pb2.GetItemsRequest(collection=source.name, ids=ids, fields=ItemFields())

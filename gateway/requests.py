@@ -69,13 +69,28 @@ def renamed(error: LikenessError, rename: Callable[[str], str]) -> LikenessError
 
 
 @contextmanager
-def naming_token(token: str, rpc: str) -> Iterator[None]:
-    """Around a ListItems call at the page token of another rpc: of that a token that is refused is none."""
+def at_token(token: str, given: str, rpc: str) -> Iterator[None]:
+    """Around a ListItems call of another rpc, at a page token.
+
+    One that is refused is the caller's fault if it came with the request. If not, the page before gave it, and the
+    collection is another by now.
+
+    Args:
+        token: of the page.
+        given: the token in the request; empty if there is none.
+        rpc: what is under way.
+
+    Raises:
+        LikenessError: FIELD_INVALID; COLLECTION_NOT_FOUND.
+    """
     try:
         yield
     except LikenessError as error:
         if all(violation.field != "page_token" for violation in error.violations):
             raise
+        if token != given:
+            message = f"the collection was deleted and made anew during this {rpc}; begin again for the new one"
+            raise LikenessError(error_pb2.REASON_COLLECTION_NOT_FOUND, message) from error
         description = f"{token[:100]!r} is none that {rpc} gave for this request; begin without one"
         raise invalid("page_token", description, error.reason) from error
 

@@ -25,6 +25,7 @@ from gateway.explain import cosines
 from gateway.indexer_reads import IndexerReads
 from gateway.joint_queries import JointQueries
 from gateway.requests import collection_name, duration, expected_fingerprint, mismatch
+from gateway.streams import MAX_BYTES
 
 # Calls for facets and for stored vectors that a batch has under way at once.
 _AT_ONCE = 8
@@ -206,27 +207,44 @@ class Search:
                     tasks.create_task(self._read_terms(search, deadline, few))
 
     async def _query(self, group: Sequence[_Search], deadline: Deadline, took: Duration) -> None:
-        """One Query call for searches of one collection and one model, all with vectors or all without."""
+        """Queries for searches of one collection and one model, all with vectors or all without.
+
+        They are one call, or, where its answer would be too large, several with a part of them each, until what is
+        found fills a message.
+        """
         started = time.perf_counter()
-        request = indexer_pb2.QueryRequest(
-            collection=group[0].collection,
-            expected_fingerprint=group[0].fingerprint,
-            queries=[queries.query(search.request, search.vectors) for search in group],
-            fields=items.to_read(ItemFields(vector=group[0].needs_vectors)),
-        )
-        try:
-            answered = await self._queries(request, deadline)
-        except LikenessError as error:
-            for search in group:
-                search.error = search.error or queries.of_search(error, 0)
-            return
-        for place, search in enumerate(group, answered.first):
-            result = answered.response.results[place]
-            if result.HasField("error"):
-                search.error = search.error or queries.of_search(from_status(result.error.status), place)
-            else:
-                search.answer = result, answered.response.fingerprint
-        _longest(took, time.perf_counter() - started)
+        waiting, room = [group], MAX_BYTES
+        while waiting:
+            part = waiting.pop()
+            if room < 0:
+                for search in part:
+                    search.error = search.error or no_room()
+                continue
+            request = indexer_pb2.QueryRequest(
+                collection=part[0].collection,
+                expected_fingerprint=part[0].fingerprint,
+                queries=[queries.query(search.request, search.vectors) for search in part],
+                fields=items.to_read(ItemFields(vector=part[0].needs_vectors)),
+            )
+            try:
+                answered = await self._queries(request, deadline)
+            except LikenessError as error:
+                if error.reason == error_pb2.REASON_BATCH_TOO_LARGE and len(part) > 1:
+                    half = len(part) // 2
+                    waiting += [part[half:], part[:half]]
+                    continue
+                for search in part:
+                    search.error = search.error or queries.of_search(error, 0)
+                continue
+            if waiting:
+                room -= answered.response.ByteSize()
+            for place, search in enumerate(part, answered.first):
+                result = answered.response.results[place]
+                if result.HasField("error"):
+                    search.error = search.error or queries.of_search(from_status(result.error.status), place)
+                else:
+                    search.answer = result, answered.response.fingerprint
+            _longest(took, time.perf_counter() - started)
 
     async def _count(self, search: _Search, deadline: Deadline, few: asyncio.Semaphore, took: Duration) -> None:
         async with few:
@@ -265,6 +283,15 @@ class Search:
         for missing in found.missing_ids:  # the query says so too, unless it was deleted just between the two
             message = f"terms[{stored[missing][0]}].id: there is no item {missing!r} in the collection"
             search.error = search.error or LikenessError(error_pb2.REASON_ITEM_NOT_FOUND, message)
+
+
+def no_room() -> LikenessError:
+    """The error of a search of a batch that would be found, but not told."""
+    message = (
+        f"the answers before this one leave no room for it: at most {MAX_BYTES // 2**20} MiB are given together; send "
+        "the search in another call, or ask for fewer hits or fields"
+    )
+    return LikenessError(error_pb2.REASON_BATCH_TOO_LARGE, message)
 
 
 def _is_mismatch(error: LikenessError | None) -> bool:

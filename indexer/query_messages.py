@@ -64,8 +64,10 @@ def response(collection: Collection, outcomes: Sequence[Sequence[Row] | Likeness
         LikenessError: BATCH_TOO_LARGE: all hits together do not fit a message.
     """
     sizes = (_size(rows) for rows in outcomes if not isinstance(rows, LikenessError))
-    remedy = "send fewer queries a call, or ask for fewer hits (top_k) or less of each (fields)"
-    messages.check_answer(sizes, "queries", remedy)
+    remedy, field = "ask for fewer hits (top_k) or less of each (fields)", "queries[0].top_k"
+    if len(outcomes) > 1:
+        remedy, field = f"send fewer queries a call, or {remedy}", "queries"
+    messages.check_answer(sizes, field, remedy)
     message = indexer_pb2.QueryResponse(fingerprint=messages.fingerprint_message(collection.fingerprint))
     for outcome in outcomes:
         result = message.results.add()

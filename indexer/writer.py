@@ -44,6 +44,8 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _HEAL_AGAIN_S = 1.0
+# Who writes an item that is being erased may try again after this: an erasure takes seconds to minutes.
+_ERASED_S = 5.0
 # Most items of a chunk where Chroma answers queries of the collection.
 _BESIDE_QUERIES = 64
 
@@ -203,7 +205,7 @@ class CollectionWriter:
                 f"item {found!r} is being erased from {self.collection.name!r}; to write it again, wait until that has "
                 "ended"
             )
-            raise LikenessError(error_pb2.REASON_COLLECTION_BUSY, message)
+            raise LikenessError(error_pb2.REASON_COLLECTION_BUSY, message, retry_after_s=_ERASED_S)
 
     async def _submit(self, call: Callable[[asyncio.Future[T]], Call], size: int) -> T:
         if self._closed is not None:

@@ -65,6 +65,7 @@ class Behind(embedder_pb2_grpc.EmbedderServiceServicer, indexer_pb2_grpc.Indexer
         self.calls: list[tuple[str, Any]] = []
         self.announced: list[bool] = []  # of each call, whether it says beforehand that it is bulk
         self.vanish_before_write: set[str] = set()
+        self.erasing: set[str] = set()
         self.fail: dict[str, LikenessError] = {}
         self._another_call = asyncio.Event()
 
@@ -112,7 +113,9 @@ class Behind(embedder_pb2_grpc.EmbedderServiceServicer, indexer_pb2_grpc.Indexer
         fingerprint = self.collections[request.name]
         uid = self.uids.get(request.name, f"uid-{request.name}")
         return indexer_pb2.GetCollectionResponse(
-            collection=indexer_pb2.Collection(name=request.name, uid=uid, fingerprint=fingerprint)
+            collection=indexer_pb2.Collection(
+                name=request.name, uid=uid, fingerprint=fingerprint, metric=types_pb2.METRIC_COSINE
+            )
         )
 
     async def GetItems(self, request: Any, context: Any) -> indexer_pb2.GetItemsResponse:  # noqa: N802
@@ -135,6 +138,9 @@ class Behind(embedder_pb2_grpc.EmbedderServiceServicer, indexer_pb2_grpc.Indexer
         await self._begin("UpsertItems", request, context, request.collection)
         if request.expected_uid not in ("", self.uids.get(request.collection, f"uid-{request.collection}")):
             await self._abort(context, LikenessError(error_pb2.REASON_COLLECTION_NOT_FOUND, "made anew"))
+        if self.erasing & {item.id for item in request.items}:
+            error = LikenessError(error_pb2.REASON_COLLECTION_BUSY, "is being erased", retry_after_s=5.0)
+            await self._abort(context, error)
         for item in request.items:
             self.put(item.id, from_proto(item.vector, "vector", 8), **plain_metadata.from_proto(item.metadata, "m"))
         return indexer_pb2.UpsertItemsResponse()
@@ -214,7 +220,7 @@ class Behind(embedder_pb2_grpc.EmbedderServiceServicer, indexer_pb2_grpc.Indexer
         if not total.any():
             raise invalid(f"queries[{place}].examples", "cancel out", error_pb2.REASON_QUERY_CANCELS_OUT)
         total /= np.linalg.norm(total)
-        scores = {i: float(self.vectors[i] @ total) for i in self._matching(query) if i not in own}
+        scores = {i: min(float(self.vectors[i] @ total), 1.0) for i in self._matching(query) if i not in own}
         least = query.min_score if query.HasField("min_score") else -2
         best = sorted((i for i in scores if scores[i] >= least), key=lambda i: (-scores[i], i))
         return [

@@ -154,6 +154,34 @@ async def test_what_is_near_an_item_that_could_not_be_stored_is_not_called_a_dup
     assert told.results == {}
 
 
+async def test_what_is_near_an_item_that_is_being_erased_is_stored(desk: Desk) -> None:
+    for seed in range(4):
+        looks_like(desk, seed, 1, 0.001 * seed)
+    desk.services.erasing = {"item-0"}
+
+    told = await desk.index([item(n, f"item-{n}") for n in range(4)], skip_near_duplicates=0.9)
+
+    assert told.error is None
+    assert told.results[0].error.reason == error_pb2.REASON_COLLECTION_BUSY
+    assert told.results[1].HasField("stored")
+    assert skips(told) == {2: (NEAR, "item-1"), 3: (NEAR, "item-1")}
+    assert set(desk.services.items) == {"item-1"}
+
+
+async def test_the_score_of_equal_vectors_is_1_at_most(desk: Desk) -> None:
+    rng = np.random.default_rng(3)
+    for seed in range(0, 64, 2):
+        numbers = rng.normal(size=8)
+        looks_like(desk, seed, *numbers)
+        looks_like(desk, seed + 1, *numbers)
+
+    told = await desk.index([item(n) for n in range(64)], skip_near_duplicates=0.999)
+
+    scores = [result.skipped.score for result in told.results.values() if result.HasField("skipped")]
+    assert len(scores) == 32
+    assert max(scores) <= 1
+
+
 async def test_vectors_of_another_model_are_not_compared(desk: Desk) -> None:
     desk.services.put("cat", vector(1))
     looks_like(desk, 1, 1)

@@ -178,6 +178,17 @@ async def test_a_stop_ends_a_wait_for_the_rate_and_no_more_is_read(desk: Desk, m
     assert stream.taken == 2
 
 
+async def test_items_that_are_being_erased_are_refused_alone_and_can_be_sent_again(desk: Desk) -> None:
+    desk.services.erasing = {"item-3", "item-7"}
+    told = await desk.index([item(n, f"item-{n}") for n in range(10)])
+
+    assert told.error is None
+    refused = {n: result.error for n, result in told.results.items() if result.HasField("error")}
+    assert set(refused) == {3, 7}
+    assert from_status(refused[3].status).retry_after_s == 5.0
+    assert set(desk.services.items) == {f"item-{n}" for n in range(10)} - desk.services.erasing
+
+
 async def test_an_item_that_fits_into_no_message_is_refused_alone(tmp_path: Path) -> None:
     async with ingesting(tmp_path) as desk:
         desk.services.max_message_bytes = 2**20

@@ -13,7 +13,7 @@ from likeness.gateway.v1.gateway_pb2 import BatchSearchRequest, FacetRequest, Re
 from prometheus_client import CollectorRegistry
 
 from chassis.deadline import Deadline
-from chassis.errors import LikenessError, from_status
+from chassis.errors import LikenessError, from_status, invalid
 from chassis.vectors import to_proto
 from gateway import batch as batches
 from gateway import search as searching
@@ -250,6 +250,61 @@ async def test_answers_that_are_too_large_together_fail_behind_the_limit(monkeyp
 
     assert [found(result) for result in answer.results[:2]] == [["large"], ["large"]]
     assert failure(answer.results[2]).reason_name == "BATCH_TOO_LARGE"
+
+
+class Full(Behind):
+    """Refuses a Query call whose hits are more than a message takes: as many as ``room``."""
+
+    room = 5
+
+    async def Query(self, request: Any, context: Any) -> Any:  # noqa: N802
+        answer = await super().Query(request, context)
+        if sum(len(result.hits) for result in answer.results) > self.room:
+            field = "queries" if len(answer.results) > 1 else "queries[0].top_k"
+            error = invalid(field, "the answer would be larger", error_pb2.REASON_BATCH_TOO_LARGE)
+            await self._abort(context, error)
+        return answer
+
+
+async def test_what_is_too_large_together_is_asked_for_in_parts() -> None:
+    async with behind(Full()) as (services, embedder, indexer):  # type: ignore[abstract]
+        for i in range(6):
+            services.put(str(i), vector(1, i), number=i)
+        two, six = (SearchRequest(terms=[Term(vector=to_proto(vector(1)))], top_k=top_k) for top_k in (2, 6))
+        answer = await batch((services, Search(embedding(embedder), indexer)), two, two, six, two)
+
+    assert [found(answer.results[i]) for i in (0, 1, 3)] == [["0", "1"]] * 3
+    error = failure(answer.results[2])
+    assert (error.reason_name, error.violations[0].field) == ("BATCH_TOO_LARGE", "top_k")
+    assert [len(request.queries) for request in services.asked("Query")] == [4, 2, 2, 1, 1]
+
+
+async def test_no_more_is_asked_for_once_what_was_found_fills_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(searching, "MAX_BYTES", 1500)
+    async with behind(Full()) as (services, embedder, indexer):  # type: ignore[abstract]
+        for i in range(3):
+            services.put(str(i), vector(1), text="x" * 1000)
+        one = SearchRequest(terms=[Term(vector=to_proto(vector(1)))], top_k=1)
+        answer = await batch((services, Search(embedding(embedder), indexer)), *[one] * 8)
+
+    assert [found(result) for result in answer.results[:4]] == [["0"]] * 4
+    assert {failure(result).reason_name for result in answer.results[4:]} == {"BATCH_TOO_LARGE"}
+    assert [len(request.queries) for request in services.asked("Query")] == [8, 4]
+
+
+async def test_a_search_that_is_refused_by_itself_takes_no_room_from_others() -> None:
+    term = [Term(id="cat")]
+    greedy = [
+        SearchRequest(terms=term, rescore=Rescore(candidates=20_001)),
+        SearchRequest(terms=term, facets=[FacetRequest(key="k")] * 129),
+    ]
+    async with behind() as (services, embedder, indexer):
+        stock(services)
+        search = SearchRequest(terms=term, top_k=1)
+        answer = await batch((services, Search(embedding(embedder), indexer)), search, *greedy)
+
+    assert found(answer.results[0]) == ["red cat"]
+    assert failure(answer.results[2]).violations[0].field == "facets"
 
 
 async def test_a_batch_of_no_searches_is_not_called_too_large() -> None:
