@@ -260,7 +260,12 @@ class _Search:
         """The request's filter, and another condition."""
         if not self.request.HasField("filter"):
             return also
-        return self.request.filter if also is None else Filter(all_of=FilterList(filters=[self.request.filter, also]))
+        theirs = self.request.filter
+        if also is None:
+            return theirs
+        # Beside the caller's conditions where they are such a list: the depth of a filter is limited.
+        beside = theirs.all_of.filters if theirs.WhichOneof("node") == "all_of" else [theirs]
+        return Filter(all_of=FilterList(filters=[*beside, also]))
 
     def _patience(self) -> float:
         return patience(self.deadline, self.of.longest_call_s)

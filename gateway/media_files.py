@@ -5,9 +5,11 @@ A file is whole or not there: where the file system is local, it is written unde
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import structlog
@@ -105,7 +107,7 @@ class MediaFiles:
         """Removes a folder and what is in it, which may be nothing."""
         with self._told("deleted"), suppress(FileNotFoundError):
             if self._local:
-                shutil.rmtree(self._path(path))
+                _remove_tree(self._path(path))
             else:
                 self._fs.invalidate_cache(self._path(path))
                 self._fs.rm(self._path(path), recursive=True)
@@ -123,3 +125,17 @@ class MediaFiles:
                 f"thumbnails and originals cannot be {doing} at the moment ({type(error).__name__}); try again later"
             )
             raise LikenessError(error_pb2.REASON_MEDIA_UNAVAILABLE, message, retry_after_s=_AGAIN_S) from error
+
+
+def _remove_tree(path: str) -> None:
+    """Removes a folder of which others may be removing parts: what has vanished already is no reason to leave the rest."""
+
+    def failed(_function: object, _path: object, error: Any) -> None:
+        why = error if isinstance(error, BaseException) else error[1]
+        if not isinstance(why, FileNotFoundError):
+            raise why
+
+    if sys.version_info >= (3, 12):
+        shutil.rmtree(path, onexc=failed)
+    else:
+        shutil.rmtree(path, onerror=failed)

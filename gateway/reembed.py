@@ -103,6 +103,8 @@ class Reembed:
         names.check_collection(request.target, "target")
         if request.alias:
             names.check_collection(request.alias, "alias")
+            if request.alias == request.target:
+                raise invalid("alias", f"{request.alias!r} is the target's own name; expected another one")
         if request.fetch_uris and not self.fetch.enabled:
             raise disabled("fetch_uris")
         expected = expected_fingerprint(request)
@@ -250,6 +252,7 @@ class _Run:
             self._check_stopping()
             with at_token(listing.page_token, token, "ReembedCollection"):
                 page = await self._indexer.list(listing, self._time())
+            await self._check_same()
             await self._telling(self._filler.fill(page.items, again=not first))
             self._check_stopping()
             listing.page_token = page.next_page_token
@@ -274,6 +277,7 @@ class _Run:
                 looking = indexer_pb2.GetItemsRequest(collection=source.name, ids=ids, fields=ItemFields())
                 extra = (await self._indexer.get(looking, self._time())).missing_ids
                 if extra:
+                    await self._check_same()  # to a source made anew, everything would be too much
                     media = self._reembed.media
                     async with media.leaving([target.uid, *shared], extra):
                         elsewhere = await forgettable(self._indexer, extra, shared, self._time)
@@ -288,6 +292,7 @@ class _Run:
 
     async def _move(self) -> None:
         """Moves the alias. Whether it was moved by a call that got no answer shows by what it stands for then."""
+        await self._check_same()
         moving = indexer_pb2.SetAliasRequest(
             alias=self._request.alias, collection=self._plan.target.name, expected_collection=self._plan.expected
         )
@@ -332,6 +337,13 @@ class _Run:
                 finished=finished,
             )
         )
+
+    async def _check_same(self) -> None:
+        """Ends the call if one of the collections was deleted, also where another one has its name by now."""
+        for each in (self._plan.source, self._plan.target):
+            if await self._indexer.uid(each.name, self._time()) != each.uid:
+                message = f"collection {each.name!r} was deleted and made anew meanwhile; begin again for the new one"
+                raise LikenessError(error_pb2.REASON_COLLECTION_NOT_FOUND, message)
 
     def _check_stopping(self) -> None:
         if self._reembed.stopping.is_set():

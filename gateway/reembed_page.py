@@ -13,7 +13,7 @@ from likeness.embedder.v1 import embedder_pb2
 from likeness.gateway.v1 import gateway_pb2
 from likeness.indexer.v1 import indexer_pb2
 
-from chassis.errors import LikenessError, from_status, in_request, to_item_error
+from chassis.errors import LikenessError, from_status, in_request, invalid, to_item_error
 from gateway.backends import Embedder, Indexer
 from gateway.backoff import Backoff
 from gateway.media import Media, PictureMedia
@@ -231,6 +231,9 @@ class PageFiller:
         for item, outcome in zip(batch, await _all([read(item) for item in batch]), strict=True):
             if isinstance(outcome, LikenessError):
                 self.tally.fail(item, outcome)
+            elif len(outcome) > self.max_message_bytes:
+                description = f"{len(outcome):,} bytes; the embedder takes messages for {self.max_message_bytes:,}"
+                self.tally.fail(item, invalid("image", description, error_pb2.REASON_IMAGE_TOO_LARGE))
             else:
                 pictures.append((item, outcome))
         return pictures

@@ -237,7 +237,7 @@ class Search:
                     search.error = search.error or queries.of_search(error, 0)
                 continue
             if waiting:
-                room -= answered.response.ByteSize()
+                room -= sum(map(_size, part, answered.response.results[answered.first :]))
             for place, search in enumerate(part, answered.first):
                 result = answered.response.results[place]
                 if result.HasField("error"):
@@ -292,6 +292,12 @@ def no_room() -> LikenessError:
         "the search in another call, or ask for fewer hits or fields"
     )
     return LikenessError(error_pb2.REASON_BATCH_TOO_LARGE, message)
+
+
+def _size(search: _Search, result: indexer_pb2.QueryResult) -> int:
+    """Bytes of what its client will be sent: vectors that are read to explain are not."""
+    left_out = 0 if search.request.fields.vector else sum(len(hit.vector.f32) for hit in result.hits)
+    return result.ByteSize() - left_out
 
 
 def _is_mismatch(error: LikenessError | None) -> bool:

@@ -22,7 +22,13 @@ def _unobserved(_held: int) -> None:
 
 
 class Bodies:
-    """All that are held at present."""
+    """All that are held at present.
+
+    Attributes:
+        most_bytes: of one body.
+        seconds: within which one must be whole.
+        held: bytes of all together.
+    """
 
     def __init__(
         self,
@@ -45,22 +51,22 @@ class Bodies:
         self.seconds = seconds
         self._most = most_in_flight
         self._observe = observe
-        self._held = 0
+        self.held = 0
         self._observe_answers = observe_answers
         self._answers = 0
 
     def take(self, size: int) -> None:
         """Holds so many bytes more; raises OVERLOADED where that would be too many."""
-        if self._held + size > self._most:
+        if self.held + size > self._most:
             message = "the gateway holds as many bytes of requests as LIKENESS_HTTP_IN_FLIGHT_MB allows; try again"
             raise LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=1.0)
-        self._held += size
-        self._observe(self._held)
+        self.held += size
+        self._observe(self.held)
 
     def give(self, size: int) -> None:
         """Holds so many bytes less."""
-        self._held -= size
-        self._observe(self._held)
+        self.held -= size
+        self._observe(self.held)
 
     def take_answer(self, size: int) -> None:
         """Holds an answer; raises OVERLOADED where that would be too many bytes, unless it is the only one."""
@@ -127,7 +133,7 @@ class Body:
         return message
 
     def hold(self, size: int) -> None:
-        """Counts bytes that are needed besides; raises OVERLOADED where that would be too many."""
+        """Counts bytes that are needed besides; less than 0: that no longer are. Raises OVERLOADED: they are too many."""
         self._bodies.take(size)
         self._held += size
 

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -111,7 +112,7 @@ class Messages:
             received: as it came.
             kind: the message's type.
             hold: called with the bytes that unpacking it may take, before it is unpacked; raises where that is too
-                much.
+                much. Then with those that it did not take, less than 0.
 
         Raises:
             LikenessError: FIELD_INVALID or BATCH_TOO_LARGE.
@@ -119,9 +120,14 @@ class Messages:
         size = len(received.body)
         if received.gzipped:
             size = min(size * GZIP_RATIO, self._max_bytes)
-            hold(size)
         small = size <= INLINE_BYTES and (not received.as_json or _values(received.body) <= INLINE_VALUES)
-        return await self._do(small, lambda: _read(received, kind, self._max_bytes))
+        # What unpacking may take is held for as long as that takes: a picture, which shrinks by nothing, would take a
+        # thousand times its room.
+        begin = partial(hold, size) if received.gzipped else None
+        message, unpacked = await self._do(small, lambda: _read(received, kind, self._max_bytes), begin)
+        if received.gzipped:
+            hold(unpacked - size)
+        return message
 
     async def written(self, message: Message, as_json: bool) -> bytes:
         """The message as it is sent."""
@@ -132,12 +138,20 @@ class Messages:
         """Ends the threads once what they have begun is done."""
         self._threads.shutdown(wait=False)
 
-    async def _do(self, small: bool, work: Callable[[], R]) -> R:
+    async def _do(self, small: bool, work: Callable[[], R], begin: Callable[[], None] | None = None) -> R:
         if small:
+            if begin is not None:
+                begin()
             return work()
         # A place is free when the work has ended, also when nobody waits for it any more: what is left of calls that
         # were given up cannot pile up.
         await self._free.acquire()
+        if begin is not None:
+            try:
+                begin()
+            except LikenessError:
+                self._free.release()
+                raise
         loop = asyncio.get_running_loop()
         done = self._threads.submit(work)
         done.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free.release))
@@ -148,13 +162,14 @@ def _as_json(message: Message) -> bytes:
     return MessageToJson(message, indent=None, ensure_ascii=False).encode()
 
 
-def _read(received: Received, kind: type[M], max_bytes: int) -> M:
+def _read(received: Received, kind: type[M], max_bytes: int) -> tuple[M, int]:
+    """The message, and the size of its body, unpacked."""
     body = _unzipped(received.body, max_bytes) if received.gzipped else received.body
     if len(body) > max_bytes:
         raise too_large(max_bytes)
     try:
         if not received.as_json:
-            return kind.FromString(body)
+            return kind.FromString(body), len(body)
         values = _parsed(body)
         _check_fields(values, kind.DESCRIPTOR, "")
         message = kind()
@@ -166,7 +181,7 @@ def _read(received: Received, kind: type[M], max_bytes: int) -> M:
     except Exception as error:  # whatever the parsers raise, it is about what the caller sent
         why = " ".join(str(error).split())
         raise invalid("request", f"cannot be read as {kind.DESCRIPTOR.full_name}: {why}") from None
-    return message
+    return message, len(body)
 
 
 def _unzipped(body: bytes, max_bytes: int) -> bytes:

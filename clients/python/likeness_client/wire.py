@@ -25,6 +25,8 @@ from likeness_client.rpc_errors import from_item_error
 from likeness_client.status import CollectionStatus, Limits, ModelStatus, ServiceStatus, Status
 from likeness_client.where import parse_where
 
+# Bytes of a uri that the gateway takes.
+_LONGEST_URI = 4096
 _OPERATORS = {op: metadata_pb2.Operator.Value(f"OPERATOR_{op.name}") for op in Operator}
 
 
@@ -81,6 +83,8 @@ def picture_to_proto(picture: Picture, encoded: bytes, sequence: int) -> gateway
     if uri is None:
         # Without "..", and without following links: the name the caller knows it by.
         uri = Path(os.path.abspath(picture.path)).as_uri() if picture.path else ""  # noqa: PTH100
+        if len(uri) > _LONGEST_URI:  # a deep path in a script of many bytes a character, each of which takes three
+            uri = ""
     item = gateway_pb2.IndexItem(sequence=sequence, id=picture.id, uri=uri, labels=picture.labels)
     item.image.encoded = encoded
     for key, value in picture.metadata.items():

@@ -407,3 +407,14 @@ def test_a_files_uri_is_its_plain_absolute_name(client: Client, gateway: FakeGat
     list(client.index([Picture(tmp_path / "sub" / ".." / "a b.jpg", id="a")]))
 
     assert gateway.stored["a"].uri == (tmp_path / "a b.jpg").as_uri()
+
+
+def test_a_path_too_long_for_a_uri_is_taken_without_one(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*["写真" * 40] * 6)
+    deep.mkdir(parents=True)
+    (deep / "猫.jpg").write_bytes(b"picture")
+
+    list(client.index([Picture(deep / "猫.jpg", id="a")]))
+
+    assert len((deep / "猫.jpg").as_uri()) > 4096
+    assert gateway.stored["a"].uri == ""

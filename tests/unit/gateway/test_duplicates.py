@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from likeness.common.v1 import error_pb2
-from likeness.common.v1.metadata_pb2 import OPERATOR_EQ, Comparison, Filter, Value
+from likeness.common.v1.metadata_pb2 import OPERATOR_EQ, Comparison, Filter, FilterList, Value
 from likeness.gateway.v1.gateway_pb2 import FindDuplicatesRequest, FindDuplicatesResponse
 
 from chassis.deadline import Deadline
@@ -61,6 +61,18 @@ async def test_more_repeated_hashes_than_facets_tell_are_found_by_listing(monkey
         ["00", "05", "10"], ["01", "06", "11"], ["02", "07", "12"], ["03", "08"], ["04", "09"]
     ]  # fmt: skip
     assert messages[-1].done == 13
+
+
+async def test_a_filter_as_deep_as_any_may_be_is_taken_beside_the_hashes() -> None:
+    deepest = Filter(comparison=Comparison(key="n", op=OPERATOR_EQ, values=[Value(int_value=1)]))
+    for _ in range(15):
+        deepest = Filter(all_of=FilterList(filters=[deepest]))
+    async with behind() as (services, _, indexer):
+        for item_id, n in (("a", 1), ("b", 1), ("c", 2)):
+            services.put(item_id, vector(1), sha256="same", n=n)
+        messages = await look(finder(indexer), filter=deepest)
+
+    assert groups(messages) == [["a", "b"]]
 
 
 async def test_a_group_shows_its_first_items_and_counts_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Thumbnails and originals: written before the item, gone with it, never another picture's."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -235,3 +236,35 @@ async def test_no_half_written_file_is_left_behind_or_seen(tmp_path: Path, monke
 
     assert {Path(path).stem for path in files(str(tmp_path))} == {picture(0).sha256}
     media.close()
+
+
+def test_a_folder_goes_though_somebody_else_removes_parts_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(20):
+        (tmp_path / "uid" / str(i)).mkdir(parents=True)
+        (tmp_path / "uid" / str(i) / "original").write_bytes(b"x")
+    unlink = os.unlink
+
+    def overtaken(*arguments: Any, **options: Any) -> None:
+        unlink(*arguments, **options)
+        raise FileNotFoundError(arguments[0])
+
+    monkeypatch.setattr(os, "unlink", overtaken)
+    MediaFiles(str(tmp_path)).remove_folder("uid")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_removed_is_said_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "uid").mkdir()
+    (tmp_path / "uid" / "original").write_bytes(b"x")
+
+    def refused(*_arguments: Any, **_options: Any) -> None:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(os, "unlink", refused)
+    with pytest.raises(LikenessError) as caught:
+        MediaFiles(str(tmp_path)).remove_folder("uid")
+
+    assert caught.value.reason_name == "MEDIA_UNAVAILABLE"

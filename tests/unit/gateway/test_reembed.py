@@ -284,6 +284,54 @@ async def test_a_target_that_begins_to_serve_meanwhile_loses_nothing(tmp_path: P
     assert sorted(place.services.shelves["new"]) == ["a", "newer"]
 
 
+@pytest.mark.parametrize("which", ["photos", "new"])
+async def test_a_collection_that_is_made_anew_meanwhile_ends_it_and_costs_no_picture(
+    tmp_path: Path, which: str
+) -> None:
+    async with house(tmp_path) as place:
+        for i in range(3):
+            await place.take_in(f"p{i}", f"picture {i}".encode())
+
+        async def make_anew(messages: int) -> None:
+            if messages == 1:
+                place.services.found[which].uid = "another"
+                place.services.shelves[which].clear()
+                if which == "new":
+                    place.services.store("new", "somebody's", vector(1))
+
+        place.between = make_anew
+        error = await place.refusal(keep_originals=True, alias="now")
+        kept = await place.media.original("uid-new", "p1", hashlib.sha256(b"picture 1").hexdigest())
+
+    assert error.reason_name == "COLLECTION_NOT_FOUND"
+    assert f"{which!r} was deleted and made anew" in error.message
+    assert place.services.aliases == {}
+    assert sorted(place.services.shelves["new"]) == (["p0", "p1", "p2"] if which == "photos" else ["somebody's"])
+    assert kept == b"picture 1"
+
+
+async def test_a_source_that_is_made_anew_amid_a_look_for_extra_items_deletes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(tmp_path) as place:
+        for i in range(3):
+            await place.take_in(f"p{i}", f"picture {i}".encode())
+        await place.run()
+        get = place.reembed.indexer.get
+
+        async def made_anew(request: Any, timeout_s: float) -> Any:
+            if request.collection == "photos":
+                place.services.found["photos"].uid = "another"
+                place.services.shelves["photos"].clear()
+            return await get(request, timeout_s)
+
+        monkeypatch.setattr(place.reembed.indexer, "get", made_anew)
+        error = await place.refusal()
+
+    assert error.reason_name == "COLLECTION_NOT_FOUND"
+    assert sorted(place.services.shelves["new"]) == ["p0", "p1", "p2"]
+
+
 async def test_an_item_that_failed_and_is_then_deleted_does_not_keep_the_alias(tmp_path: Path) -> None:
     async with house(tmp_path) as place:
         await place.take_in("good", b"picture")
@@ -312,6 +360,18 @@ async def test_no_call_brings_the_embedder_more_bytes_than_its_messages_hold(tmp
 
     assert (sizes, again.embedded) == ([1, 2], 3)
     assert [len(call.inputs) for call in place.services.asked("Embed")[2:]] == [1, 1, 1]
+
+
+async def test_a_picture_that_fits_into_no_message_fails_alone(tmp_path: Path) -> None:
+    async with house(tmp_path) as place:
+        place.services.max_message_bytes = 2**16 + 1000
+        for item_id, length in (("a", 400), ("large", 1001), ("z", 400)):
+            await place.take_in(item_id, b"x" * length)
+        last = await place.run()
+
+    assert (last.embedded, last.failed, last.finished) == (2, 1, True)
+    assert place.failures["large"].reason_name == "IMAGE_TOO_LARGE"
+    assert "1,001 bytes" in place.failures["large"].message
 
 
 @pytest.mark.parametrize("made", [True, False])
@@ -401,6 +461,7 @@ async def test_a_move_without_an_answer_is_looked_at_before_it_is_repeated(tmp_p
         ({"target": "Bad"}, "FIELD_INVALID", "target"),
         ({"alias": "Bad"}, "FIELD_INVALID", "alias"),
         ({"alias": "photos"}, "COLLECTION_EXISTS", ""),
+        ({"alias": "new"}, "FIELD_INVALID", "alias"),
         ({"collection": "none"}, "COLLECTION_NOT_FOUND", ""),
         ({"expected_fingerprint": OLD}, "MODEL_MISMATCH", ""),
         ({"target": "old"}, "MODEL_MISMATCH", ""),

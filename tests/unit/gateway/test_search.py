@@ -292,6 +292,17 @@ async def test_no_more_is_asked_for_once_what_was_found_fills_a_message(monkeypa
     assert [len(request.queries) for request in services.asked("Query")] == [8, 4]
 
 
+async def test_vectors_that_are_read_to_explain_take_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(searching, "MAX_BYTES", 100)
+    async with behind(Full()) as (services, embedder, indexer):  # type: ignore[abstract]
+        for i in range(6):
+            services.put(str(i), vector(1, i))
+        one = SearchRequest(terms=[Term(vector=to_proto(vector(1)))], top_k=1, explain=True)
+        answer = await batch((services, Search(embedding(embedder), indexer)), *[one] * 6)
+
+    assert [found(result) for result in answer.results] == [["0"]] * 6
+
+
 async def test_a_search_that_is_refused_by_itself_takes_no_room_from_others() -> None:
     term = [Term(id="cat")]
     greedy = [

@@ -1,8 +1,10 @@
 """Requests as HTTP brings them: what is refused before it becomes a message, and who is to blame."""
 
 import asyncio
+import base64
 import gzip
 import json
+import random
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +14,7 @@ from likeness.gateway.v1.gateway_pb2 import IndexBatchRequest, SearchRequest, Te
 
 from chassis.errors import LikenessError
 from gateway.http import messages
+from gateway.http.bodies import Bodies, Body
 from gateway.http.messages import GZIP_RATIO, Messages, Received
 
 MAX_BYTES = 8 * 2**20
@@ -97,7 +100,38 @@ async def test_unpacking_is_bounded_and_asks_for_room_before_it_begins() -> None
     with pytest.raises(LikenessError, match="larger than"):
         await reading(bomb, gzipped=True, held=held)
 
-    assert held == [len(small) * GZIP_RATIO, min(len(bomb) * GZIP_RATIO, MAX_BYTES)]
+    most = len(small) * GZIP_RATIO
+    assert held == [most, len(b'{"topK": 7}') - most, min(len(bomb) * GZIP_RATIO, MAX_BYTES)]
+
+
+async def test_only_what_is_being_unpacked_holds_more_than_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Semaphore(0), threading.Event()
+    read = messages._read
+
+    def slow(*arguments: Any) -> Any:
+        begun.release()
+        go_on.wait(60)
+        return read(*arguments)
+
+    monkeypatch.setattr(messages, "_read", slow)
+    picture = base64.b64encode(random.Random(1).randbytes(50_000)).decode()
+    whole = json.dumps({"terms": [{"image": {"encoded": picture}}]}).encode()
+    received, bodies = Received(gzip.compress(whole), gzipped=True, as_json=True), Bodies(MAX_BYTES, 2**40, 60)
+    reader = Messages(MAX_BYTES)
+
+    async def receive() -> None:
+        """Nothing comes."""
+
+    calls = [Body(bodies, receive, None) for _ in range(10)]
+    tasks = [asyncio.create_task(reader.read(received, SearchRequest, call.hold)) for call in calls]
+    for _ in range(messages.THREADS):
+        assert await asyncio.to_thread(begun.acquire, timeout=60)
+    unpacking = bodies.held
+    go_on.set()
+    await asyncio.gather(*tasks)
+
+    assert unpacking == messages.THREADS * MAX_BYTES
+    assert bodies.held == len(calls) * len(whole)
 
 
 async def test_what_takes_long_is_read_and_written_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
