@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any, Protocol, Self
 
 import grpc
@@ -345,7 +346,7 @@ class Calls:
 
 def _traced(error: LikenessError, of: Trace) -> LikenessError:
     """A copy: what several calls fail with at once may be one object."""
-    return LikenessError(error.reason, error.message, error.violations, error.retry_after_s, error.trace_id or of.id)
+    return replace(error, trace_id=error.trace_id or of.id)
 
 
 _current: ContextVar[Call | None] = ContextVar("call", default=None)

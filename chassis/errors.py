@@ -7,7 +7,7 @@ reason.
 
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import grpc
 import structlog
@@ -24,8 +24,9 @@ DOMAIN = "likeness"
 # The key in ``ErrorInfo.metadata`` under which a call's failure tells its trace.
 _TRACE_ID = "traceId"
 
-# All of a status travels in HTTP/2 trailers, of which clients take 8 KiB.
-_MAX_MESSAGE, _MAX_DESCRIPTION, _MAX_VIOLATIONS = 1500, 500, 8
+# All of a status travels in HTTP/2 trailers, of which clients take 8 KiB: its message as text, in which a byte that is
+# not printable ASCII takes three, and all of it, the message too, in base64. So many bytes each, and of all violations.
+_MAX_MESSAGE, _MAX_DESCRIPTION, _MAX_DESCRIPTIONS, _MAX_VIOLATIONS = 1500, 500, 2400, 8
 
 _CODES: dict[Reason.ValueType, grpc.StatusCode] = {
     error_pb2.REASON_COLLECTION_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
@@ -86,6 +87,8 @@ class LikenessError(Exception):
         violations: the bad fields, for an INVALID_ARGUMENT.
         retry_after_s: seconds after which trying again may help; None where it will not.
         trace_id: of the call that failed with it, once it has; see ``chassis.trace``.
+        newer: code and name of a reason that only the service behind knows, which is of a newer release; ``reason`` is
+            then the nearest one that is known.
     """
 
     reason: Reason.ValueType
@@ -93,6 +96,7 @@ class LikenessError(Exception):
     violations: Sequence[Violation] = field(default=())
     retry_after_s: float | None = None
     trace_id: str | None = None
+    newer: tuple[grpc.StatusCode, str] | None = None
 
     def __str__(self) -> str:
         return f"{self.reason_name}: {self.message}"
@@ -100,12 +104,14 @@ class LikenessError(Exception):
     @property
     def code(self) -> grpc.StatusCode:
         """The canonical code: what the reason says, and INVALID_ARGUMENT for every reason about bad input."""
+        if self.newer is not None:
+            return self.newer[0]
         return _CODES.get(self.reason, grpc.StatusCode.INVALID_ARGUMENT)
 
     @property
     def reason_name(self) -> str:
         """The reason as ``ErrorInfo`` carries it: without the enum's prefix."""
-        return Reason.Name(self.reason).removeprefix("REASON_")
+        return Reason.Name(self.reason).removeprefix("REASON_") if self.newer is None else self.newer[1]
 
 
 def invalid(where: str, description: str, reason: Reason.ValueType = error_pb2.REASON_FIELD_INVALID) -> LikenessError:
@@ -129,22 +135,18 @@ def to_status(error: LikenessError) -> status_pb2.Status:
     told = {} if error.trace_id is None else {_TRACE_ID: error.trace_id}
     details = [_pack(error_details_pb2.ErrorInfo(reason=error.reason_name, domain=DOMAIN, metadata=told))]
     if error.violations:
-        request = error_details_pb2.BadRequest()
-        for violation in error.violations[:_MAX_VIOLATIONS]:
-            request.field_violations.add(
-                field=violation.field[:_MAX_DESCRIPTION], description=violation.description[:_MAX_DESCRIPTION]
-            )
-        details.append(_pack(request))
+        details.append(_pack(_bad_request(error.violations)))
     if error.retry_after_s is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(round(error.retry_after_s * 1000))
         details.append(_pack(retry))
-    return status_pb2.Status(code=error.code.value[0], message=error.message[:_MAX_MESSAGE], details=details)
+    return status_pb2.Status(code=error.code.value[0], message=_cut(error.message, _MAX_MESSAGE, 3), details=details)
 
 
 def to_item_error(error: LikenessError) -> error_pb2.ItemError:
     """The error of one item of a call."""
-    return error_pb2.ItemError(status=to_status(error), reason=error.reason)
+    reason = error.reason if error.newer is None else error_pb2.REASON_UNSPECIFIED
+    return error_pb2.ItemError(status=to_status(error), reason=reason)
 
 
 def from_status(status: status_pb2.Status) -> LikenessError:
@@ -159,13 +161,15 @@ def from_status(status: status_pb2.Status) -> LikenessError:
             message = error_details_pb2.RetryInfo()
             detail.Unpack(message)
             retry = message.retry_delay.ToMilliseconds() / 1000
-    name = f"REASON_{info.reason}"
+    name, newer = f"REASON_{info.reason}", None
     if info.domain == DOMAIN and name in Reason.DESCRIPTOR.values_by_name:
         reason = Reason.Value(name)
     else:
         reason = _nearest_reason(status.code)
+        if info.domain == DOMAIN and info.reason:
+            newer = _GRPC_CODES.get(status.code, grpc.StatusCode.UNKNOWN), info.reason
     violations = [Violation(v.field, v.description) for v in request.field_violations]
-    return LikenessError(reason, status.message, violations, retry)
+    return LikenessError(reason, status.message, violations, retry, newer=newer)
 
 
 def from_rpc_error(error: grpc.RpcError, unavailable: Reason.ValueType, what: str) -> LikenessError:
@@ -202,7 +206,31 @@ def in_request(error: LikenessError, rename: Callable[[str], str]) -> LikenessEr
     message = error.message
     if error.violations and message == f"{error.violations[0].field}: {error.violations[0].description}":
         message = f"{violations[0].field}: {violations[0].description}"
-    return LikenessError(error.reason, message, violations, error.retry_after_s)
+    return replace(error, message=message, violations=violations, trace_id=None)
+
+
+def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadRequest:
+    """The first of them that there is room for, one at least."""
+    request, room = error_details_pb2.BadRequest(), _MAX_DESCRIPTIONS
+    for violation in violations[:_MAX_VIOLATIONS]:
+        field, description = (_cut(text, _MAX_DESCRIPTION) for text in (violation.field, violation.description))
+        room -= len(field.encode()) + len(description.encode())
+        if room < 0 and request.field_violations:
+            break
+        request.field_violations.add(field=field, description=description)
+    return request
+
+
+def _cut(text: str, most: int, odd: int = 0) -> str:
+    """A text's beginning, of at most so many bytes in UTF-8; one that is not printable ASCII counts as ``odd``."""
+    if text.isascii() and text.isprintable():
+        return text[:most]
+    for i, character in enumerate(text):
+        size = 1 if " " <= character <= "~" else (odd or 1) * len(character.encode(errors="replace"))
+        most -= size
+        if most < 0:
+            return text[:i]
+    return text
 
 
 def _nearest_reason(code: int) -> Reason.ValueType:

@@ -128,7 +128,7 @@ class MediaFiles:
 
 
 def _remove_tree(path: str) -> None:
-    """Removes a folder of which others may be removing parts: what has vanished already is no reason to leave the rest."""
+    """Removes a folder of which others may be removing parts: the rest goes though some of it has vanished."""
 
     def failed(_function: object, _path: object, error: Any) -> None:
         why = error if isinstance(error, BaseException) else error[1]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 from google.protobuf.duration_pb2 import Duration
@@ -65,7 +66,7 @@ def renamed(error: LikenessError, rename: Callable[[str], str]) -> LikenessError
     field, colon, what = error.message.partition(": ")
     if error.violations or not colon or not _FIELD.fullmatch(field):
         return in_request(error, rename)
-    return LikenessError(error.reason, f"{rename(field)}: {what}", (), error.retry_after_s)
+    return replace(error, message=f"{rename(field)}: {what}", trace_id=None)
 
 
 @contextmanager

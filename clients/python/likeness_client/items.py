@@ -196,8 +196,8 @@ class Picture:
     Attributes:
         image: an encoded picture's bytes, or the path of a file, which is read only when the stream takes it.
         id: 1 to 512 bytes; empty: the SHA-256 of the bytes, so that sending the same picture twice is harmless.
-        uri: where it came from, at most 4,096 bytes; None: the ``file://`` URI of the path, or nothing if there is no path
-            or that is longer.
+        uri: where it came from, at most 4,096 bytes; None: the ``file://`` URI of the path, or nothing if there is no
+            path, or it is longer than that.
         labels: what to call it; at most 256, non-empty.
         metadata: anything else, up to 64 keys; those that the gateway writes itself are refused.
     """

@@ -1,5 +1,9 @@
 """Errors keep everything on their way through a status, and the code follows from the reason."""
 
+import string
+from base64 import b64encode
+from urllib.parse import quote
+
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
@@ -66,3 +70,27 @@ def test_an_error_is_renamed_for_a_request_whose_fields_have_other_names() -> No
 
     assert error.message == "top_k: is 2000"
     assert list(error.violations) == [Violation("top_k", "is 2000")]
+
+
+def test_a_reason_of_a_newer_release_is_passed_on_as_it_came() -> None:
+    status = to_status(LikenessError(error_pb2.REASON_ITEM_NOT_FOUND, "queries[0].mood: is unknown", retry_after_s=2.0))
+    info = error_details_pb2.ErrorInfo(reason="MOOD_NOT_FOUND", domain="likeness")
+    status.details[0].Pack(info)
+
+    error = in_request(from_status(status), lambda field: field)
+    again = from_status(to_status(error))
+
+    for each in (error, again):
+        assert (each.code, each.reason_name, each.retry_after_s) == (grpc.StatusCode.NOT_FOUND, "MOOD_NOT_FOUND", 2.0)
+    assert to_item_error(error).reason == error_pb2.REASON_UNSPECIFIED
+
+
+@pytest.mark.parametrize("text", ["x", "é", "写", "\U0001f600", "\n"])
+def test_whatever_an_error_repeats_it_fits_into_the_trailers_of_a_call(text: str) -> None:
+    violations = [Violation(f"items[{i}].{text * 2000}", text * 2000) for i in range(20)]
+    status = to_status(LikenessError(error_pb2.REASON_FIELD_INVALID, text * 20_000, violations, 1.0, "t" * 32))
+    in_trailers = len(quote(status.message, safe=string.printable)) + len(b64encode(status.SerializeToString()))
+
+    assert in_trailers < 7_500
+    assert from_status(status).violations[0].field.startswith("items[0].")
+    assert status.message.startswith(text)

@@ -1,4 +1,4 @@
-"""A collection that is deleted and made anew while somebody lists it page after page: said, and not blamed on a token."""
+"""A collection that is deleted and made anew while somebody lists it page after page: no token is blamed for it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
