@@ -14,9 +14,9 @@ from chassis.trace import Trace
 
 log = structlog.get_logger()
 
-# Refusals that come by the hundred a second, when there is no time to write of each: of each kind, for each key, one
-# a second is logged, with how many were left out before it.
-_CROWDED = frozenset({"OVERLOADED", "RATE_LIMITED"})
+# Refusals that come by the hundred a second, when there is no time to write of each, or that strangers may make as many
+# of as they like: of each kind, for each key, one a second is logged, with how many were left out before it.
+_CROWDED = frozenset({"OVERLOADED", "RATE_LIMITED", "KEY_MISSING", "KEY_INVALID", "SCOPE_MISSING"})
 _CROWDED_S = 1.0
 
 Transport = Literal["grpc", "http"]

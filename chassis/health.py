@@ -1,8 +1,9 @@
 """``python -m chassis.health ADDRESS…``: exits with 0 when every service there says SERVING.
 
 For container health checks and for waiting until a start is complete. With LIKENESS_TLS_CERT and LIKENESS_TLS_KEY, as
-the service itself has them, it speaks TLS, believes that very certificate, and shows it. ``--service live`` asks
-whether the process can answer at all, ready or not.
+the service itself has them, it speaks TLS, believes that very certificate, and shows it. On loopback, where the service
+is one's own, it believes the certificate that is shown there: the files may have been renewed since the start.
+``--service live`` asks whether the process can answer at all, ready or not.
 """
 
 import argparse
@@ -12,14 +13,20 @@ import time
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from chassis.tls import ChannelTls, name_of, of_this_host
+from chassis.names import is_loopback
+from chassis.tls import ChannelTls, as_it_shows, distrust, name_of, of_this_host
 
 # How long a server is asked whose name is not known yet, in seconds: it may have begun to listen since.
 _NAMELESS_S = 2.0
 
 
-def _name(address: str, tls: ChannelTls | None) -> str | None:
-    return None if tls is None else name_of(address, tls)
+def _met(address: str, tls: ChannelTls | None) -> tuple[ChannelTls | None, str | None]:
+    """Whom to believe there, and the name to ask for, where one is known yet."""
+    if tls is None:
+        return None, None
+    if is_loopback(address.rpartition(":")[0]):
+        tls = as_it_shows(address, tls)
+    return tls, name_of(address, tls)
 
 
 def _channel(address: str, tls: ChannelTls | None, name: str | None) -> grpc.Channel:
@@ -37,22 +44,30 @@ def serving(address: str, timeout_s: float, tls: ChannelTls | None = None, servi
     Args:
         address: ``host:port``.
         timeout_s: how long to wait for a connection and an answer, in seconds.
-        tls: whom to believe, by its certificate and not by its name; None: without TLS.
+        tls: whom to believe, by its certificate and not by its name, unless it is on loopback, and what to show;
+            None: without TLS.
         service: a name that the health check knows; empty: the process as a whole.
 
     Returns:
         None if it says SERVING, otherwise why not.
     """
-    with _channel(address, tls, _name(address, tls)) as channel:
+    met, name = _met(address, tls)
+    with _channel(address, met, name) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]
                 health_pb2.HealthCheckRequest(service=service), timeout=timeout_s, wait_for_ready=True
             )
         except grpc.RpcError as error:
-            return f"{error.code().name}: {error.details()}"
+            return _failure(error, address, met)
     if answer.status == health_pb2.HealthCheckResponse.SERVING:
         return None
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+
+def _failure(error: grpc.RpcError, address: str, tls: ChannelTls | None) -> str:
+    """What it says; of a certificate that is not believed gRPC may say no more than that no answer came in time."""
+    why = None if tls is None else distrust(address, tls)
+    return f"{error.code().name}: {why or error.details()}"
 
 
 def wait_until_serving(address: str, timeout_s: float, tls: ChannelTls | None = None, service: str = "") -> str | None:
@@ -60,9 +75,9 @@ def wait_until_serving(address: str, timeout_s: float, tls: ChannelTls | None = 
     last = "no answer"
     deadline = time.monotonic() + timeout_s
     while (left := deadline - time.monotonic()) > 0:
-        name = _name(address, tls)
-        within_s = left if tls is None or name is not None else min(left, _NAMELESS_S)
-        with _channel(address, tls, name) as channel:
+        met, name = _met(address, tls)
+        within_s = left if met is None or name is not None else min(left, _NAMELESS_S)
+        with _channel(address, met, name) as channel:
             try:
                 watch = health_pb2_grpc.HealthStub(channel).Watch(  # type: ignore[attr-defined]
                     health_pb2.HealthCheckRequest(service=service), timeout=within_s, wait_for_ready=True
@@ -72,7 +87,7 @@ def wait_until_serving(address: str, timeout_s: float, tls: ChannelTls | None = 
                     if answer.status == health_pb2.HealthCheckResponse.SERVING:
                         return None
             except grpc.RpcError as error:
-                last = f"{error.code().name}: {error.details()} (last heard: {last})"
+                last = f"{_failure(error, address, met)} (last heard: {last})"
                 if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                     return last
     return last

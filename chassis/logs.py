@@ -3,6 +3,8 @@
 import logging
 import re
 import sys
+from io import StringIO
+from typing import TextIO
 
 import structlog
 
@@ -12,12 +14,24 @@ from chassis import trace
 _tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL_IN_LINES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def _shown(control: re.Match[str]) -> str:
+    return repr(control[0])[1:-1]
 
 
 def _on_one_line(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """The words of a library may hold what a client sent; values are escaped by the renderer, words are not."""
-    words = str(event.get("event", ""))
-    return {**event, "event": _CONTROL.sub(lambda found: repr(found[0])[1:-1], words)}
+    """What a client sent may be in the words of a library and in values; of strings the renderer escapes some alone."""
+    told = {**event, "event": str(event.get("event", ""))}
+    return {name: _CONTROL.sub(_shown, value) if isinstance(value, str) else value for name, value in told.items()}
+
+
+def _traceback(out: TextIO, what: structlog.typing.ExcInfo) -> None:
+    """A stack trace, which ends with the error's own words."""
+    lines = StringIO()
+    structlog.dev.plain_traceback(lines, what)
+    out.write(_CONTROL_IN_LINES.sub(_shown, lines.getvalue()))
 
 
 def configure(level: str, style: str, service: str) -> None:
@@ -42,7 +56,7 @@ def configure(level: str, style: str, service: str) -> None:
         structlog.stdlib.ExtraAdder(),
     ]
     renderer: list[structlog.typing.Processor] = (
-        [_on_one_line, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        [_on_one_line, structlog.dev.ConsoleRenderer(exception_formatter=_traceback)]
         if console
         else [structlog.processors.ExceptionRenderer(_tracebacks), structlog.processors.JSONRenderer()]
     )

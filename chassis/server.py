@@ -23,6 +23,7 @@ from chassis import __version__, cores, logs
 from chassis.calls import Calls
 from chassis.errors import LikenessError
 from chassis.interceptor import CallInterceptor
+from chassis.names import is_loopback
 from chassis.readiness import Readiness
 from chassis.settings import ServiceSettings
 from chassis.stopping import Stopping
@@ -80,12 +81,14 @@ class Role:
         late: whether it listens only when it is warm: others serve already, and it would take connections from them.
         ready: called once, when the service is first ready.
         metrics_port: TCP port of ``/metrics``; 0: any free one; -1: none.
+        keyless: whether its service asks nobody for a key, so that only others can keep strangers from it.
     """
 
     replica: int | None = None
     late: bool = False
     ready: Callable[[], None] = _nothing
     metrics_port: int = -1
+    keyless: bool = False
 
 
 def run(settings: ServiceSettings, service: Service, role: Role = Role()) -> None:
@@ -98,6 +101,8 @@ def run(settings: ServiceSettings, service: Service, role: Role = Role()) -> Non
         for variable, meant in settings.misspelled().items():
             log.warning("no such setting", variable=variable, **({"meant": meant} if meant else {}))
         _tell_cores(cores.found())
+        if role.keyless:
+            _tell_who_may_call(settings)
     allow_many_connections()
     raise SystemExit(asyncio.run(_serve(settings, service, role)))
 
@@ -107,6 +112,18 @@ def _tell_cores(found: cores.Found) -> None:
     if found.usable < found.machine:
         quota = None if found.quota is None else round(found.quota, 2)
         log.info("cores", usable=found.usable, machine=found.machine, affinity=found.affinity, quota=quota)
+
+
+def _tell_who_may_call(settings: ServiceSettings) -> None:
+    """Of a service that asks for no key: with mTLS whom that lets in, else whoever reaches it."""
+    mutual = settings.tls is not None and settings.tls.client_ca is not None
+    if not mutual and not is_loopback(settings.listen_host):
+        log.warning(
+            "whoever reaches this address may call: this service asks for no key",
+            host=settings.listen_host,
+            what_now="nothing, if only the other services do; else set LIKENESS_TLS_CLIENT_CA, see docs/operate.md, "
+            "Keys, limits and TLS",
+        )
 
 
 def allow_many_connections() -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, Self
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from chassis.misspelled import PREFIX, is_service_link, misspelled
 from chassis.tls import ListenerTls
@@ -105,6 +105,27 @@ class ServiceSettings(BaseSettings):
             return None
         return ListenerTls(self.tls_cert, self.tls_key, self.tls_client_ca)
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The usual ones; in the environment a setting has its own variable and no other.
+
+        By its field's name it is given in code (``populate_by_name``); LIKENESS_PORT would be all three services' port.
+        """
+        if isinstance(env_settings, EnvSettingsSource):
+            no_variables = {name.lower() for name in cls._by_field()}
+            told = env_settings.env_vars
+            env_settings.env_vars = {name: told[name] for name in told if name.lower() not in no_variables}
+        return super().settings_customise_sources(
+            settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings
+        )
+
     @model_validator(mode="before")
     @classmethod
     def _service_links_are_no_settings(cls, told: Any) -> Any:
@@ -145,7 +166,8 @@ class ServiceSettings(BaseSettings):
     @classmethod
     def misspelled(cls) -> dict[str, str | None]:
         """Variables of the environment that are no setting of any program, and what each may have been meant for."""
-        return misspelled(os.environ, map(cls._variable, cls.model_fields))
+        told, by_field = misspelled(os.environ, map(cls._variable, cls.model_fields)), cls._by_field()
+        return {name: by_field.get(name, meant) for name, meant in told.items()}
 
     @classmethod
     def _told(cls, problem: ErrorDetails) -> str:
@@ -164,6 +186,12 @@ class ServiceSettings(BaseSettings):
             return field
         alias = cls.model_fields[field].validation_alias if field in cls.model_fields else None
         return alias if isinstance(alias, str) else f"{PREFIX}{field.upper()}"
+
+    @classmethod
+    def _by_field(cls) -> dict[str, str]:
+        """What the variables of settings would be called by their fields, which have another name: that name."""
+        named = {f"{PREFIX}{field.upper()}": cls._variable(field) for field in cls.model_fields}
+        return {name: variable for name, variable in named.items() if name != variable}
 
     @classmethod
     def _help(cls, program: str) -> str:

@@ -7,8 +7,9 @@ have a certificate from there (mTLS). A channel believes an authority's servers,
 import os
 import socket
 import ssl
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -67,13 +68,13 @@ class ChannelTls:
     """Of what connects.
 
     Attributes:
-        ca: PEM file: the authorities whose servers are believed, or the one server's own certificate; None: those that
-            come with gRPC.
+        ca: PEM file, or its bytes: the authorities whose servers are believed, or the one server's own certificate;
+            None: those that come with gRPC.
         certificate: PEM file: a certificate of its own, for servers that want one; with ``key``, or neither.
         key: PEM file: the key to it.
     """
 
-    ca: Path | None = None
+    ca: Path | bytes | None = None
     certificate: Path | None = None
     key: Path | None = None
 
@@ -102,7 +103,7 @@ class ChannelTls:
         """
         self.context()
         return grpc.ssl_channel_credentials(
-            None if self.ca is None else self.ca.read_bytes(),
+            self.ca.read_bytes() if isinstance(self.ca, Path) else self.ca,
             None if self.key is None else self.key.read_bytes(),
             None if self.certificate is None else self.certificate.read_bytes(),
         )
@@ -111,7 +112,8 @@ class ChannelTls:
 def of_this_host(environment: Mapping[str, str] = os.environ) -> ChannelTls | None:
     """How to speak to a service that has the settings of this environment; None: without TLS.
 
-    For health checks: they believe the service's own certificate, and show it where clients have to have one.
+    For health checks: they believe the service's own certificate, as its file has it now, and show it where clients
+    have to have one.
     """
     certificate, key = environment.get("LIKENESS_TLS_CERT"), environment.get("LIKENESS_TLS_KEY")
     if not certificate or not key:
@@ -130,17 +132,57 @@ def name_of(address: str, tls: ChannelTls) -> str | None:
     """
     context = tls.context()
     context.check_hostname = False
-    host, _, port = address.rpartition(":")
     try:
-        with (
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_HANDSHAKE_S) as connection,
-            context.wrap_socket(connection) as encrypted,
-        ):
+        with _handshake(address, context) as encrypted:
             certificate = encrypted.getpeercert() or {}
     except OSError:  # ssl.SSLError among them; asking for the health then says what is wrong
         return None
     names = certificate.get("subjectAltName", ())
     return str(names[0][1]) if names else None
+
+
+def as_it_shows(address: str, tls: ChannelTls) -> ChannelTls:
+    """The same, but believing the certificate that the server there shows, whichever that is, if it shows one.
+
+    For the health check of a service by its own machine, and for nothing else. A service shows the certificate that it
+    read at its start; its file may hold a renewed one by now. Whoever else listened at the address could say no more
+    than that he serves, and learns nothing: not a secret is sent, and one's own certificate is for everybody to see.
+
+    Args:
+        address: ``host:port``, on loopback.
+        tls: what to show.
+    """
+    context = tls.context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with _handshake(address, context) as encrypted:
+            shown = encrypted.getpeercert(binary_form=True)
+    except OSError:  # as above
+        return tls
+    return tls if shown is None else replace(tls, ca=ssl.DER_cert_to_PEM_cert(shown).encode())
+
+
+def distrust(address: str, tls: ChannelTls) -> str | None:
+    """Why the certificate of the server there is not believed; None: it is, or it is not to be seen."""
+    context = tls.context()
+    context.check_hostname = False
+    try:
+        with _handshake(address, context):
+            return None
+    except ssl.SSLCertVerificationError as error:
+        return f"its certificate is not believed: {error.verify_message}"
+    except OSError:
+        return None
+
+
+@contextmanager
+def _handshake(address: str, context: ssl.SSLContext) -> Iterator[ssl.SSLSocket]:
+    host, _, port = address.rpartition(":")
+    with (
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_HANDSHAKE_S) as connection,
+        context.wrap_socket(connection) as encrypted,
+    ):
+        yield encrypted
 
 
 def _load(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
@@ -151,11 +193,15 @@ def _load(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
         raise TlsError(f"{certificate} and {key} are no certificate (PEM) and its key: {_why(error)}") from error
 
 
-def _believe(context: ssl.SSLContext, authorities: Path) -> None:
+def _believe(context: ssl.SSLContext, authorities: Path | bytes) -> None:
     try:
-        context.load_verify_locations(authorities)
+        if isinstance(authorities, bytes):
+            context.load_verify_locations(cadata=authorities.decode())
+        else:
+            context.load_verify_locations(authorities)
     except (OSError, ValueError) as error:
-        raise TlsError(f"{authorities} holds no certificates (PEM): {_why(error)}") from error
+        named = authorities if isinstance(authorities, Path) else "what is to be believed"
+        raise TlsError(f"{named} holds no certificates (PEM): {_why(error)}") from error
 
 
 def _why(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """The three services as processes on this machine: ``python -m deploy.local up|down``, and ``running`` for the demo.
 
 ``up`` returns when all three say SERVING and leaves them in the background; ``down`` stops them. Ports, addresses and
-everything else come from the services' own variables (``LIKENESS_*``).
+everything else come from the services' own variables (``LIKENESS_*``). LIKENESS_HOST is where the gateway listens:
+embedder and indexer, which ask for no key, listen there with mTLS (LIKENESS_TLS_CLIENT_CA), else on loopback.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from chassis.health import wait_until_serving
+from chassis.names import is_loopback
 from chassis.tls import of_this_host
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +34,7 @@ PORTS = {
 # What the gateway listens on besides.
 HTTP_VARIABLE, HTTP_PORT = "LIKENESS_HTTP_PORT", 8080
 LOOPBACK = "127.0.0.1"
+EVERY_INTERFACE = ("0.0.0.0", "::")  # noqa: S104  (loopback among them)
 # With any of them the gateway listens on more than loopback.
 OPENERS = ("LIKENESS_API_KEYS_FILE", "LIKENESS_API_KEYS", "LIKENESS_ANONYMOUS")
 # The first start of a model that is downloaded takes as long as the download.
@@ -46,8 +49,10 @@ class Services:
     """The three services, each one a process that can be started, killed and started again at the same address.
 
     Attributes:
-        addresses: ``host:port`` by service.
+        hosts: what each listens on, by service.
+        addresses: ``host:port`` by service, as this machine reaches it.
         http: ``host:port`` of the gateway's HTTP; None: it has none, or chooses a port itself.
+        environment: the variables of all three; embedder and indexer have a LIKENESS_HOST of their own beside it.
         processes: the running ones, by service.
     """
 
@@ -60,15 +65,8 @@ class Services:
         """
         self._logs = logs
         ports = {name: environment.get(variable) or str(default) for name, (variable, default) in PORTS.items()}
-        host = environment.get("LIKENESS_HOST") or LOOPBACK
-        host = LOOPBACK if host in ("0.0.0.0", "::") else host  # noqa: S104  (every interface: loopback among them)
-        hosts = dict.fromkeys(PORTS, host)
-        if not any(environment.get(variable) for variable in OPENERS):
-            hosts["gateway"] = LOOPBACK  # where it listens then, whatever LIKENESS_HOST says
-        self.addresses = {
-            name: f"[{hosts[name]}]:{port}" if ":" in hosts[name] else f"{hosts[name]}:{port}"
-            for name, port in ports.items()
-        }
+        self.hosts = _hosts(environment)
+        self.addresses = {name: _address(self.hosts[name], port) for name, port in ports.items()}
         port = environment.get(HTTP_VARIABLE) or str(HTTP_PORT)
         gateway = self.addresses["gateway"].rpartition(":")[0]
         self.http = None if port in ("-1", "0") else f"{gateway}:{port}"
@@ -105,7 +103,7 @@ class Services:
                 self.processes[name] = psutil.Popen(
                     [sys.executable, "-m", name],
                     cwd=ROOT,
-                    env=self.environment,
+                    env=self._environment_of(name),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -125,6 +123,11 @@ class Services:
         """A service's log file."""
         return self._logs / f"{name}.log"
 
+    def _environment_of(self, name: str) -> dict[str, str]:
+        if name == "gateway":  # it knows by itself where it may listen, and its log says so
+            return self.environment
+        return {**self.environment, "LIKENESS_HOST": self.hosts[name]}
+
     def _wait(self, name: str) -> str | None:
         """Waits for SERVING, but not for a process that has ended; returns None, or what went wrong."""
         deadline = time.monotonic() + START_S
@@ -134,6 +137,20 @@ class Services:
             if self.processes[name].poll() is not None:
                 return f"exit code {self.processes[name].returncode}"
         return why
+
+
+def _hosts(environment: Mapping[str, str]) -> dict[str, str]:
+    """What each service listens on."""
+    host = (environment.get("LIKENESS_HOST") or LOOPBACK).strip("[]")
+    near = host if is_loopback(host) else LOOPBACK
+    private = host if environment.get("LIKENESS_TLS_CLIENT_CA") else near
+    opened = any(environment.get(variable) for variable in OPENERS)
+    return {"embedder": private, "indexer": private, "gateway": host if opened else near}
+
+
+def _address(host: str, port: str) -> str:
+    host = LOOPBACK if host in EVERY_INTERFACE else host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _stop(processes: Iterable[psutil.Process]) -> None:
@@ -207,16 +224,20 @@ def up() -> int:
         print(error, file=sys.stderr)
         return 1
     PIDS.write_text(json.dumps({name: process.pid for name, process in services.processes.items()}))
-    addresses = services.addresses
     scheme = "https" if environment.get("LIKENESS_TLS_CERT") else "http"
     http = (
         f"{HTTP_VARIABLE}={environment.get(HTTP_VARIABLE)}" if services.http is None else f"{scheme}://{services.http}"
     )
-    print(
-        f"All three are SERVING.\n  gateway   {addresses['gateway']}  (gRPC) and {http}\n"
-        f"  embedder  {addresses['embedder']}\n  indexer   {addresses['indexer']}\n  logs      {STATE / 'logs'}"
-    )
+    print("All three are SERVING.")
+    for name, besides in (("gateway", f"  (gRPC) and {http}"), ("embedder", ""), ("indexer", "")):
+        print(f"  {name:8}  {services.addresses[name]}{besides}{_beyond(services.hosts[name])}")
+    print(f"  logs      {STATE / 'logs'}")
     return 0
+
+
+def _beyond(host: str) -> str:
+    """What an address does not tell of where a service listens."""
+    return f", and on every interface (LIKENESS_HOST={host})" if host in EVERY_INTERFACE else ""
 
 
 def down() -> int:

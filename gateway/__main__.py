@@ -1,5 +1,10 @@
 """``python -m gateway``."""
 
+from chassis import starting
+
+if __name__ == "__main__":  # before the imports below, which take long
+    starting.end_when_told()
+
 import sys
 
 from chassis.server import run

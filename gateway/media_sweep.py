@@ -23,7 +23,8 @@ import structlog
 from chassis.errors import LikenessError
 from gateway.backends import Indexer
 from gateway.media_files import MediaFiles
-from gateway.uids import listing
+from gateway.streams import unless
+from gateway.uids import Listing, listing
 
 log = structlog.get_logger()
 
@@ -51,11 +52,13 @@ class MediaSweep:
     timeout_s: float
 
     async def run(self) -> None:
-        """Sweeps until the gateway stops. What fails is tried again an hour later."""
+        """Sweeps until the gateway stops, which it does not hold up. What fails is tried again an hour later."""
         while not self.stopping.is_set():
             try:
                 await self.once(time.time())
             except LikenessError as error:
+                if self.stopping.is_set():
+                    return
                 log.warning("files of deleted collections not looked for", why=error.message)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_EVERY_S):
@@ -68,13 +71,13 @@ class MediaSweep:
             now: seconds since the epoch.
 
         Raises:
-            LikenessError: MEDIA_UNAVAILABLE, or the indexer does not answer.
+            LikenessError: MEDIA_UNAVAILABLE, the indexer does not answer, or (SHUTTING_DOWN) the gateway stops first.
         """
         # In this order: a collection whose folder is there has been made.
         folders = [name for name in await asyncio.to_thread(self.files.names, "") if _UID.fullmatch(name)]
         if not folders:
             return []
-        there = await listing(self.indexer, lambda: self.timeout_s)
+        there = await self._listing()
         if "" in there.needed:  # of an earlier release, which does not tell the uids of all
             return []
         gone: list[str] = []
@@ -102,8 +105,13 @@ class MediaSweep:
 
     async def _still_deleted(self, uid: str) -> bool:
         """Whether it is to this moment: the deletions before may have taken minutes, and it may have been restored."""
-        there = await listing(self.indexer, lambda: self.timeout_s)
+        there = await self._listing()
         return uid in there.deleted and uid not in there.needed
+
+    async def _listing(self) -> Listing:
+        """What the indexer has. Given up when the gateway stops: the indexer may be at it for a minute."""
+        asking = listing(self.indexer, lambda: self.timeout_s)
+        return await unless(self.stopping, asking, "the next sweep asks again")
 
     async def _marked(self, uid: str) -> float | None:
         """Since when it has been known to be deleted, in seconds since the epoch; None: it has not, or not legibly."""

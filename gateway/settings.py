@@ -1,5 +1,7 @@
 """What the gateway can be told."""
 
+import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -12,6 +14,8 @@ from chassis.names import is_loopback
 from chassis.places import Place
 from chassis.settings import ServiceSettings
 from chassis.tls import ChannelTls
+
+_NAME = re.compile(r"[a-z0-9_]([a-z0-9._-]*)")
 
 
 def _words(told: Any) -> Any:
@@ -33,12 +37,33 @@ def _origins(told: tuple[str, ...]) -> tuple[str, ...]:
     return told
 
 
+def _names(told: tuple[str, ...]) -> tuple[str, ...]:
+    """The same, as they are found in Host: in lower case, addresses of IPv6 without brackets."""
+    names = tuple(name.lower().removeprefix("[").removesuffix("]") for name in told)
+    for name, as_told in zip(names, told, strict=True):
+        if not _NAME.fullmatch(name) and not _is_address(name):
+            raise ValueError(
+                f"{as_told!r} is no name as Host has it; expected one in ASCII, such as example.org, 127.0.0.1 or ::1, "
+                "without a port"
+            )
+    return names
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
 Schemes = Annotated[tuple[Literal["http", "https"], ...], NoDecode, BeforeValidator(_words), Field(min_length=1)]
 Ports = Annotated[
     tuple[Annotated[int, Field(ge=1, le=65535)], ...], NoDecode, BeforeValidator(_words), Field(min_length=1)
 ]
 Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_origins)]
 Hosts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_lower)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_names)]
 
 
 class GatewaySettings(ServiceSettings):
@@ -66,7 +91,7 @@ class GatewaySettings(ServiceSettings):
         description="Most bytes of HTTP requests held at once, in MiB (at least one message's), and as many of large "
         "answers not yet taken; more are refused and told to come again.",
     )
-    http_hosts: Hosts = Field(
+    http_hosts: Names = Field(
         (),
         description="Names (Host, without the port) to which the gateway answers by HTTP, separated by commas. Empty: "
         "any, where there are API keys or LIKENESS_ANONYMOUS; else localhost, 127.0.0.1 and ::1.",

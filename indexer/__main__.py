@@ -1,5 +1,10 @@
 """``python -m indexer``: serves until told to stop."""
 
+from chassis import starting
+
+if __name__ == "__main__":  # before the imports below, which take long
+    starting.end_when_told()
+
 import os
 import sys
 
@@ -16,7 +21,7 @@ from indexer.settings import IndexerSettings
 def main() -> None:
     """The command line."""
     settings = IndexerSettings.parse("python -m indexer", sys.argv[1:])
-    server.run(settings, IndexerService(settings), server.Role(metrics_port=settings.metrics_port))
+    server.run(settings, IndexerService(settings), server.Role(metrics_port=settings.metrics_port, keyless=True))
 
 
 if __name__ == "__main__":

@@ -92,7 +92,10 @@ def read_imagenet_names(root: Path) -> tuple[Labelled, list[list[str]]]:
 
 
 def read_imagen(root: Path) -> Labelled:
-    """Reads `imagen-1k`: pictures named wnid_number_label.jpg, five of each of 200 ImageNet detection categories."""
+    """Reads `imagen-1k`: pictures named wnid_number_label.jpg, five of each of 200 ImageNet detection categories.
+
+    One of them is an example of `imagenet-names`, compressed anew: n04154565_17948_screwdriver.jpg.
+    """
     pictures = sorted((root / "imagen-1k" / "imagen").glob("*.jpg"))
     return by_label(pictures, [picture.stem.split("_", 2)[2].replace("_", " ") for picture in pictures])
 

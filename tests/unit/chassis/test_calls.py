@@ -259,7 +259,7 @@ async def test_a_request_that_is_no_message_is_refused_as_bad_input() -> None:
     assert from_rpc_error(caught.value, error_pb2.REASON_UNSPECIFIED, "").reason_name == "FIELD_INVALID"
 
 
-async def test_of_refusals_for_want_of_room_one_a_second_is_logged_and_of_other_failures_all() -> None:
+async def test_of_refusals_for_want_of_room_or_of_a_key_one_a_second_is_logged_and_of_other_failures_all() -> None:
     now = 100.0
     calls = Calls(Readiness(SERVICE), clock=lambda: now)
 
@@ -275,8 +275,13 @@ async def test_of_refusals_for_want_of_room_one_a_second_is_logged_and_of_other_
     for reason, key in (("OVERLOADED", None), ("RATE_LIMITED", "web"), ("RATE_LIMITED", "batch")):
         assert told(full, reason, key) == [None]
         assert told(full, reason, key) == []
+    strange, forbidden = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
+    assert [told(strange, reason) for reason in ("KEY_MISSING", "KEY_INVALID")] == [[None], [None]]
+    assert [told(forbidden, "SCOPE_MISSING", key) for key in ("web", "batch")] == [[None], [None]]
     now += 1
     assert told(full, "OVERLOADED") == [19]
+    assert [told(strange, reason) for reason in ("KEY_MISSING", "KEY_INVALID")] == [[9], [9]]
+    assert told(forbidden, "SCOPE_MISSING", "web") == [9]
     assert told(full, "STORE_FULL") == [None] * 10
     assert told(grpc.StatusCode.OK, None) == []
 

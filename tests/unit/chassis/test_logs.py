@@ -44,7 +44,7 @@ import structlog
 from chassis import logs
 
 logs.configure("INFO", sys.argv[1], "test")
-structlog.get_logger().info("call", id="a\\r\\nforged=1 \\x1b[2J")
+structlog.get_logger().info("call", id="a\\r\\nforged=1 \\x1b[2J", key="a\\x1b[2J", model={"name": "\\x1b[2J"})
 logging.getLogger("library").warning("no route to %s", "b\\nforged=2\\x1b[2J")
 """
 
@@ -57,3 +57,24 @@ def test_what_a_client_sends_begins_no_line_and_commands_no_terminal(style: str)
     assert "\x1b[2J" not in done.stderr
     assert "forged=1" in done.stderr
     assert "forged=2" in done.stderr
+
+
+FAILING = """
+import sys
+import structlog
+from chassis import logs
+
+logs.configure("INFO", sys.argv[1], "test")
+try:
+    raise ValueError("no picture: \\x1b[2J")
+except ValueError:
+    structlog.get_logger().exception("failed")
+"""
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_what_a_failure_says_commands_no_terminal(style: str) -> None:
+    done = subprocess.run([sys.executable, "-c", FAILING, style], capture_output=True, text=True, check=True)
+
+    assert "\x1b[2J" not in done.stderr
+    assert "no picture: " in done.stderr

@@ -1,8 +1,12 @@
 import asyncio
 import gc
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,6 +16,8 @@ from chassis import server
 from chassis.calls import Calls
 from chassis.readiness import Readiness
 from chassis.settings import ServiceSettings
+from tests.certificates import Authority
+from tests.processes import ROOT
 
 
 class Idle:
@@ -94,3 +100,51 @@ def test_a_misspelled_setting_is_told_at_the_start(
     assert len(told) == 1
     assert "LIKENESS_DRIAN_S" in told[0]
     assert "LIKENESS_DRAIN_S" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("host", "keyless", "mutual", "warnings"),
+    [
+        ("0.0.0.0", True, None, 1),
+        ("0.0.0.0", True, False, 1),
+        ("0.0.0.0", True, True, 0),
+        ("127.0.0.1", True, None, 0),
+        ("0.0.0.0", False, None, 0),
+    ],
+)
+@pytest.mark.usefixtures("own_logs")
+def test_a_service_that_asks_for_no_key_warns_where_anybody_may_reach_it(
+    host: str,
+    keyless: bool,
+    mutual: bool | None,
+    warnings: int,
+    *,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    tls = None if mutual is None else Authority(tmp_path).listener(mutual=mutual)
+    files = {} if tls is None else {"tls_cert": tls.certificate, "tls_key": tls.key, "tls_client_ca": tls.client_ca}
+    role = server.Role(ready=lambda: os.kill(os.getpid(), signal.SIGTERM), keyless=keyless)
+    with pytest.raises(SystemExit) as ended:
+        server.run(ServiceSettings(host=host, port=0, log_style="json", **files), Idle(), role)  # type: ignore[arg-type]
+    assert ended.value.code == 0
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    told = [line for line in lines if line["level"] == "warning"]
+    assert [(line["host"], "LIKENESS_TLS_CLIENT_CA" in line["what_now"]) for line in told] == [(host, True)] * warnings
+
+
+# A service's own command line, up to where it would serve.
+STARTED = """
+import runpy, sys
+from chassis import server
+server.run = lambda _settings, _service, role=server.Role(): print(role.keyless)
+service, sys.argv = sys.argv[1], ["service"]
+runpy.run_module(service, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("service", "keyless"), [("embedder", True), ("gateway", False), ("indexer", True)])
+def test_embedder_and_indexer_ask_for_no_key(service: str, keyless: bool) -> None:
+    command = [sys.executable, "-c", STARTED, service]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == f"{keyless}\n", done.stderr

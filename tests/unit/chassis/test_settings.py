@@ -137,9 +137,8 @@ def test_an_ipv6_host_is_put_in_brackets() -> None:
 
 
 SERVICES: tuple[type[ServiceSettings], ...] = (EmbedderSettings, IndexerSettings, GatewaySettings)
-# Another name of every port, those of the client, of compose.yaml, tests and benchmarks, and what an embedder tells
-# the processes that it starts.
-OTHERS = {"PORT", "API_KEY", "API_KEY_FILE", "CLIENT_TLS_CA", "CLIENT_TLS_CERT", "CLIENT_TLS_KEY", "GATEWAY", "INDEXER"}
+# Those of the client, of compose.yaml, tests and benchmarks, and what an embedder tells the processes that it starts.
+OTHERS = {"API_KEY", "API_KEY_FILE", "CLIENT_TLS_CA", "CLIENT_TLS_CERT", "CLIENT_TLS_KEY", "GATEWAY", "INDEXER"}
 OTHERS |= {"GATEWAY_HOST", "VERSION", "SHARED", "COPIES"}
 OTHERS |= {"WORKER_INDEX", "WORKER_LATE", "WORKER_PARENT", "WORKER_READY"}
 COMMON = {PREFIX + name.upper() for name in ServiceSettings.model_fields}
@@ -164,6 +163,20 @@ def test_a_name_that_nobody_knows_is_told_with_what_it_resembles(
     monkeypatch.setenv("LIKENESS_COLOUR", "1")
     monkeypatch.setenv("MAX_MESAGE_MB", "1")
     assert service.misspelled() == {"LIKENESS_COLOUR": None, "LIKENESS_MAX_MESAGE_MB": "LIKENESS_MAX_MESSAGE_MB"}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_port_has_one_variable_and_the_name_of_its_field_is_told_to_be_none(
+    service: type[ServiceSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {PREFIX + name.upper(): name for name in service.model_fields}
+    others = {variable: name for variable, name in named.items() if service._variable(name) != variable}
+    assert "LIKENESS_PORT" in others
+    for variable in others:
+        monkeypatch.setenv(variable, "1234")
+    given = service.parse("", []).model_dump()
+    assert 1234 not in [given[name] for name in others.values()]
+    assert service.misspelled() == {variable: service._variable(name) for variable, name in others.items()}
 
 
 def test_what_kubernetes_says_of_its_services_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:

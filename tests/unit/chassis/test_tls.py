@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from chassis import health, metrics
 from chassis.channel import connect
-from chassis.tls import ChannelTls, ListenerTls, TlsError, name_of, of_this_host
+from chassis.tls import ChannelTls, ListenerTls, TlsError, as_it_shows, name_of, of_this_host
 from tests.certificates import Authority
 from tests.processes import ROOT, free_port
 
@@ -183,3 +183,92 @@ def test_http_speaks_nothing_older_than_tls_1_2(authority: Authority) -> None:
 
 def test_nothing_listens_where_the_name_is_asked_for(authority: Authority) -> None:
     assert name_of(f"127.0.0.1:{free_port()}", authority.channel()) is None
+
+
+async def checked(address: str, variables: dict[str, str]) -> tuple[int, str]:
+    """The exit code of the health check by the command line, and what it wrote."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("LIKENESS_")} | variables
+    command = [sys.executable, "-m", "chassis.health", address]
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    said, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, said.decode()
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+async def test_the_health_check_outlives_the_renewal_of_the_certificate_that_the_service_has_read(
+    authority: Authority, mutual: bool
+) -> None:
+    made = authority.sign("gateway", "gateway.example")
+    variables = {"LIKENESS_TLS_CERT": str(made.certificate), "LIKENESS_TLS_KEY": str(made.key)}
+    async with listening(ListenerTls(made.certificate, made.key, authority.ca if mutual else None)) as address:
+        before = made.certificate.read_bytes()
+        assert authority.sign("gateway", "gateway.example") == made
+        assert made.certificate.read_bytes() != before
+        assert await checked(address, variables) == (0, "")
+        own = of_this_host(variables)
+        assert await asyncio.to_thread(health.wait_until_serving, address, 30, own) is None
+
+
+async def test_the_health_check_fails_once_the_certificate_that_is_shown_has_expired(authority: Authority) -> None:
+    made = authority.sign("gateway", "localhost", expires=-ONE_MINUTE)
+    variables = {"LIKENESS_TLS_CERT": str(made.certificate), "LIKENESS_TLS_KEY": str(made.key)}
+    async with listening(ListenerTls(made.certificate, made.key)) as address:
+        authority.sign("gateway", "localhost")
+        code, said = await checked(address, variables)
+    assert code == 1
+    assert "certificate has expired" in said
+
+
+async def test_elsewhere_the_health_check_believes_the_file_alone(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = authority.sign("gateway", "localhost", "127.0.0.1")
+    own = ChannelTls(made.certificate, made.certificate, made.key)
+    async with listening(ListenerTls(made.certificate, made.key)) as address:
+        authority.sign("gateway", "localhost", "127.0.0.1")
+        monkeypatch.setattr(health, "is_loopback", lambda _host: False)
+        told = await asyncio.to_thread(health.serving, address, 5, own)
+    assert told is not None
+    assert "its certificate is not believed" in told
+
+
+async def test_the_certificate_of_what_does_not_listen_or_speaks_no_tls_is_the_files(authority: Authority) -> None:
+    own = authority.channel(authority.sign("gateway"))
+    assert as_it_shows(f"127.0.0.1:{free_port()}", own) is own
+    async with listening(None) as address:
+        assert await asyncio.to_thread(as_it_shows, address, own) is own
+
+
+# What gRPC's library writes by itself is read of a process that has loaded it as a service does.
+SHAKEN = """
+import socket, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from chassis.tls import ListenerTls
+import grpc
+server = grpc.server(ThreadPoolExecutor(1))
+port = server.add_secure_port("127.0.0.1:0", ListenerTls(Path(sys.argv[1]), Path(sys.argv[2])).grpc())
+server.start()
+for _ in range(10):
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"GET / HTTP/1.1\\r\\n\\r\\n" * 10)
+        while True:
+            try:
+                if not connection.recv(4096):
+                    break
+            except ConnectionError:
+                break
+server.stop(0).wait()
+"""
+
+
+async def test_failed_handshakes_write_nothing(authority: Authority) -> None:
+    made = authority.sign("server", "localhost")
+    environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    command = [sys.executable, "-c", SHAKEN, str(made.certificate), str(made.key)]
+    process = await asyncio.create_subprocess_exec(*command, env=environment, cwd=ROOT, stderr=subprocess.PIPE)
+    _, said = await process.communicate()
+    assert (process.returncode, said) == (0, b"")

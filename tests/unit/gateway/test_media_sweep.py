@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from likeness.common.v1 import error_pb2, types_pb2
 from likeness.gateway.v1 import gateway_pb2
+from structlog.testing import capture_logs
 
 from chassis.deadline import Deadline
 from chassis.errors import LikenessError
@@ -213,3 +215,22 @@ async def test_files_that_were_out_of_reach_when_their_collection_was_deleted_go
     assert "lost" not in place.services.found
     assert await place.sweep.once(NOW) == []
     assert await place.sweep.once(NOW + GRACE_S) == [GONE]
+
+
+async def test_an_indexer_that_does_not_answer_the_sweep_holds_up_no_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(self: Shelves, request: Any, context: Any) -> None:
+        await self._begin("ListCollections", request, context)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Shelves, "ListCollections", silent)
+    (tmp_path / GONE).mkdir()
+    async with shelves() as (services, _, indexer):
+        sweep = MediaSweep(indexer, MediaFiles(str(tmp_path)), asyncio.Event(), 3600)
+        with capture_logs() as lines:
+            async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+                tasks.create_task(sweep.run())
+                await services.until_asked("ListCollections", 1)
+                sweep.stopping.set()
+    assert not lines

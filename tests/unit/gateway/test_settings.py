@@ -89,3 +89,17 @@ def test_half_of_tls_is_refused(tmp_path: Path) -> None:
     for half in halves:
         with pytest.raises(ValidationError):
             GatewaySettings(**half)
+
+
+def test_names_to_answer_to_are_taken_as_host_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIKENESS_HTTP_HOSTS", "Search.Example.org, [::1],127.0.0.1,FE80::1,my_host")
+    assert GatewaySettings().http_hosts == ("search.example.org", "::1", "127.0.0.1", "fe80::1", "my_host")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["example.org:8080", "127.0.0.1:8080", "[::1]:8080", "https://example.org", "*.example.org", "bücher.example"],
+)
+def test_a_name_that_host_can_never_have_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match=r"is no name as Host has it.*without a port"):
+        GatewaySettings(http_hosts=(name,))
