@@ -28,7 +28,7 @@ from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from chassis.beyond_pixels import has_one_scan
-from chassis.errors import invalid
+from chassis.errors import LikenessError, invalid
 from chassis.pictures import PictureLimits, damaged, eight_bit_grey, open_header
 from embedder.inputs import Picture, RgbPicture
 from embedder.preprocess import resized_size
@@ -84,6 +84,7 @@ def upright_rgb(
 
     Raises:
         LikenessError: IMAGE_DAMAGED, IMAGE_TOO_MANY_PIXELS or IMAGE_FORMAT_UNSUPPORTED.
+        MemoryError: there is no memory for it just now: see ``no_memory``.
     """
     scale = reduction(opened, geometry, left)
     try:
@@ -102,6 +103,12 @@ def upright_rgb(
     if upright is not opened:
         opened.close()  # the caller still holds it, and with it up to hundreds of megabytes of pixels
     return upright
+
+
+def no_memory() -> LikenessError:
+    """OVERLOADED: there was no memory for a picture within the limits. As ``open_picture`` says of a header."""
+    message = "there is no memory to decode a picture just now; try again, or at another replica"
+    return LikenessError(error_pb2.REASON_OVERLOADED, message, retry_after_s=1.0)
 
 
 def reduction(opened: Image.Image, geometry: Geometry, left: float = LEFT_TO_RESIZE) -> int:

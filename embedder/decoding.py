@@ -13,7 +13,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import structlog
@@ -22,13 +21,14 @@ from PIL import Image
 from chassis.errors import LikenessError
 from chassis.pictures import PictureLimits
 from embedder.batcher import STARVING_S
-from embedder.decode import decoded_pixels, open_picture, upright_rgb
+from embedder.decode import decoded_pixels, no_memory, open_picture, upright_rgb
 from embedder.entries import Entry, Span, Stage
 from embedder.inputs import Lane, Outcome, Pixels, RgbPicture
 from embedder.metrics import Metrics
 from embedder.running_mean import RunningMean
 from embedder.slab import Slab
 from embedder.spec import Geometry
+from embedder.threads import start_threads
 
 log = structlog.get_logger()
 
@@ -68,10 +68,13 @@ class Decoding:
             decoded: told that an entry waits to be decoded no more.
             ready: takes a decoded entry; its slot is its until ``release``.
             metrics: told how long each took.
+
+        Raises:
+            LikenessError: the system does not let it have as many threads.
         """
         self._slab, self._preprocess, self._geometry, self._limits = slab, preprocess, geometry, limits
         self._decoded, self._ready, self._metrics = decoded, ready, metrics
-        self._threads = ThreadPoolExecutor(threads + 1, THREADS)
+        self._threads = start_threads(threads + 1, THREADS, "LIKENESS_DECODE_THREADS")
         self._thread_count = threads
         # Like a forward pass's, in wall time; see ``seconds_each``.
         self._took = RunningMean()
@@ -204,6 +207,8 @@ class Decoding:
             self._preprocess(upright, self._slab.rows[slot])
         except LikenessError as error:
             return error
+        except MemoryError:
+            return no_memory()
         except Exception as error:
             return entry.fault("a picture could not be prepared", error)
         return Span(begun, time.perf_counter())

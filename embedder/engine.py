@@ -28,7 +28,7 @@ from embedder.backends.openvino_clip import (
     read_folder,
 )
 from embedder.backends.openvino_formats import native_precisions, open_converted
-from embedder.backends.preparation import LeftOutError, cache_folder, prepare_elsewhere
+from embedder.backends.preparation import LeftOutError, Prepared, cache_folder, prepare_elsewhere
 from embedder.settings import EmbedderSettings
 from embedder.spec import ModelSpec
 
@@ -140,7 +140,7 @@ def _from_folder(settings: EmbedderSettings) -> Engine:
         raise invalid("LIKENESS_MODEL", f"{settings.model} needs openvino, which is not installed here")
     try:
         model = read_folder(Path(settings.model.removeprefix(FOLDER_PREFIX)).expanduser())
-    except UnusableFolderError as error:
+    except (UnusableFolderError, RuntimeError) as error:  # a user without a home
         raise invalid("LIKENESS_MODEL", str(error)) from error
     try:
         return _open(model, settings)
@@ -188,31 +188,37 @@ def _choose_device(settings: EmbedderSettings) -> tuple[str, str]:
 
 
 def _read_prepared(settings: EmbedderSettings) -> ConvertedModel:
-    folder = known.find(cache_folder(settings), settings) or _prepared(settings)
+    prepared = known.find(cache_folder(settings), settings) or _prepared(settings)
+    folder = prepared.folder
     try:
-        return read_folder(folder)
+        return _read(prepared)
     except UnusableFolderError as error:
         log.warning("converted model not used", reason=str(error))
     try:
         with alone(folder):
             try:
-                return read_folder(folder)  # another process may just have replaced it
+                return _read(prepared)  # another process may just have replaced it
             except UnusableFolderError:
                 shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:  # it is somebody else's, cannot be written, or is gone
         raise LeftOutError("LIKENESS_CACHE_DIR", f"{folder.parent} cannot be used: {error}") from error
     try:
-        return read_folder(_prepared(settings))
+        return _read(_prepared(settings))
     except UnusableFolderError as error:
         raise LeftOutError("LIKENESS_CACHE_DIR", str(error)) from error
 
 
-def _prepared(settings: EmbedderSettings) -> Path:
+def _read(prepared: Prepared) -> ConvertedModel:
+    model = read_folder(prepared.folder)
+    return replace(model, spec=replace(model.spec, name=prepared.name))
+
+
+def _prepared(settings: EmbedderSettings) -> Prepared:
     before = known.state(settings)
-    folder = prepare_elsewhere(settings)
+    prepared = prepare_elsewhere(settings)
     if before is not None and known.state(settings) == before:  # nobody replaced a file meanwhile
-        known.remember(before, folder)
-    return folder
+        known.remember(before, prepared)
+    return prepared
 
 
 def _on_torch(settings: EmbedderSettings, device: str) -> Engine:

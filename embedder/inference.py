@@ -7,6 +7,9 @@
    is lost for the second time or more is taken for the cause.
 4. Where entry after entry fails alone, the process is taken for the cause (a CUDA error stays until its process ends):
    it is replaced, and the last of them runs again.
+5. Where a batch gives no vector at all (NaN, or nothing but zeros), an input that gave one before runs once more. If
+   that gives none either, the process is taken for the cause and replaced, and the batch runs again. So a caller whose
+   inputs have no vector in a sound model costs a forward pass more, and nobody else anything.
 """
 
 import asyncio
@@ -15,13 +18,14 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import structlog
 from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError, incident
 from embedder.batcher import BatchQueue
 from embedder.entries import Entry, Span, Stage
-from embedder.inputs import KINDS, Array, Kind, Lane, Outcome, Tokens
+from embedder.inputs import KINDS, Array, Kind, Lane, Outcome, Pixels, Tokens
 from embedder.metrics import Metrics
 from embedder.running_mean import RunningMean
 from embedder.supervisor import Supervisor
@@ -50,6 +54,9 @@ class Inference:
         self._more = asyncio.Event()
         self._good: dict[Kind, int] = dict.fromkeys(KINDS, 0)
         self._failed_alone = 0
+        # Of each kind an input that has had a vector: uint8 [height, width, 3], and int64 [length].
+        self._proven_pixels: Pixels | None = None
+        self._proven_tokens: Tokens | None = None
         self._seconds_each: dict[Kind, RunningMean] = {kind: RunningMean() for kind in KINDS}
         for kind in KINDS:
             metrics.batch_limit(kind, queue.limits[kind])
@@ -103,9 +110,8 @@ class Inference:
         kind = batch[0].kind
         for entry in batch:
             entry.stage = Stage.INFERRING
-        begun = time.perf_counter()
         try:
-            vectors = await self._encode(worker, kind, batch)
+            vectors, span = await self._vectors(worker, kind, batch)
         except ForwardError as error:
             self._metrics.batch_failed("out_of_memory" if error.out_of_memory else "error")
             if error.out_of_memory:
@@ -127,12 +133,39 @@ class Inference:
             else:
                 await self._halves(batch)
         else:
-            self._done(kind, batch, vectors, Span(begun, time.perf_counter(), len(batch)))
+            self._done(kind, batch, vectors, span)
+
+    async def _vectors(self, worker: WorkerProcess, kind: Kind, batch: Sequence[Entry]) -> tuple[Array, Span]:
+        """A forward pass: float32 [n, dimension], and when it was. Raises likewise where the process is broken."""
+        begun = time.perf_counter()
+        vectors = await self._encode(worker, kind, batch)
+        span = Span(begun, time.perf_counter(), len(batch))
+        if not _sound(vectors).any() and not await self._is_sound(worker, kind, batch):
+            log.error("the model gives no vectors any more", kind=kind, rows=len(batch))
+            worker.lose("failing")
+            raise WorkerLostError("failing")
+        return vectors, span
 
     async def _encode(self, worker: WorkerProcess, kind: Kind, batch: Sequence[Entry]) -> Array:
         if kind == "image":
             return await worker.encode_images([entry.slot for entry in batch if entry.slot is not None])
         return await worker.encode_texts(self._padded([entry.tokens for entry in batch if entry.tokens is not None]))
+
+    async def _is_sound(self, worker: WorkerProcess, kind: Kind, batch: Sequence[Entry]) -> bool:
+        """Whether the process still gives a vector for an input that has had one; True before any has."""
+        vectors: Array | None = None  # in the warm-up, which then fails
+        if kind == "text" and self._proven_tokens is not None:
+            vectors = await worker.encode_texts(self._padded([self._proven_tokens]))
+        if kind == "image" and self._proven_pixels is not None:
+            slot = next(entry.slot for entry in batch if entry.slot is not None)
+            row = self._supervisor.slab.rows[slot]
+            pixels = row.copy()  # the batch may have to run again
+            row[:] = self._proven_pixels
+            try:
+                vectors = await worker.encode_images([slot])
+            finally:
+                row[:] = pixels
+        return vectors is None or bool(_sound(vectors).all())
 
     def _padded(self, texts: Sequence[Tokens]) -> Tokens:
         spec = self._supervisor.spec
@@ -164,14 +197,15 @@ class Inference:
 
     def _done(self, kind: Kind, batch: Sequence[Entry], vectors: Array, span: Span) -> None:
         seconds = span.ended - span.begun
-        self._failed_alone = 0
         self._metrics.batch(kind, len(batch), seconds)
         self._seconds_each[kind].add(seconds / len(batch))
         longest = max((len(entry.tokens) for entry in batch if entry.tokens is not None), default=0)
         self._queue.ran(kind, len(batch), longest, seconds)
         self._grow(kind)
-        # Not one norm at a time: a batch of texts has dozens.
-        sound = np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-3  # false for NaN
+        sound = _sound(vectors)
+        if sound.any():
+            self._failed_alone = 0
+            self._remember(batch[int(np.argmax(sound))])
         now = time.monotonic()
         for entry, vector, is_sound in zip(batch, vectors, sound, strict=True):
             entry.inferred.append(span)
@@ -183,6 +217,13 @@ class Inference:
                 length = float(np.linalg.norm(vector))
                 failure = entry.fault("the model gave no unit vector", ValueError(f"length {length}"))
                 entry.finish(Outcome(failure))
+
+    def _remember(self, entry: Entry) -> None:
+        """Keeps what ``_is_sound`` asks with: the first input of its kind that has a vector."""
+        if entry.slot is not None and self._proven_pixels is None:
+            self._proven_pixels = self._supervisor.slab.rows[entry.slot].copy()
+        if entry.tokens is not None and self._proven_tokens is None:
+            self._proven_tokens = entry.tokens
 
     def _shrink(self, kind: Kind, rows: int) -> None:
         limit = min(self._queue.full(kind), rows) if kind == "image" else self._queue.full(kind)
@@ -198,6 +239,15 @@ class Inference:
             self._queue.limits[kind] = min(self._supervisor.max_batch, 2 * limit)
             self._good[kind] = 0
             self._metrics.batch_limit(kind, self._queue.limits[kind])
+
+
+def _sound(vectors: Array) -> npt.NDArray[np.bool_]:
+    """Which of them are of length 1: bool [n], false for NaN.
+
+    Not one norm at a time: a batch of texts has dozens.
+    """
+    sound: npt.NDArray[np.bool_] = np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-3
+    return sound
 
 
 def _failure(entry: Entry, error: ForwardError) -> LikenessError:

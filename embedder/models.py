@@ -1,7 +1,8 @@
 """Finds and loads a model: built in, by open_clip's name and tag or checkpoint file, from a folder or from a hub.
 
 A model is what was asked for or an error that says what to do; there is no second choice. Checkpoints are read with
-``weights_only=True``: a file that would run code is refused.
+``weights_only=True``: a file that would run code is refused. So is a configuration that would have its tokenizer's
+library run code.
 """
 
 import contextlib
@@ -23,6 +24,12 @@ from chassis.errors import LikenessError, invalid
 Triple = tuple[torch.nn.Module, Callable[[Image.Image], torch.Tensor], Any]
 
 _MODEL, _PRETRAINED, _LIKE = "LIKENESS_MODEL", "LIKENESS_PRETRAINED", "LIKENESS_PREPROCESS_LIKE"
+
+# What open_clip's tokenizers take for themselves of a configuration's ``tokenizer_kwargs``. All else goes on to a
+# library that can be told so to run the model's own code (``trust_remote_code``). Its text tower and timm's pictures'
+# tower are given names alone; without that word, transformers refuses what brings code, and no weights but open_clip's
+# checkpoint are read.
+_TOKENIZER_OPTIONS = {"additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"}
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,8 @@ def load(model: str, pretrained: str, preprocess_like: str = "") -> LoadedModel:
     Args:
         model: a name in ``BUILTIN``, a name of open_clip, ``hf-hub:…`` or ``local-dir:…``.
         pretrained: for a name of open_clip: its tag, or a checkpoint file's path; for all others empty.
-        preprocess_like: for a checkpoint file: the tag with whose preprocessing it was trained. Needed only where the
-            tags of that name differ in it.
+        preprocess_like: for a checkpoint file: the tag with whose preprocessing and activation function it was trained.
+            Needed where the tags of that name differ in either, or none has the activation function of that name.
 
     Raises:
         LikenessError: there is no such model, its weights cannot be had, or they do not fit.
@@ -92,9 +99,9 @@ def load(model: str, pretrained: str, preprocess_like: str = "") -> LoadedModel:
     tags = open_clip.list_pretrained_tags_by_model(name)
     known_tag = next((t for t in tags if t == pretrained.lower().replace("-", "_") or t == pretrained), None)
     if known_tag:
-        _check_activation(name, known_tag)
+        _check_activation(name, known_tag, _PRETRAINED)
         return _load_open_clip(name, known_tag, f"{name}/{known_tag}")
-    if pretrained and Path(pretrained).is_file():
+    if pretrained and _is_file(pretrained):
         preprocessing = _preprocessing_of_a_file(name, tags, preprocess_like)
         return _load_open_clip(name, pretrained, f"{name}/{Path(pretrained).name}", preprocessing)
     what = (
@@ -113,21 +120,38 @@ def _load_builtin(name: str) -> LoadedModel:
     return _loaded(name, network, transform, tokenizer, architecture)
 
 
+def _is_file(pretrained: str) -> bool:
+    try:
+        return Path(pretrained).is_file()
+    except OSError as error:  # it is in a folder that may not be looked into
+        raise invalid(_PRETRAINED, f"{pretrained} cannot be read: {error}") from error
+
+
 def _preprocessing_of_a_file(name: str, tags: Sequence[str], like: str) -> dict[str, Any]:
-    """How a checkpoint file wants its pictures. It does not say so itself, and open_clip would assume a default."""
-    if like and like not in tags:
-        raise invalid(_LIKE, f"{like!r} is none of {name}'s tags: {', '.join(tags)}.{_nearest(like, list(tags))}")
-    kinds = {tag: _preprocessing(name, tag) for tag in tags}
-    if not kinds:
-        return {}
-    chosen = kinds[like or tags[0]]
-    if not like and any(kind != chosen for kind in kinds.values()):
-        raise invalid(
-            _LIKE,
-            f"is not set, but {name}'s checkpoints were trained with different preprocessing, and a file does not say "
-            f"which is its own; set it to the tag that the file is, or was fine-tuned from: {', '.join(tags)}",
-        )
-    return chosen
+    """How a checkpoint file wants its pictures.
+
+    The file itself says neither that nor its activation function; open_clip would assume a default, and the name's.
+    """
+    if like:
+        if like not in tags:
+            raise invalid(_LIKE, f"{like!r} is none of {name}'s tags: {', '.join(tags)}.{_nearest(like, list(tags))}")
+        _check_activation(name, like, _LIKE)
+        return _preprocessing(name, like)
+    siblings = {tag: _sibling(name, tag) for tag in tags}
+    kinds = [_preprocessing(name, tag) for tag in tags]
+    if all(kind == kinds[0] for kind in kinds) and not any(siblings.values()):
+        return kinds[0] if kinds else {}
+    choice = []
+    for model in sorted(set(siblings.values())):
+        of_model = ", ".join(tag for tag in tags if siblings[tag] == model)
+        choice.append(f"together with {_MODEL}={model}: {of_model}" if model else of_model)
+    raise invalid(
+        _LIKE,
+        f"is not set, but {name}'s checkpoints were trained with different preprocessing or activation functions, and "
+        f"a file does not say which are its own. Set it to the tag that the file is, or was fine-tuned from: "
+        f"{'; '.join(choice)}. If it is like none of them, put it into a folder with an open_clip_config.json, which "
+        f"says both, and set {_MODEL}=local-dir:<folder>",
+    )
 
 
 def _preprocessing(name: str, tag: str) -> dict[str, Any]:
@@ -146,11 +170,14 @@ def _load_open_clip(
 ) -> LoadedModel:
     try:
         with _without_chatter():
+            architecture = open_clip.get_model_config(model)
+            _check_tokenizer_options(model, architecture)
             network, transform = open_clip.create_model_from_pretrained(
                 model, pretrained=pretrained, weights_only=True, **preprocessing
             )
             tokenizer = open_clip.get_tokenizer(model)
-            architecture = open_clip.get_model_config(model)
+    except LikenessError:
+        raise
     except Exception as error:  # open_clip, torch, safetensors and the hub have no error class in common
         raise _explain(error, model, pretrained) from error
     return _loaded(shown, network, transform, tokenizer, architecture)
@@ -167,14 +194,34 @@ def _loaded(
     return LoadedModel(name, network, transform, tokenizer, network.visual.preprocess_cfg, architecture)
 
 
-def _check_activation(name: str, tag: str) -> None:
+def _check_tokenizer_options(model: str, architecture: Any) -> None:
+    """Refuses options of a tokenizer that are not known to run no code. What is no configuration, open_clip refuses."""
+    texts = architecture.get("text_cfg") if isinstance(architecture, dict) else None
+    options = texts.get("tokenizer_kwargs") if isinstance(texts, dict) else None
+    unknown = sorted(set(options or {}) - _TOKENIZER_OPTIONS)
+    if unknown:
+        raise invalid(
+            _MODEL,
+            f"{model}: the tokenizer_kwargs of its configuration hold {', '.join(unknown)}, which may run code that "
+            f"comes with the model, and is refused; known: {', '.join(sorted(_TOKENIZER_OPTIONS))}",
+        )
+
+
+def _check_activation(name: str, tag: str, field: str) -> None:
     """open_clip only warns where a tag was trained with another activation; its vectors would be quietly wrong."""
+    sibling = _sibling(name, tag)
+    if sibling:
+        offer = f"; set {_MODEL}={sibling}" if sibling in open_clip.list_models() else ""
+        raise invalid(field, f"{tag!r} was trained with another activation function than {name} has{offer}")
+
+
+def _sibling(name: str, tag: str) -> str:
+    """The name under which open_clip builds a tag with its own activation function; empty if it is this one."""
     trained = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
     built = bool((open_clip.get_model_config(name) or {}).get("quick_gelu", False))
     sibling = f"{name}-quickgelu" if trained else name.removesuffix("-quickgelu")
-    if trained != built and sibling != name:  # of a few, open_clip's list of tags leaves out what the architecture says
-        offer = f"; set {_MODEL}={sibling}" if sibling in open_clip.list_models() else ""
-        raise invalid(_PRETRAINED, f"{tag!r} was trained with another activation function than {name} has{offer}")
+    # Of a few, open_clip's list of tags leaves out what the architecture says.
+    return sibling if trained != built and sibling != name else ""
 
 
 def _explain(error: Exception, model: str, pretrained: str | None) -> LikenessError:

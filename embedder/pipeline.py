@@ -16,7 +16,6 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 
@@ -26,7 +25,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from chassis.beyond_pixels import pixels_at_once
 from chassis.errors import LikenessError, incident
 from embedder.admission import Admission, Load
-from embedder.decode import open_picture
+from embedder.decode import no_memory, open_picture
 from embedder.decoding import Decoding
 from embedder.entries import Call, Entry, Stage, Waiter, Why
 from embedder.inference import Inference
@@ -35,6 +34,7 @@ from embedder.metrics import Metrics, Result
 from embedder.spec import ModelSpec
 from embedder.supervisor import Supervisor
 from embedder.text_cache import TextCache
+from embedder.threads import start_threads
 
 Tokenize = Callable[[str], tuple[Tokens, bool]]
 
@@ -83,11 +83,16 @@ class Pipeline:
             limits: what to refuse of one input.
             metrics: told what becomes of each.
             threads: for headers and texts.
+
+        Raises:
+            LikenessError: the system does not let it have as many threads.
         """
         self._stages, self._limits, self._metrics = stages, limits, metrics
         self._in_flight: dict[bytes, Entry] = {}
         # By lane: the large pictures of a bulk call are hashed while an interactive one is.
-        self._preparing = {lane: ThreadPoolExecutor(threads, f"prepare-{lane.name.lower()}") for lane in Lane}
+        self._preparing = {
+            lane: start_threads(threads, f"prepare-{lane.name.lower()}", "LIKENESS_DECODE_THREADS") for lane in Lane
+        }
 
     @property
     def spec(self) -> ModelSpec:
@@ -264,6 +269,8 @@ class Pipeline:
             return _Prepared(digest, wanted, pixels=min(wanted.width * wanted.height, self._limits.pictures.max_pixels))
         except LikenessError as error:
             return error
+        except MemoryError:
+            return no_memory()
         except BaseException as error:  # a library's panic is no Exception
             return incident("an input could not be prepared", error)
 

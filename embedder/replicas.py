@@ -6,7 +6,8 @@
 4. on SIGTERM or SIGINT have all finish their calls and end; on a second one, without LIKENESS_STOP_DELAY_S
 
 The kernel gives each connection to one of the processes that listen. Metrics go from the replicas through files to
-the parent, which shows them. A replica that cannot start at all ends everything with its exit code.
+the parent, which shows them (``replica_metrics``). A replica that cannot start at all ends everything with its exit
+code.
 """
 
 import asyncio
@@ -26,6 +27,7 @@ import structlog
 from chassis import logs
 from chassis.stopping import HURRY
 from chassis.tether import die_with
+from embedder import replica_metrics
 from embedder.settings import EmbedderSettings
 
 log = structlog.get_logger()
@@ -38,9 +40,6 @@ PARENT_VARIABLE = "LIKENESS_WORKER_PARENT"
 READY_VARIABLE = "LIKENESS_WORKER_READY"
 LATE_VARIABLE = "LIKENESS_WORKER_LATE"
 
-# As in chassis.metrics, whose import has to wait until it is set.
-METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-
 # What a replica may take to stop beyond the delay and the wait for its calls, in seconds: giving its model back.
 STOP_S = 10.0
 
@@ -48,7 +47,7 @@ STOP_S = 10.0
 _HOPELESS = (1, 2)
 
 
-def _forget(_pid: int) -> None:
+def _forget(_index: int) -> None:
     pass
 
 
@@ -122,7 +121,8 @@ class Replicas:
             environment: variables of a replica.
             command: what to run as one.
             pauses: before a dead one is started anew.
-            died: called with the process id of every replica that has died unasked.
+            died: called with the number of every replica that has died unasked, once it has and before the next one of
+                that number is started.
         """
         self._count = count
         self._stop_s = stop_s
@@ -171,7 +171,7 @@ class Replicas:
                 if served_s >= self._pauses.healthy:
                     pause = self._pauses.first
                 log.error("a replica died", replica=index, pid=pid, exit_code=code, again_in_s=pause)
-                self._died(pid)
+                self._died(index)
             await asyncio.wait({stopping}, timeout=pause)
             pause = min(2 * pause, self._pauses.longest)
 
@@ -247,15 +247,16 @@ def run(settings: EmbedderSettings) -> int:
             log.error(why, address=settings.address, error=str(error))
             return 1
         environment = {**os.environ, "LIKENESS_EMBEDDER_PORT": str(port), "LIKENESS_EMBEDDER_METRICS_PORT": "-1"}
+        environment.pop(replica_metrics.FOLDER_VARIABLE, None)  # one that is not ours others may write to as well
         died: Callable[[int], None] = _forget
         if settings.metrics_port >= 0:
             try:
                 folder = held.enter_context(tempfile.TemporaryDirectory(prefix="likeness-metrics-"))
-                died = _show_metrics(settings, folder, held)
+                died = replica_metrics.show(settings, folder, held)
             except OSError as error:
                 log.error("cannot show metrics", host=settings.host, port=settings.metrics_port, why=str(error))
                 return 1
-            environment[METRICS_VARIABLE] = folder
+            environment[replica_metrics.FOLDER_VARIABLE] = folder
         log.info("holds the port", host=settings.host, port=port, replicas=settings.workers)
         stop_s = settings.stop_delay_s + settings.drain_s + STOP_S
         replicas = Replicas(settings.workers, stop_s, environment, died=died)
@@ -295,26 +296,6 @@ async def _until_told(replicas: Replicas) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, replicas.stop)
     return await replicas.run()
-
-
-def _show_metrics(settings: EmbedderSettings, folder: str, held: ExitStack) -> Callable[[int], None]:
-    """Shows what the replicas write into the folder; returns what is to be told of a dead one."""
-    os.environ[METRICS_VARIABLE] = folder  # before the import, which looks for it
-    from prometheus_client import Counter  # noqa: PLC0415
-    from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415
-
-    from chassis import metrics  # noqa: PLC0415
-
-    endpoint = metrics.serve(settings.host, settings.metrics_port, tls=settings.tls)
-    if endpoint is not None:
-        held.callback(endpoint.stop)
-    restarts = Counter("likeness_embedder_replica_restarts", "Replicas that died and were started anew.")
-
-    def died(pid: int) -> None:
-        restarts.inc()
-        mark_process_dead(pid)  # type: ignore[no-untyped-call]
-
-    return died
 
 
 def _readable(pipe: int) -> "asyncio.Future[None]":

@@ -34,8 +34,9 @@ class EmbedderSettings(ServiceSettings):
     )
     preprocess_like: str = Field(
         "",
-        description="For a checkpoint file of an open_clip model: the tag with whose preprocessing it was trained. "
-        "Needed only where that model's tags differ in it; the start then says so.",
+        description="For a checkpoint file of an open_clip model: the tag with whose preprocessing and activation "
+        "function it was trained. Needed where that model's tags differ in either, as those of ViT-B-32 do; the start "
+        "says so, and lists them.",
     )
     backend: Literal["auto", "torch", "openvino"] = Field(
         "auto",

@@ -161,5 +161,8 @@ class Supervisor:
 
 
 def _same(one: ModelSpec, other: ModelSpec) -> bool:
-    """Whether two processes run the same model in the same way: only how it is loaded quickly may differ."""
-    return replace(one, again="") == replace(other, again="")
+    """Whether two processes run the same model in the same way: it may go by another name, or load in another way.
+
+    Which model it is, its digest says. A converted copy is named by the settings that it was converted with.
+    """
+    return replace(one, name="", again="") == replace(other, name="", again="")

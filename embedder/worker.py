@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 
 from chassis import logs
-from chassis.errors import LikenessError, to_status
+from chassis.errors import LikenessError, incident, to_status
 from chassis.tether import die_with
 from embedder.allocator import keep_freed_memory, share_one_arena
 from embedder.inputs import Array, Pixels
@@ -47,8 +47,9 @@ def serve(load: Load, connection: socket.socket, shared: int) -> None:
     share_one_arena()
     try:
         engine = load(settings)
-    except LikenessError as error:
-        connection.sendall(pack({"failed": True}, to_status(error).SerializeToString()))
+    except Exception as error:  # one that nobody foresaw is logged, and told as what it is: the process did not die
+        failure = error if isinstance(error, LikenessError) else incident("the model cannot be loaded", error)
+        connection.sendall(pack({"failed": True}, to_status(failure).SerializeToString()))
         return
     keep_freed_memory()
     connection.sendall(pack({"pid": os.getpid()}, engine.spec.to_json().encode()))

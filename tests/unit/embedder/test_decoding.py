@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
+from chassis.errors import LikenessError
 from chassis.pictures import PictureLimits
 from embedder.decoding import Decoding
 from embedder.entries import Call, Entry, Stage, Waiter
@@ -93,6 +94,21 @@ async def test_a_panic_of_a_library_costs_the_picture_alone(slab: Slab) -> None:
     assert slab.free == 16
 
 
+async def test_a_want_of_memory_is_no_fault_of_the_picture_and_passes(slab: Slab) -> None:
+    ended = asyncio.Queue[Outcome]()
+
+    def preprocess(picture: Image.Image, row: Pixels) -> None:
+        raise MemoryError
+
+    decoding = decoding_of(slab, preprocess)
+    decoding.put(replace(entry(1), on_done=lambda entry, outcome: ended.put_nowait(outcome)))
+    async with asyncio.timeout(WAIT_S):
+        error = (await ended.get()).result
+    assert isinstance(error, LikenessError)
+    assert (error.reason_name, error.retry_after_s) == ("OVERLOADED", 1.0)
+    await decoding.stop()
+
+
 async def test_after_a_stop_nothing_is_begun_and_what_was_begun_ends_quietly(
     slab: Slab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,10 +118,7 @@ async def test_after_a_stop_nothing_is_begun_and_what_was_begun_ends_quietly(
     told: list[dict[str, Any]] = []
 
     class OneThread(ThreadPoolExecutor):
-        """As where the second thread comes late: a picture that has been begun waits for the first."""
-
-        def __init__(self, count: int, name: str) -> None:
-            super().__init__(1, name)
+        """As where the second thread is late: a picture that has been begun waits for the first."""
 
         def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
             super().shutdown(wait=False, cancel_futures=cancel_futures)
@@ -120,7 +133,7 @@ async def test_after_a_stop_nothing_is_begun_and_what_was_begun_ends_quietly(
     def tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         told.append(context)
 
-    monkeypatch.setattr("embedder.decoding.ThreadPoolExecutor", OneThread)
+    monkeypatch.setattr("embedder.decoding.start_threads", lambda *_: OneThread(1))
     asyncio.get_running_loop().set_exception_handler(tell)
     decoding = decoding_of(slab, preprocess, ready.append)
     entries = [entry(number) for number in range(4)]

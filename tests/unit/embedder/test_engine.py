@@ -1,5 +1,7 @@
 """From settings to a model that runs: what is chosen, and what is done where that cannot be had."""
 
+import errno
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from likeness.common.v1 import error_pb2
 from chassis.errors import LikenessError, invalid
 from embedder import engine
 from embedder.backends.convert import ConversionError
-from embedder.backends.preparation import LeftOutError, cache_folder, prepare, prepare_elsewhere
+from embedder.backends.preparation import LeftOutError, Prepared, cache_folder, prepare, prepare_elsewhere
 from embedder.backends.probes import least_cosine, probe_pixels
 from embedder.engine import Engine, choose_backend, load_engine
 from embedder.settings import EmbedderSettings
@@ -63,9 +65,10 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Prepares in this process, which has torch already; says which folders came of it."""
     folders: list[Path] = []
 
-    def prepare_here(wanted: EmbedderSettings) -> Path:
-        folders.append(prepare(wanted))
-        return folders[-1]
+    def prepare_here(wanted: EmbedderSettings) -> Prepared:
+        prepared = prepare(wanted)
+        folders.append(prepared.folder)
+        return prepared
 
     monkeypatch.setattr(engine, "prepare_elsewhere", prepare_here)
     return folders
@@ -125,8 +128,8 @@ def test_a_damaged_file_is_converted_again(model: str, tmp_path: Path, here: lis
 
 
 def test_a_process_of_its_own_prepares_and_says_what_it_refuses(model: str, cache: Path, tmp_path: Path) -> None:
-    folder = prepare_elsewhere(settings(model=model, cache_dir=str(cache)))
-    assert folder.parent == cache
+    prepared = prepare_elsewhere(settings(model=model, cache_dir=str(cache)))
+    assert (prepared.folder.parent, prepared.name) == (cache, model)
     with pytest.raises(LikenessError) as refused:
         prepare_elsewhere(settings(model=f"local-dir:{tmp_path}", cache_dir=str(cache)))
     assert refused.value.violations[0].field == "LIKENESS_MODEL"
@@ -193,6 +196,44 @@ def _fails(error: Exception) -> Callable[[EmbedderSettings], Path]:
     return fail
 
 
+def test_the_same_weights_of_another_path_convert_nothing_and_go_by_the_name_they_are_asked_for_by(
+    model: str, cache: Path, tmp_path: Path, here: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedder.backends.convert._convert", lambda *_: pytest.fail("converted again"))
+    shutil.copytree(model.removeprefix("local-dir:"), tmp_path / "copy")
+    copy = f"local-dir:{tmp_path / 'copy'}"
+    for starts in ("the first", "the second, which need not identify it"):
+        assert load_engine(settings(model=copy, cache_dir=str(cache))).spec.name == copy, starts
+    assert len(here) == 1
+    assert load_engine(settings(model=model, cache_dir=str(cache))).spec.name == model
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("call", ["glob", "exists"])  # of who looks for a note, and of who looks for a folder
+def test_torch_takes_over_unasked_where_the_cache_may_not_be_looked_into(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    cache, unpatched = tmp_path / "cache", getattr(Path, call)
+
+    def refuse(path: Path, *arguments: object) -> object:
+        if path.is_relative_to(cache):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return unpatched(path, *arguments)
+
+    cache.write_text("no folder: whatever gets past that is refused by the system")
+    monkeypatch.setattr(Path, call, refuse)  # as of a user who may not; root always may
+    assert load_engine(settings(model=model, cache_dir=str(cache))).spec.backend == "torch"
+    with pytest.raises(LikenessError, match=r"LIKENESS_CACHE_DIR.*cannot be kept"):
+        load_engine(settings(model=model, cache_dir=str(cache), backend="openvino"))
+
+
+def test_a_place_in_the_home_of_nobody_is_named(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LeftOutError, match=r"LIKENESS_CACHE_DIR: ~nobody-at-all/cache: .*home"):
+        cache_folder(settings(cache_dir="~nobody-at-all/cache"))
+    with pytest.raises(LikenessError, match=r"LIKENESS_MODEL.*home"):
+        load_engine(settings(model="openvino:~nobody-at-all/model"))
+
+
 def test_torch_takes_over_unasked_what_openvino_cannot(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "prepare_elsewhere", _fails(LeftOutError("LIKENESS_BACKEND", "an unknown operation")))
     assert load_engine(settings(model=model)).spec.backend == "torch"
@@ -220,6 +261,17 @@ def test_what_stands_in_the_way_of_a_conversion_is_named(
     monkeypatch.setattr("embedder.backends.convert._convert", refuse)
     with pytest.raises(LeftOutError, match="LIKENESS_BACKEND: an unknown operation"):
         prepare(settings(model=model, cache_dir=str(tmp_path / "cache")))
+
+
+def test_a_disk_that_is_full_is_the_caches_fault_and_not_the_backends(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_nothing(*_: object, **options: object) -> None:
+        raise RuntimeError("basic_ios::clear: iostream error")  # all that OpenVINO says of it
+
+    monkeypatch.setattr("openvino.save_model", write_nothing)
+    with pytest.raises(LeftOutError, match=r"LIKENESS_CACHE_DIR: .*cannot be kept: image.xml .*basic_ios::clear"):
+        prepare(settings(model=model, cache_dir=str(tmp_path)))
 
 
 @pytest.mark.parametrize(

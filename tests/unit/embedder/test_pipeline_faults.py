@@ -20,7 +20,7 @@ from chassis.errors import LikenessError, invalid
 from embedder import worker_process
 from embedder.assembly import open_pipeline
 from embedder.batcher import BatchQueue
-from embedder.inputs import Array, EncodedPicture, Faulty, Lane, RgbPicture
+from embedder.inputs import Array, EncodedPicture, Faulty, Input, Lane, RgbPicture
 from embedder.metrics import Metrics
 from embedder.settings import EmbedderSettings
 from embedder.slab import shared_file
@@ -63,6 +63,21 @@ async def test_equal_bad_pictures_in_flight_are_each_told_under_their_own_name(b
     )
     fields = [o.result.violations[0].field for o in outcomes if isinstance(o.result, LikenessError)]
     assert fields == ["inputs[0].image.encoded", "inputs[1].image.encoded"]
+
+
+async def test_a_want_of_memory_before_decoding_passes_and_is_no_fault_of_ours(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    bench = await build()
+    with monkeypatch.context() as patch:
+        patch.setattr("embedder.pipeline.open_picture", no_memory)
+        (outcome,) = await bench.outcomes(grey(7))
+    assert isinstance(outcome.result, LikenessError)
+    assert (outcome.result.reason_name, outcome.result.retry_after_s) == ("OVERLOADED", 1.0)
+    assert np.allclose(vectors(await bench.outcomes(grey(7))), [angle(7)])
 
 
 async def test_a_call_of_bad_inputs_only_does_not_reach_the_model(build: Build) -> None:
@@ -224,6 +239,18 @@ async def test_a_model_that_dies_while_idle_is_replaced(build: Build) -> None:
     assert np.allclose(vectors(await bench.outcomes(grey(7))), [angle(7)])
 
 
+async def test_a_model_that_comes_back_under_another_name_is_the_same_model(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = await build()
+    monkeypatch.setenv(fake.NAME, "fake, by another path")
+    with structlog.testing.capture_logs() as logs:
+        os.kill(bench.model_pid, signal.SIGKILL)
+        await bench.until(lambda: len(bench.said) >= 2 or any("has changed" in line["event"] for line in logs))
+    assert [serving for serving, _ in bench.said] == [False, True]
+    assert bench.pipeline.spec.name == "fake"
+
+
 async def test_a_fault_of_ours_in_running_a_batch_costs_that_batch_only(
     build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +288,45 @@ async def test_a_model_process_that_fails_always_is_replaced(build: Build) -> No
     assert np.allclose(vectors(await bench.outcomes(words(5), words(6))), [angle(5), angle(6)])
     assert bench.model_pid != broken
     assert bench.count("model_restarts_total", why="failing") == 1
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+async def test_a_model_process_that_gives_no_vectors_any_more_is_replaced_and_nobody_is_hurt(
+    build: Build, kind: str
+) -> None:
+    bench = await build()
+    assert np.allclose(vectors(await bench.outcomes(grey(fake.BLIND))), [angle(fake.BLIND)])
+    blind = bench.model_pid
+    call = bench.outcomes(grey(30), grey(31)) if kind == "image" else bench.outcomes(words(30), words(31))
+    assert np.allclose(vectors(await call), [angle(30), angle(31)])
+    assert bench.model_pid != blind
+    assert bench.count("model_restarts_total", why="failing") == 1
+    assert [serving for serving, _ in bench.said] == [False, True]
+
+
+@pytest.mark.parametrize("poison", [grey(fake.NOT_A_NUMBER), words(fake.NOT_A_NUMBER)], ids=["image", "text"])
+async def test_inputs_without_a_vector_do_not_have_a_sound_model_replaced_however_many_come(
+    build: Build, poison: Input
+) -> None:
+    bench = await build()
+    sound = bench.model_pid
+    for _ in range(9):
+        assert reason((await bench.outcomes(poison))[0]) == "INTERNAL"
+    assert bench.model_pid == sound
+    assert bench.said == []
+
+
+async def test_a_model_process_that_never_gives_vectors_again_costs_no_endless_restarts(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(worker: WorkerProcess, slots: Sequence[int]) -> Array:
+        return np.full((len(slots), 2), np.nan, np.float32)
+
+    bench = await build()
+    monkeypatch.setattr(WorkerProcess, "encode_images", nothing)
+    assert reason((await bench.outcomes(grey(30)))[0]) == "INTERNAL"
+    await bench.until(lambda: bench.count("model_restarts_total", why="failing") == 2)
+    assert bench.gave_up == []
 
 
 async def test_inputs_that_fail_alone_one_after_another_hurt_no_other(build: Build) -> None:
@@ -376,10 +442,38 @@ async def test_stopping_waits_for_threads_without_holding_up_the_rest(monkeypatc
             assert go_on.wait(WAIT_S)
             super().shutdown(wait, cancel_futures=cancel_futures)
 
-    monkeypatch.setattr("embedder.pipeline.ThreadPoolExecutor", Held)
+    monkeypatch.setattr("embedder.pipeline.start_threads", lambda count, name, _setting: Held(count, name))
     async with open_pipeline(EmbedderSettings(), ignore, ignore, Metrics(CollectorRegistry()), COMMAND) as pipeline:
         await pipeline.embed([words(3)])
     assert model_processes() == []
+
+
+@pytest.mark.parametrize("name", ["decode", "prepare-interactive", "prepare-bulk"])
+async def test_a_start_that_gets_too_few_threads_fails_and_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == f"{name}_1":  # the second: as where a container may have no more
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    settings = EmbedderSettings(decode_threads=2)
+    with pytest.raises(LikenessError, match=f"LIKENESS_DECODE_THREADS: .* called {name} .*can't start new thread"):
+        async with open_pipeline(settings, ignore, ignore, Metrics(CollectorRegistry()), COMMAND):
+            pass
+    assert model_processes() == []
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(name)]
+
+
+async def test_a_start_has_all_its_threads_before_any_call() -> None:
+    settings, before = EmbedderSettings(decode_threads=3), set(threading.enumerate())
+    async with open_pipeline(settings, ignore, ignore, Metrics(CollectorRegistry()), COMMAND):
+        names = [thread.name for thread in threading.enumerate() if thread not in before]
+    counts = [sum(name.startswith(kind) for name in names) for kind in ("decode", "prepare-int", "prepare-bulk")]
+    assert counts == [4, 3, 3]
 
 
 async def test_stopping_leaves_no_process_behind() -> None:
@@ -393,6 +487,15 @@ async def test_a_model_process_that_cannot_load_says_why() -> None:
     with pytest.raises(LikenessError, match="died while loading"):
         async with open_pipeline(EmbedderSettings(), ignore, ignore, Metrics(CollectorRegistry()), command):
             pass
+
+
+async def test_a_model_that_cannot_be_loaded_for_a_reason_nobody_foresaw_is_not_said_to_have_died() -> None:
+    with pytest.raises(LikenessError, match="log has its cause under incident"):
+        async with open_pipeline(
+            EmbedderSettings(model=fake.UNFORESEEN), ignore, ignore, Metrics(CollectorRegistry()), COMMAND
+        ):
+            pass
+    assert model_processes() == []
 
 
 async def test_calls_that_outlive_the_pipeline_end_quietly() -> None:

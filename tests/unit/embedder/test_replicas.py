@@ -5,16 +5,22 @@ import errno
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
 
+from embedder import replica_metrics
 from embedder.replicas import Pauses, Replicas, reserve
+from embedder.settings import EmbedderSettings
 from tests.processes import ROOT
 
 # Says that it serves, to its parent and to the test, then waits to be told to stop; or does what its file says.
@@ -80,7 +86,7 @@ class Stage:
         return [await asyncio.wait_for(self.served.get(), 60) for _ in range(count)]
 
     async def dead(self, count: int) -> list[int]:
-        """Process ids of the next so many that die."""
+        """The index of the next so many that die."""
         return [await asyncio.wait_for(self.died.get(), 60) for _ in range(count)]
 
 
@@ -132,7 +138,7 @@ async def test_one_that_is_killed_is_started_anew(stage: Stage) -> None:
     assert await running == 0
     assert new_index == index
     assert new_pid != pid
-    assert await stage.dead(1) == [pid]
+    assert await stage.dead(1) == [index]
 
 
 @pytest.mark.parametrize("code", [1, 2])
@@ -278,6 +284,61 @@ asyncio.run(Replicas(2, 60, os.environ, command={stage.command!r}).run())
 
     _, alive = await asyncio.to_thread(psutil.wait_procs, children, 60)
     assert alive == []
+
+
+def test_a_replica_started_anew_counts_on_where_the_one_before_was_killed(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys
+from embedder.replica_metrics import write_as
+write_as(int(sys.argv[1]))
+from embedder.metrics import Metrics
+metrics = Metrics()
+metrics.cache_hit()
+metrics.decoded("text", 1.0)
+metrics.model_up(True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}",
+        "PROMETHEUS_MULTIPROC_DIR": str(tmp_path),
+    }
+
+    def lives_and_dies(index: int) -> set[str]:
+        """Which files there are then."""
+        done = subprocess.run([sys.executable, "-c", program, str(index)], env=environment, timeout=60, check=False)
+        assert done.returncode == -signal.SIGKILL
+        return {path.name for path in tmp_path.iterdir()}
+
+    first = lives_and_dies(0)
+    assert {name.removesuffix("_replica-0.db") for name in first} == {
+        *("counter", "histogram", "gauge_livesum", "gauge_livemax", "gauge_livemin")
+    }
+    assert lives_and_dies(0) == first
+    assert len(lives_and_dies(1)) == 2 * len(first)
+
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(tmp_path))  # type: ignore[no-untyped-call]
+
+    def shown(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"likeness_embedder_{name}", labels)
+
+    assert shown("cache_hits_total", kind="text") == 3
+    assert shown("decode_seconds_count", kind="text") == 3
+    assert shown("model_up") == 2
+
+
+def test_a_dead_replicas_gauges_are_shown_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(replica_metrics.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setattr("prometheus_client.Counter", lambda *_: SimpleNamespace(inc=lambda: None))
+    for name in ("counter_replica-1.db", "gauge_livesum_replica-1.db", "gauge_livesum_replica-11.db"):
+        (tmp_path / name).touch()
+
+    with ExitStack() as held:
+        died = replica_metrics.show(EmbedderSettings(metrics_port=0), str(tmp_path), held)
+        died(1)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["counter_replica-1.db", "gauge_livesum_replica-11.db"]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
