@@ -12,7 +12,7 @@ from chassis.metadata import Plain
 from chassis.vectors import Array
 from indexer import listing as listings
 from indexer import scan as scans
-from indexer.collections import Collection
+from indexer.collections import Collection, Metric
 from indexer.filters import Node
 from indexer.reads import Facet, Fields, Listing, Page, Row, Search, StoredItem
 from indexer.scan import MOST_ITEMS, Batch, Scan
@@ -123,7 +123,8 @@ class ChromaReader:
         total = 0
         async with self._turnstile:
             for part in _parts(await self._ids(collection, where, MOST_READ, "facets")):
-                metadata = await self._store.metadata(collection, part)
+                # What does not match any more since it was listed does not count.
+                metadata = await self._store.metadata(collection, part, where)
                 total += len(metadata)
                 for each in counts:
                     each.add(metadata.values())
@@ -143,13 +144,13 @@ class ChromaReader:
             if listing.order_by:
                 values = {}
                 for part in _parts(ids):
-                    metadata = await self._store.metadata(collection, part)
+                    metadata = await self._store.metadata(collection, part, listing.where)
                     values.update((item_id, each.get(listing.order_by)) for item_id, each in metadata.items())
             page, after = await asyncio.to_thread(listings.first, listing, values)
             items: list[StoredItem] = []
             for part in _parts(page, _FETCHED_AT_ONCE):
-                found = await self._store.fetch(collection, part, fields)
-                # What has been deleted since is left out.
+                found = await self._store.fetch(collection, part, fields, listing.where)
+                # What has been deleted since is left out, and what does not match any more.
                 items += [found[item_id] for item_id in part if item_id in found]
                 kept = listings.fitting(items)
                 if kept < len(items):
@@ -210,9 +211,11 @@ def _needs_vectors(collection: Collection, searches: Sequence[Search]) -> bool:
 
     They are right to some 1e-7, of a stored vector 0.9999999 where it should be 1, which a least score would leave out.
     Vectors make ten hits 1.5 to 2 times as dear, and a hundred four times, so where nobody can tell they are not read.
+    Of inner products anybody can: those of short vectors are themselves not much more than 1e-7.
     """
     own = OF_METRIC[collection.metric]
-    return any(search.scoring is not own or search.min_score is not None for search in searches)
+    inexact = collection.metric is Metric.INNER_PRODUCT
+    return inexact or any(search.scoring is not own or search.min_score is not None for search in searches)
 
 
 def _best(collection: Collection, search: Search, rows: list[Row], fields: Fields) -> list[Row]:

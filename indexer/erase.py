@@ -17,9 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from likeness.common.v1 import error_pb2
-
-from chassis.errors import LikenessError
+from chassis.errors import incident
 from indexer.collections import Collection, Metric
 from indexer.jobs import Job
 from indexer.reads import Fields, Reader
@@ -180,7 +178,9 @@ class Erasure:
                 f"stored in {collection.name!r}, so it could not show that they are gone; nothing was erased. Rebuild "
                 "the collection, then try again"
             )
-            raise LikenessError(error_pb2.REASON_INTERNAL, message)
+            fault = incident("an erasure was not begun", RuntimeError(message))
+            fault.message = f"{fault.message}: {message}"
+            raise fault
 
     async def _look(self, job: Job[Any], traces: Traces) -> tuple[Searched | None, list[str], int]:
         """What was searched, in which files something was found, and how many traces other items have as well."""

@@ -1,12 +1,15 @@
 """The contract's Filter as a validated tree that knows nothing of the store that will answer it."""
 
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from likeness.common.v1 import error_pb2, metadata_pb2
 
 from chassis.errors import LikenessError, invalid
-from chassis.metadata import KEY, value_from_proto
+from chassis.metadata import KEY, Plain, value_from_proto
 
 MAX_DEPTH = 16
 MAX_NODES = 256
@@ -75,7 +78,12 @@ class NoneOf:
 Node = Comparison | AllOf | AnyOf | NoneOf
 
 _GROUPS: dict[str, type[AllOf] | type[AnyOf] | type[NoneOf]] = {"all_of": AllOf, "any_of": AnyOf, "none_of": NoneOf}
-_RANGES = {Op.LT, Op.LE, Op.GT, Op.GE}
+_COMPARED: dict[Op, Callable[[Any, Any], bool]] = {
+    Op.LT: operator.lt,
+    Op.LE: operator.le,
+    Op.GT: operator.gt,
+    Op.GE: operator.ge,
+}
 
 
 def from_proto(message: metadata_pb2.Filter, field: str) -> Node:
@@ -89,6 +97,32 @@ def from_proto(message: metadata_pb2.Filter, field: str) -> Node:
         LikenessError: FILTER_INVALID, naming the place in the tree.
     """
     return _Reader(field).node(message, field, 1)
+
+
+def true_of(node: Node, metadata: Mapping[str, Plain]) -> bool:
+    """Whether a filter is true of an item with this metadata."""
+    match node:
+        case AllOf(filters):
+            return all(true_of(each, metadata) for each in filters)
+        case AnyOf(filters):
+            return any(true_of(each, metadata) for each in filters)
+        case NoneOf(filters):
+            return not any(true_of(each, metadata) for each in filters)
+        case Comparison():
+            return _true_of(node, metadata.get(node.key))
+
+
+def _true_of(comparison: Comparison, value: Plain | None) -> bool:
+    op, values = comparison.op, comparison.values
+    if op is Op.EXISTS:
+        return value is not None and value != []
+    if op is Op.CONTAINS:
+        return isinstance(value, list) and values[0] in value
+    # A list equals nothing, and is in no order.
+    alike = value is not None and not isinstance(value, list) and _kind(value) is comparison.kind
+    if op in _COMPARED:
+        return alike and _COMPARED[op](value, values[0])
+    return (alike and value in values) is (op in (Op.EQ, Op.IN))
 
 
 class _Reader:
@@ -169,7 +203,7 @@ def _check(op: Op, kinds: set[Kind], count: int, field: str) -> None:
         return
     if count != 1:
         raise _refused(field, f"{count} values; {op.name} takes one")
-    wanted = Kind.NUMBER if op in _RANGES else Kind.STRING if op is Op.CONTAINS else None
+    wanted = Kind.NUMBER if op in _COMPARED else Kind.STRING if op is Op.CONTAINS else None
     if wanted and kinds != {wanted}:
         raise _refused(field, f"{next(iter(kinds)).value}; {op.name} takes {wanted.value}")
 

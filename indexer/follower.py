@@ -9,7 +9,6 @@ one before is served, also where the writer has deleted it.
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from chassis.errors import LikenessError
 from indexer import heartbeat
 from indexer.aliases import Aliases, latest
 from indexer.catalog import Collections
+from indexer.clock import clock
 from indexer.collections import Collection, StoredCollection
 from indexer.heartbeat import Heartbeat, Published
 from indexer.lease import BEAT_S
@@ -43,7 +43,7 @@ class _Followed:
 
     Attributes:
         following: what keeps it equal to Chroma.
-        as_of: it is as the writer had it then or later, in seconds of the monotonic clock.
+        as_of: it is as the writer had it then or later, in seconds of ``clock``.
         compared: when all of it was compared last.
         key: of the generation that it was compared with.
         term: of the writer when it was compared, or loaded. A writer that has just begun need not know what the one
@@ -92,8 +92,8 @@ class Follower:
         self._one_at_a_time = asyncio.Lock()
         self._heard: Heartbeat | None = None
         # When the writer's document was seen to have changed last, and since when what it says may have been so.
-        self._moved_at = self._as_of = time.monotonic()
-        self._looked_at = time.monotonic()
+        self._moved_at = self._as_of = clock()
+        self._looked_at = clock()
         self._tick = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -105,7 +105,7 @@ class Follower:
     @property
     def lag_s(self) -> float:
         """By how many seconds what is served may be behind the writer."""
-        return time.monotonic() - min([self._looked_at, *(each.as_of for each in self._followed.values())])
+        return clock() - min([self._looked_at, *(each.as_of for each in self._followed.values())])
 
     async def told(self, collection: Collection) -> int:
         """A stamp up to which everything is in Chroma; called before a collection is loaded.
@@ -144,7 +144,7 @@ class Follower:
         Raises:
             LikenessError: what the store raises.
         """
-        began = time.monotonic()
+        began = clock()
         stored = await self._listed()
         self._tick += 1
         self._hear(stored)
@@ -184,7 +184,7 @@ class Follower:
         """Takes what the writer says, and since when that may have been so."""
         found = heartbeat.read(stored)
         before, self._heard = self._heard, found[-1][0] if found else None
-        now = time.monotonic()
+        now = clock()
         if self._heard is None:
             return
         if before is None or (before.term, before.beat) != (self._heard.term, self._heard.beat):
@@ -199,7 +199,7 @@ class Follower:
     def _unheard(self) -> bool:
         """Whether the writer has stopped, or is dead, for all that is known."""
         heard = self._heard
-        return heard is None or heard.released or time.monotonic() - self._moved_at > heard.holder.lease_s
+        return heard is None or heard.released or clock() - self._moved_at > heard.holder.lease_s
 
     def _refresh(self, stored: Sequence[StoredCollection]) -> list[Collection]:
         """Has the catalogue and the registry know what there is; returns what can be served."""

@@ -20,7 +20,6 @@ longer than the lease, may still overwrite what its successor has written since.
 import asyncio
 import os
 import socket
-import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +31,7 @@ from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
 from indexer import heartbeat
+from indexer.clock import clock
 from indexer.collections import StoredCollection
 from indexer.heartbeat import Heartbeat, Holder, Published
 from indexer.status import Role
@@ -75,7 +75,7 @@ class Lease:
         published: Callable[[], Mapping[str, Published]],
         lost: Callable[[str], Awaitable[None]],
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = clock,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """Not held yet.
@@ -84,8 +84,8 @@ class Lease:
             store: where the documents are.
             published: what the document says of the collections.
             lost: called once when another has become the writer, with the reason.
-            clock: seconds that only grow.
-            sleep: waits for so many of them.
+            clock: seconds that only grow, also while the machine is suspended.
+            sleep: waits for so many of them, in which it may be longer by the clock.
         """
         self._store = store
         self._me = Holder("", "", "", 0, "", 0.0)
@@ -177,8 +177,11 @@ class Lease:
         """
         since = self._clock()
         log.info("waiting whether the writer lives", writer=str(last.holder), at_most_s=self._patience(last))
-        while self._clock() - since < self._patience(last):
+        waited = False
+        while not waited:
             await self._sleep(BEAT_S / 2)
+            # Asked before the look: a machine that is suspended between the two has not seen the writer live.
+            waited = self._clock() - since >= self._patience(last)
             now = await self._last()
             if self._over(now):
                 return now

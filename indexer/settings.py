@@ -187,7 +187,11 @@ class IndexerSettings(ServiceSettings):
         description="Most backups that are kept of a collection; older ones are deleted when another was made. 0: all.",
     )
     recall_probe_s: float = Field(
-        60, ge=0, description="Seconds between two comparisons of a collection's index with exact search. 0: never."
+        60,
+        ge=0,
+        le=604_800,
+        description="Seconds between two comparisons of a collection's index with exact search, up to 604,800, a week. "
+        "0: never.",
     )
     metrics_port: int = Field(
         0,

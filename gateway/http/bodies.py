@@ -133,7 +133,7 @@ class Body:
         return message
 
     def hold(self, size: int) -> None:
-        """Counts bytes that are needed besides, or no longer (less than 0); raises OVERLOADED where they are too many."""
+        """Counts bytes that are needed besides, or, less than 0, no longer; raises OVERLOADED: they are too many."""
         self._bodies.take(size)
         self._held += size
 

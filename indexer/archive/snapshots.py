@@ -91,14 +91,16 @@ class Snapshots:
     def new_name(self, collection: str) -> str:
         """The name of a backup that is made now; nobody else may make one of the collection meanwhile.
 
+        Names tell which backup is the newest. So where the clock was set back, they go on from the last one.
+
         Raises:
             LikenessError: STORE_UNAVAILABLE.
         """
-        taken = set(self._storage.folders(collection))
         now = datetime.now(UTC)
-        while (when := _when(now)) in taken:
-            now += timedelta(milliseconds=1)
-        return f"{collection}/{when}"
+        taken = [when for when in self._storage.folders(collection) if _is_time(when)]
+        if taken:
+            now = max(now, _read_when(max(taken)) + timedelta(milliseconds=1))
+        return f"{collection}/{_when(now)}"
 
     def complete(self, name: str, manifest: Manifest) -> Snapshot:
         """Adds the manifest: from now on it is a backup.

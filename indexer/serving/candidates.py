@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from chassis.vectors import Array
+from indexer.collections import Metric
 from indexer.filters import Node
 from indexer.reads import Search
+from indexer.serving.graph import Graph
 from indexer.serving.planner import Planner
 from indexer.serving.steps import Steps
 from indexer.serving.table import View
@@ -23,8 +25,8 @@ from indexer.serving.table import View
 Rows = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-# Closeness of two rows differs by less than this share of the largest if their exact scores may be equal, or in another
-# order: float32 sums of up to 4,096 products.
+# Closeness of two rows differs by less than this share of the larger one (L2), or of the largest there is, if their
+# exact scores may be equal, or in another order: float32 sums of up to 4,096 products.
 _UNSURE = 4e-6
 _MEASURED_AT_ONCE = 2**22  # closeness of so many pairs together: 16 MiB
 
@@ -85,7 +87,7 @@ def in_graph(
 ) -> Steps[list[Found]]:
     """The nearest members among the graph's rows, for each search."""
     nothing = Found(np.empty(0, np.int64), np.empty(0, np.float32))
-    found = [nothing] * len(searches)
+    found, metric = [nothing] * len(searches), view.graph.metric
     by_width: dict[int | None, list[int]] = defaultdict(list)
     for i, search in enumerate(searches):
         eligible = members[search.where].in_graph
@@ -106,13 +108,15 @@ def in_graph(
                 kept = _kept(kept, of.mask, view.tail_from)
             wanted = _wanted(search)
             near = _surely_nearest(kept, wanted, close)
+            # Some rows cannot be reached, however wide the search.
+            stuck = not full[k] or _crowded(kept, wanted, close, view.graph)
             rank, deep = 0, False
             # Without a filter only dead rows are left out, and where none of those lie nearer the rank is known.
             if near is not None and (search.where is not None or rows[wanted - 1] != kept.rows[wanted - 1]):
                 rank, with_gone = _rank(view, rows, kept.rows[wanted - 1])
                 of_all = view.tail_from if with_gone else max(items, of.in_graph)
                 deep = not planner.reaches(width, rank, of_all, of.in_graph, wanted)
-            if near is not None and full[k] and not deep:
+            if near is not None and not (stuck or deep):
                 found[i] = near
                 on_way(Way.GRAPH)
                 continue
@@ -123,14 +127,13 @@ def in_graph(
                 wider = planner.deeper(rank, of.in_graph)
             else:
                 wider = planner.wider(width, len(kept.rows), of.in_graph, wanted)
-            # Fewer rows than asked for: some cannot be reached, however wide the search.
-            (to_score if wider is None or not full[k] else by_width[wider]).append(i)
+            (to_score if wider is None or stuck else by_width[wider]).append(i)
     for _ in to_score:
         on_way(Way.EXACT)
     for where, group in _by_filter(searches, to_score).items():
         of = members[where]
         rows = np.arange(view.tail_from) if of.mask is None else np.flatnonzero(of.mask[: view.tail_from])
-        for i, near in (yield partial(_measured, searches, group, rows, view.graph.closeness)):
+        for i, near in (yield partial(_measured, searches, group, rows, metric, view.graph.closeness)):
             found[i] = near
     return found
 
@@ -139,20 +142,24 @@ def with_tail(
     view: View, searches: Sequence[Search], members: dict[Node | None, Members], nearest: list[Found]
 ) -> list[Found]:
     """What was found among the graph's rows, and the nearest members among the tail's, for each search."""
-    found = list(nearest)
+    found, metric = list(nearest), view.graph.metric
 
     def measure(vectors: Array, rows: Rows) -> Array:
         return view.graph.closeness_to(view.tail, vectors, rows)
 
     for where, group in _by_filter(searches, range(len(searches))).items():
-        for i, near in _measured(searches, group, members[where].tail, measure):
+        for i, near in _measured(searches, group, members[where].tail, metric, measure):
             both = _together(found[i], Found(near.rows + view.tail_from, near.closeness))
-            found[i] = _closest(both, _wanted(searches[i]))
+            found[i] = _closest(both, _wanted(searches[i]), metric)
     return found
 
 
 def _measured(
-    searches: Sequence[Search], group: Sequence[int], rows: Rows, measure: Callable[[Array, Rows], Array]
+    searches: Sequence[Search],
+    group: Sequence[int],
+    rows: Rows,
+    metric: Metric,
+    measure: Callable[[Array, Rows], Array],
 ) -> list[tuple[int, Found]]:
     """The nearest of the rows, for each search of the group."""
     found: list[tuple[int, Found]] = []
@@ -161,7 +168,7 @@ def _measured(
         some = group[begin : begin + at_once]
         closeness = measure(_vectors(searches, some), rows)
         for i, close in zip(some, closeness, strict=True):
-            found.append((i, _closest(Found(rows, close), _wanted(searches[i]))))
+            found.append((i, _closest(Found(rows, close), _wanted(searches[i]), metric)))
     return found
 
 
@@ -209,6 +216,46 @@ def _surely_nearest(members: Found, wanted: int, closeness: Array) -> Found | No
     return Found(members.rows[:stop], near[:stop])
 
 
+def _crowded(members: Found, wanted: int, closeness: Array, graph: Graph) -> bool:
+    """Whether more rows that cannot be told apart than a row has links are among the nearest, or go on from there.
+
+    Such rows link to each other alone. So a search that has come to some of them need not come to the rest, however
+    wide it is, and rows that are farther make it look complete.
+
+    Args:
+        members: as for ``_surely_nearest``.
+        wanted: how many of them.
+        closeness: of all rows that the graph gave, as many as were asked for, nearest first.
+        graph: which gave them.
+    """
+    if len(members.rows) < wanted or len(closeness) <= graph.links:
+        return False
+    nearest, farthest = float(closeness[0]), float(closeness[-1])
+    spread = closeness[: -graph.links] - closeness[graph.links :]
+    if spread.min() > _UNSURE * max(abs(nearest), abs(farthest)):  # as nearly always
+        return False
+    limit = float(members.closeness[wanted - 1])
+    limit -= _unsure(graph.metric, limit, nearest, farthest)
+    spreads = spread[: np.count_nonzero(closeness[: len(spread)] >= limit)].tolist()
+    ends = closeness[graph.links :].tolist()
+    return any(s <= _unsure(graph.metric, e, nearest, farthest) for s, e in zip(spreads, ends, strict=False))
+
+
+def _unsure(metric: Metric, close: float, nearest: float, farthest: float) -> float:
+    """How much less close a row may look that is as close as another one, or closer.
+
+    Sums of squares, all of one sign, are as exact as they are small: an item far away makes none less exact. Of a
+    product, large terms may leave little.
+
+    Args:
+        metric: the collection's.
+        close: how close the other one looks.
+        nearest: how close the closest of all does.
+        farthest: how close the least close of all does.
+    """
+    return _UNSURE * (abs(close) if metric is Metric.L2 else max(abs(nearest), abs(farthest)))
+
+
 def _rank(view: View, nearest: Rows, row: np.int64) -> tuple[int, bool]:
     """The place of a row among those of items that the graph gave, from 1, and whether any item is gone from there.
 
@@ -231,11 +278,11 @@ def _rank(view: View, nearest: Rows, row: np.int64) -> tuple[int, bool]:
     return rank + len(gone), bool(gone)
 
 
-def _closest(found: Found, wanted: int) -> Found:
+def _closest(found: Found, wanted: int, metric: Metric) -> Found:
     """The ``wanted`` nearest of all, in no order, and those that cannot be told from the last of them."""
     close = found.closeness
     if len(close) <= wanted:
         return found
-    last = np.partition(close, len(close) - wanted)[len(close) - wanted]
-    taken = np.flatnonzero(close >= last - _UNSURE * float(max(abs(close.max()), abs(close.min()))))
+    last = float(np.partition(close, len(close) - wanted)[len(close) - wanted])
+    taken = np.flatnonzero(close >= last - _unsure(metric, last, float(close.max()), float(close.min())))
     return Found(found.rows[taken], close[taken])

@@ -113,6 +113,8 @@ class Graph:
         index.keep_max_size_level0 = metric is not Metric.COSINE
         self.metric = metric
         self.dimension: int = index.d
+        # Of a row, in the lowest layer: of more rows that are alike a search may find a part.
+        self.links = int(index.hnsw.nb_neighbors(0))
         self._index = index
         self._flat = faiss.downcast_index(index.storage)
         self._lock = PhaseFairLock()

@@ -61,7 +61,7 @@ def page(items: Mapping[str, Metadata], listing: Listing) -> tuple[list[str], Af
     if begin + listing.size >= len(ids):
         return found, None
     value = there[found[-1]].get(listing.order_by)
-    return found, After(found[-1], None if isinstance(value, list) else value)
+    return found, After(found[-1], None if value is None or isinstance(value, list) else _comparable(value))
 
 
 def _compared(node: Comparison, value: Plain | None) -> bool:

@@ -14,9 +14,11 @@ from chassis.vectors import Array
 from indexer import chroma_reader, chroma_rows, listing
 from indexer.chroma_reader import ChromaReader
 from indexer.collections import Collection, Metric
+from indexer.commit import Committer
 from indexer.filters import AllOf, AnyOf, Comparison, Kind, Node, NoneOf, Op
 from indexer.reads import After, Fields, Item, Listing, Search
 from indexer.scoring import OF_METRIC, Scoring, distances, scores
+from indexer.surroundings import Surroundings
 from indexer.turnstile import Turnstile
 from tests.unit.indexer.conftest import Connected
 from tests.unit.indexer.model import facets, ordered, page, true_for
@@ -140,6 +142,38 @@ def test_a_page_ends_where_a_message_is_full(
     assert [item_id for ids in found for item_id in ids] == ordered(pool.metadata, order_by, descending)
 
 
+@pytest.mark.parametrize(
+    "fields", [Fields(), Fields(metadata=True), Fields(vector=True)], ids=["ids", "all", "vectors"]
+)
+@pytest.mark.parametrize("order_by", ["", "n"])
+def test_what_does_not_match_any_more_since_it_was_listed_is_in_no_page_and_in_no_facet(
+    connected: Connected, monkeypatch: pytest.MonkeyPatch, order_by: str, fields: Fields
+) -> None:
+    name = f"changing-{order_by}-{fields.metadata:d}{fields.vector:d}"
+    collection, vectors = connected.collection(name, Metric.L2, 2), np.eye(10, 2, dtype=np.float32)
+    items = [Item(f"i{n}", vector, {"n": n}) for n, vector in enumerate(vectors)]
+    connected.upsert(collection, *items)
+    reader, matching = ChromaReader(connected.store, Turnstile(4, 128, "A_SETTING")), connected.store.matching
+    lost: list[Item] = []
+
+    async def then_changed(of: Collection, where: Node, most: int | None = None) -> list[str]:
+        found = await matching(of, where, most)
+        await Committer(of, connected.store, Surroundings()).upsert([Item(lost[0].id, lost[0].vector, {"n": -1})])
+        return found
+
+    monkeypatch.setattr(connected.store, "matching", then_changed)
+    where = Comparison("n", Op.GE, Kind.NUMBER, (5,))
+    lost.append(items[7])
+    page = connected.loop.run(reader.page(collection, Listing(where, order_by, False, 100, None), fields))
+    assert [item.id for item in page.items] == ["i5", "i6", "i8", "i9"]
+    assert [(item.packed is not None, item.vector is not None) for item in page.items] == [
+        (fields.metadata, fields.vector)
+    ] * 4
+    lost.insert(0, items[9])
+    total, [facet] = connected.loop.run(reader.facets(collection, where, {"n": 9}))
+    assert (total, facet.values) == (3, [(5, 1), (6, 1), (8, 1)])
+
+
 def searched(pool: Pool, search: Search) -> list[tuple[str, float]]:
     """What the contract says, by looking at every item."""
     ids = [i for i in pool.items if true_for(search.where, pool.metadata[i]) and i not in search.exclude]
@@ -156,6 +190,20 @@ def searched(pool: Pool, search: Search) -> list[tuple[str, float]]:
     least = search.min_score
     kept = [(item_id, -negated) for negated, item_id, _ in rows if least is None or -negated >= least]
     return kept[search.offset : search.offset + search.top_k]
+
+
+def test_inner_products_of_short_vectors_are_those_of_the_vectors(connected: Connected) -> None:
+    """Chroma gives 1 - a·b in single precision: of these, 1 for every one."""
+    collection = connected.collection("short", Metric.INNER_PRODUCT, 2)
+    items = [Item(f"i{n}", np.array([1e-5 * (1 + n), 0], np.float32)) for n in range(5)]
+    connected.upsert(collection, *items)
+    reader = ChromaReader(connected.store, Turnstile(4, 128, "A_SETTING"))
+    query = np.array([1e-4, 0], np.float32)
+    search = Search(query, None, 5, 0, None, Scoring.INNER_PRODUCT, 5)
+    [rows] = connected.loop.run(reader.search(collection, [search], Fields()))
+    assert [row.item.id for row in rows] == ["i4", "i3", "i2", "i1", "i0"]
+    assert [row.score for row in rows] == [float(item.vector @ query) for item in reversed(items)]
+    assert all(row.item.vector is None for row in rows)
 
 
 def unit(vector: Array) -> Array:

@@ -1,13 +1,18 @@
-"""What an erasure says of backups."""
+"""What an erasure says of backups, and of a control that fails."""
 
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
+from likeness.common.v1 import error_pb2
+from structlog.testing import capture_logs
 
+from chassis.errors import LikenessError
 from indexer.collections import Collection, Fingerprint, Metric
 from indexer.erase import Erased, Erasure
 from indexer.jobs import Job
@@ -81,3 +86,30 @@ async def test_backups_of_the_collection_are_named_or_deleted_and_those_of_other
     assert erased.backups == ([FOREIGN] if delete_backups else [OWN, FOREIGN])
     assert erased.deleted_backups == ([OWN] if delete_backups else [])
     assert backups.there == ([FOREIGN] if delete_backups else [OWN, FOREIGN])
+
+
+async def test_a_control_that_fails_is_an_incident_whose_cause_the_log_and_the_caller_are_told(tmp_path: Path) -> None:
+    store = Store()
+    store.items["picture-0001"] = StoredRecord("picture-0001", np.ones(2, np.float32), {}, 1)
+    (tmp_path / "chroma").mkdir()
+
+    async def work(job: Job[Erased]) -> Erased:
+        async def begun() -> None:
+            raise AssertionError("nothing is erased that cannot be found")
+
+        erasure = Erasure(store, store, _unasked, Backups(), _unasked, tmp_path)
+        return await erasure(job, PHOTOS, ["picture-0001"], delete_backups=False, begin=begun, purge=begun)
+
+    with capture_logs() as logs, pytest.raises(LikenessError) as caught:
+        await Job("erasure", "photos", work).result()
+
+    assert caught.value.reason == error_pb2.REASON_INTERNAL
+    [line] = [each for each in logs if "incident" in each]
+    assert f"incident {line['incident']}" in caught.value.message
+    for told in (caught.value.message, str(line["exc_info"])):
+        assert "nothing was erased. Rebuild the collection" in told
+    assert "picture-0001" in store.items
+
+
+def _unasked(*_: object) -> NoReturn:
+    raise AssertionError("nothing was erased, so nothing is compared")

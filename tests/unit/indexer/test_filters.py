@@ -1,10 +1,16 @@
+from collections.abc import Iterator
+
 import pytest
+from hypothesis import assume, given
 from likeness.common.v1 import metadata_pb2 as m
 from likeness.common.v1.error_pb2 import REASON_FILTER_INVALID
 
 from chassis.errors import LikenessError
+from chassis.metadata import Plain
 from indexer import filters
-from indexer.filters import AllOf, AnyOf, Comparison, Kind, NoneOf, Op
+from indexer.filters import AllOf, AnyOf, Comparison, Kind, Node, NoneOf, Op, Scalar
+from tests.unit.indexer.model import true_for
+from tests.unit.indexer.strategies import metadata, nodes
 
 
 def comparison(key: str, op: m.Operator.ValueType, *values: str | int | float | bool | list[str]) -> m.Filter:
@@ -40,6 +46,21 @@ def refused(message: m.Filter) -> tuple[str, str]:
     assert caught.value.reason == REASON_FILTER_INVALID
     (violation,) = caught.value.violations
     return violation.field, violation.description
+
+
+@given(node=nodes, of=metadata)
+def test_it_is_true_of_what_the_contract_says(node: Node, of: dict[str, Plain]) -> None:
+    whole = [v for v in (*of.values(), *_values(node)) if isinstance(v, int)]
+    assume(all(abs(value) <= 2**53 for value in whole))
+    assert filters.true_of(node, of) is true_for(node, of)
+
+
+def _values(node: Node) -> Iterator[Scalar]:
+    if isinstance(node, Comparison):
+        yield from node.values
+        return
+    for child in node.filters:
+        yield from _values(child)
 
 
 def test_a_tree_is_read_as_it_was_written() -> None:

@@ -1,4 +1,6 @@
 import asyncio
+import sys
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -225,6 +227,58 @@ async def test_one_that_was_stopped_sees_the_higher_term_before_it_writes() -> N
     assert "process 7 on second" in error.value.message
     assert first.lost == ["process 7 on second, at here:1 has become the writer"]
     await second.lease.permit()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system decides what its clock counts")
+async def test_by_itself_it_goes_by_a_clock_that_counts_what_the_machine_was_suspended_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, now = Documents(), {time.CLOCK_MONOTONIC: 50.0, time.CLOCK_BOOTTIME: 1000.0}
+    monkeypatch.setattr(time, "clock_gettime", now.__getitem__)
+    lost: list[str] = []
+
+    async def on_lost(why: str) -> None:
+        lost.append(why)
+
+    first, second = Lease(store, dict, on_lost, sleep=PassingTime().sleep), Process(store, "second")
+    await first.acquire(Holder("owner", "place", "first", 7, "here:1", LEASE_S))
+    async with second.acquiring() as acquiring:
+        await second.time.passes(LEASE_S + 2.0)
+        assert await acquiring is False
+    first.require()
+    now[time.CLOCK_BOOTTIME] += LEASE_S + 2.0
+    with pytest.raises(LikenessError) as uncertain:
+        first.require()
+    assert reason(uncertain) == "STORE_UNAVAILABLE"
+    with pytest.raises(LikenessError) as error:
+        await first.permit()
+    assert reason(error) == "READ_ONLY"
+    assert lost == ["process 7 on second, at here:1 has become the writer"]
+
+
+async def test_one_that_is_suspended_after_a_look_looks_again_before_it_takes_over() -> None:
+    store = Documents()
+    first, second = await writing(store), Process(store, "second")
+    answers, resumed = store.collections, asyncio.Event()
+
+    async def held() -> list[StoredCollection]:
+        found = await answers()
+        await resumed.wait()
+        return found
+
+    async with second.acquiring() as acquiring:
+        await settled()
+        store.collections = held  # type: ignore[method-assign]
+        await second.time.passes(1.0)
+        store.collections = answers  # type: ignore[method-assign]
+        second.time.stands_still_for(LEASE_S + 2.0)
+        await first.time.passes(LEASE_S + 2.0)
+        resumed.set()
+        await second.time.passes(1.0)
+        assert acquiring.done()
+        assert "READ_ONLY" in str(acquiring.exception())
+    assert first.lost == []
+    assert list(store.there) == ["Likeness.Writer.1"]
 
 
 async def test_one_that_was_stopped_and_not_followed_goes_on() -> None:

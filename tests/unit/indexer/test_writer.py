@@ -188,6 +188,29 @@ async def test_upserts_and_deletions_take_effect_in_their_order() -> None:
     await writer.drain()
 
 
+@pytest.mark.parametrize("update", [False, True])
+async def test_writes_of_an_item_that_is_being_erased_are_refused_with_a_time_to_come_back(update: bool) -> None:
+    store = HeldStore()
+    store.gate.set()
+    writer = writer_over(store)
+
+    async def write(*ids: str) -> object:
+        if update:
+            return await writer.update([Update(item_id, {"n": 1}) for item_id in ids])
+        return await writer.write(items(*ids, value=1))
+
+    await writer.write(items("a", "b"))
+    with writer.refusing({"a"}):
+        with pytest.raises(LikenessError) as refused:
+            await write("b", "a")
+        assert refused.value.reason == error_pb2.REASON_COLLECTION_BUSY
+        assert refused.value.retry_after_s == 5
+        assert "'a' is being erased" in refused.value.message
+        assert await write("b") == ((1, []) if update else 1)
+    assert await write("a") == ((1, []) if update else 1)
+    await writer.drain()
+
+
 async def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
     store = HeldStore()
     writer = writer_over(store, room=100)

@@ -5,6 +5,7 @@ import errno
 import itertools
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from likeness.common.v1 import error_pb2
 from structlog.testing import capture_logs
 
 from chassis.errors import LikenessError
-from indexer.archive import files, parts
+from indexer.archive import files, parts, snapshots
 from indexer.archive import manifest as manifests
 from indexer.archive.backup import Made
 from indexer.archive.restore import Restored
@@ -123,6 +124,29 @@ async def test_backups_are_listed_the_newest_first_and_only_so_many_kept(world: 
     assert await world.archive.list("others") == []
     assert await reason(world.archive.delete(other.snapshot.name)) == error_pb2.REASON_SNAPSHOT_NOT_FOUND
     assert await reason(world.archive.restore(other.snapshot.name)) == error_pb2.REASON_SNAPSHOT_NOT_FOUND
+
+
+async def test_after_the_clock_was_set_back_the_next_backup_is_the_newest_all_the_same(
+    world: World, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, ahead = world.add("photos", some(3)), datetime(2035, 1, 2, 3, 4, 5, 678_901, UTC)
+    monkeypatch.setattr(snapshots, "datetime", Clock)
+    Clock.times = [ahead, ahead + timedelta(milliseconds=0.5), ahead - timedelta(days=365)]
+    made = [await back_up(world, photos) for _ in range(3)]
+    names = [each.snapshot.name for each in made]
+    assert names == [f"photos/20350102T030405.{ms}Z" for ms in (678, 679, 680)]
+    assert [each.deleted for each in made] == [[], [], [names[0]]]
+    assert [each.name for each in await world.archive.list("photos")] == [names[2], names[1]]
+
+
+class Clock(datetime):
+    """Tells the times that a test sets, one after another."""
+
+    times: list[datetime]
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Any:
+        return cls.times.pop(0)
 
 
 async def test_a_backup_that_cannot_be_restored_counts_for_none_that_is_kept(world: World, where: str) -> None:

@@ -53,6 +53,20 @@ def test_closeness_to_given_rows_is_that_of_their_vectors(metric: Metric, querie
     assert np.allclose(graph.closeness_to(rows, some, chosen), expected, atol=1e-5)
 
 
+def test_squared_distances_are_as_exact_as_they_are_small() -> None:
+    """Not computed from lengths and products, of which little would be left here."""
+    rows = np.float32(100) + np.float32(0.01) * np.random.default_rng(0).standard_normal((500, 512)).astype(np.float32)
+    rows[7] = 0
+    graph, queries = Graph(512, Metric.L2, SETTINGS), np.asarray(rows[:20] + np.float32(0.001), np.float32)
+    graph.build(rows)
+    exact = closeness(Metric.L2, queries, rows)
+    found, near = graph.nearest(queries, 64)
+    assert np.allclose(near, np.take_along_axis(exact, found, axis=1), rtol=1e-6, atol=0)
+    everything = np.arange(500)
+    assert np.allclose(graph.closeness(queries, everything), exact, rtol=1e-6, atol=0)
+    assert np.allclose(graph.closeness_to(rows, queries, everything), exact, rtol=1e-6, atol=0)
+
+
 def test_closeness_is_the_same_whether_it_is_measured_in_one_go_or_in_many(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, rows, some = Graph(600, Metric.L2, SETTINGS), vectors(3000, 600), vectors(5, 600, seed=1)
     graph.build(rows[:1])

@@ -17,6 +17,7 @@ from indexer.collections import Metric
 from indexer.filters import AllOf, Comparison, Kind, Node, NoneOf, Op
 from indexer.reads import Fields, Row, Search
 from indexer.scoring import OF_METRIC, Scoring, distances, scores
+from indexer.serving import ranking
 from indexer.serving.candidates import Way
 from indexer.serving.graph import Graph, GraphSettings
 from indexer.serving.planner import Planner, PlannerSettings
@@ -329,6 +330,52 @@ def test_groups_of_equal_items_are_no_traps(metric: Metric) -> None:
     ]
     assert min(hits) >= 5
     assert sum(hits) / 300 >= 0.97
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("noise", [0.0, 1e-4], ids=["equal", "nearly"])
+def test_of_a_group_of_alike_items_all_are_given_on_one_page_or_on_many(metric: Metric, noise: float) -> None:
+    """However many they are, and though the graph gives some of them and farther rows behind those."""
+    random = np.random.default_rng(3)
+    vectors = unit(random.standard_normal((8000, DIMENSION)).astype(np.float32))
+    order, groups = random.permutation(8000), {}
+    for size in (20, 33, 40, 100, 200, 377):
+        groups[size], order = order[:size], order[size:]
+        vectors[groups[size]] = vectors[groups[size][0]] + noise * random.standard_normal((size, DIMENSION))
+    made = table(metric)
+    write(made, unit(vectors))
+    absorb(made, 8000)
+    ways: Counter[Way] = Counter()
+    for size, rows in groups.items():
+        mine = {f"{99_999 - row:05}" for row in rows}
+        query = made.view.originals(rows[:1])[0]
+        [found] = answer(made.view, [search(query, metric, size)], NOTHING, GRAPH)
+        assert {row.item.id for row in found} == mine
+        pages = [search(query, metric, 20, offset=offset) for offset in range(0, size, 20)]
+        answers = answer(made.view, pages, NOTHING, GRAPH, on_way=lambda way: ways.update([way]))
+        assert given_back([row for page in answers for row in page])[:size] == given_back(found)
+    assert ways[Way.GRAPH] > 0
+
+
+def test_no_item_however_far_makes_exact_searches_score_more_than_they_have_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(3)
+    vectors = random.standard_normal((3000, DIMENSION)).astype(np.float32)
+    vectors[1000] *= 500
+    made = table(Metric.L2)
+    write(made, vectors, share=random.random(3000))
+    absorb(made, 3000)
+    counted: list[int] = []
+
+    def counting(scoring: Scoring, query: Array, some: Array) -> Numbers:
+        counted.append(len(some))
+        return scores(scoring, query, some)
+
+    monkeypatch.setattr(ranking, "scores", counting)
+    for where, planner in ((None, EXACT), (number("share", Op.LT, 2), EXACT), (None, GRAPH)):
+        asked = search(vectors[0], Metric.L2, where=where)
+        [rows] = answer(made.view, [asked], NOTHING, planner)
+        assert given_back(rows) == Truth.of(made.view).found(asked, Metric.L2)
+    assert counted == [10, 10, 10]
 
 
 def test_a_graph_that_has_grown_past_the_view_adds_nothing_to_it(large: Large) -> None:
