@@ -25,7 +25,8 @@ DOMAIN = "likeness"
 _TRACE_ID = "traceId"
 
 # All of a status travels in HTTP/2 trailers, of which clients take 8 KiB: its message as text, in which a byte that is
-# not printable ASCII takes three, and all of it, the message too, in base64. So many bytes each, and of all violations.
+# not printable ASCII, or "%", takes three, and all of it, the message too, in base64. So many bytes each, and of all
+# violations.
 _MAX_MESSAGE, _MAX_DESCRIPTION, _MAX_DESCRIPTIONS, _MAX_VIOLATIONS = 1500, 500, 2400, 8
 
 _CODES: dict[Reason.ValueType, grpc.StatusCode] = {
@@ -221,13 +222,13 @@ def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadReques
     return request
 
 
-def _cut(text: str, most: int, odd: int = 0) -> str:
-    """A text's beginning, of at most so many bytes in UTF-8; one that is not printable ASCII counts as ``odd``."""
-    if text.isascii() and text.isprintable():
+def _cut(text: str, most: int, odd: int = 1) -> str:
+    """A text's beginning, of at most so many bytes in UTF-8; one that HTTP/2 carries as three counts as ``odd``."""
+    if text.isascii() and text.isprintable() and "%" not in text:
         return text[:most]
     for i, character in enumerate(text):
-        size = 1 if " " <= character <= "~" else (odd or 1) * len(character.encode(errors="replace"))
-        most -= size
+        plain = " " <= character <= "~" and character != "%"
+        most -= 1 if plain else odd * len(character.encode(errors="replace"))
         if most < 0:
             return text[:i]
     return text

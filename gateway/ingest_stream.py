@@ -263,10 +263,10 @@ class Stream:
         waiting = {item_id: skip for item_id, skip in skipped.items() if skip.existing_id in vectors}
         left = [item for item in fit if item.id in vectors and item.id not in waiting]
         fit, twins = await self._left(left, skipped), [item for item in fit if item.id in waiting]
-        stored = await self._put(fit, vectors, embedded.fingerprint) if fit else set()
-        # What waited for one that was refused is no duplicate of anything: it is seen through once more.
+        refused = await self._put(fit, vectors, embedded.fingerprint) if fit else set()
+        # What waited for one that was refused may be no duplicate of anything: it is seen through once more.
         for item in twins:
-            if waiting[item.id].existing_id not in stored:
+            if waiting[item.id].existing_id in refused:
                 self._waiting.put_nowait(item)
                 del waiting[item.id]
         await self._left([item for item in twins if item.id in waiting], waiting)
@@ -275,9 +275,9 @@ class Stream:
         """Stores items and answers them; one that is being erased just now is refused, and no other because of it.
 
         Returns:
-            The ids of those that are stored.
+            The ids of those that are refused.
         """
-        stored, waiting = set[str](), [items]
+        refused, waiting = set[str](), [items]
         while waiting:
             part = waiting.pop()
             upsert = indexer_pb2.UpsertItemsRequest(
@@ -291,6 +291,7 @@ class Stream:
                 if error.reason != error_pb2.REASON_COLLECTION_BUSY:
                     raise
                 if len(part) == 1:
+                    refused.add(part[0].id)
                     self._refuse(part[0], error)
                 else:
                     half = len(part) // 2
@@ -298,8 +299,7 @@ class Stream:
                 continue
             for item in part:
                 self._answer(item, gateway_pb2.IndexResult(stored=gateway_pb2.IndexStored()))
-            stored |= {item.id for item in part}
-        return stored
+        return refused
 
     async def _described(self, batch: Sequence[Item]) -> list[Item]:
         """Reads what the pictures say of themselves; answers those that are refused, and returns the others."""

@@ -277,10 +277,10 @@ class _Run:
                 looking = indexer_pb2.GetItemsRequest(collection=source.name, ids=ids, fields=ItemFields())
                 extra = (await self._indexer.get(looking, self._time())).missing_ids
                 if extra:
-                    await self._check_same()  # to a source made anew, everything would be too much
                     media = self._reembed.media
                     async with media.leaving([target.uid, *shared], extra):
                         elsewhere = await forgettable(self._indexer, extra, shared, self._time)
+                        await self._check_same()  # to a source made anew, everything would be too much
                         for uid, theirs in [(target.uid, extra), *elsewhere]:
                             await media.forget(uid, theirs)
                         gone = indexer_pb2.DeleteItemsRequest(collection=target.name, ids=extra)

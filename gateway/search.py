@@ -295,8 +295,14 @@ def no_room() -> LikenessError:
 
 
 def _size(search: _Search, result: indexer_pb2.QueryResult) -> int:
-    """Bytes of what its client will be sent: vectors that are read to explain are not."""
-    left_out = 0 if search.request.fields.vector else sum(len(hit.vector.f32) for hit in result.hits)
+    """Bytes of what its client will be sent, or a little more: not all that is read is."""
+    fields = items.wanted(search.request)
+    left_out = 0 if fields.vector else sum(len(hit.vector.f32) for hit in result.hits)
+    if not fields.metadata:
+        values = (hit.metadata.fields.items() for hit in result.hits)
+        left_out += sum(
+            value.ByteSize() for each in values for key, value in each if key not in (items.URI, items.LABELS)
+        )
     return result.ByteSize() - left_out
 
 

@@ -175,7 +175,8 @@ class ChromaReader:
         del listed
 
         async def batches() -> AsyncGenerator[Batch, None]:
-            at_once = _FETCHED_AT_ONCE if fields.vector or fields.metadata else MOST_ITEMS
+            # By a filter metadata are read too.
+            at_once = _FETCHED_AT_ONCE if fields.vector or fields.metadata or where is not None else MOST_ITEMS
             for part in _parts(ids, at_once):
                 async with self._turnstile.in_line:
                     found = await self._store.fetch(collection, part, fields, where)

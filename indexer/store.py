@@ -1,5 +1,6 @@
 """Items in Chroma: the only module, with ``chroma_collections`` and ``chroma``, that speaks to it."""
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
@@ -122,8 +123,9 @@ class ChromaStore(ChromaCollections):
         for part in _parts(ids, _METADATA_AT_ONCE):
             async with self._chroma.handle("reading metadata", collection) as handle:
                 got = cast(dict[str, Any], await handle.get(ids=part, include=["metadatas"]))
-            read = zip(got["ids"], map(from_stored, got["metadatas"]), strict=True)
-            found.update((item_id, each) for item_id, each in read if where is None or true_of(where, each))
+            metadata, passes = await _passing(got["metadatas"], where)
+            read = zip(got["ids"], metadata, passes, strict=True)
+            found.update((item_id, each) for item_id, each, passed in read if passed)
         return found
 
     async def existing(self, collection: Collection, ids: Sequence[str]) -> set[str]:
@@ -149,8 +151,8 @@ class ChromaStore(ChromaCollections):
                 got = cast(dict[str, Any], await handle.get(ids=part, include=wanted))
             items = chroma_rows.items(got["ids"], got["metadatas"], got["embeddings"], fields)
             if where is not None:
-                read = zip(items, map(from_stored, got["metadatas"]), strict=True)
-                items = [item for item, metadata in read if true_of(where, metadata)]
+                _, passes = await _passing(got["metadatas"], where)
+                items = [item for item, passed in zip(items, passes, strict=True) if passed]
             found.update((item.id, item) for item in items)
         return found
 
@@ -273,6 +275,17 @@ def _metadata_weight(metadata: Mapping[str, Plain]) -> int:
         else:
             texts += _NUMBER_BYTES
     return _CHARACTER_BYTES * texts
+
+
+async def _passing(stored: Sequence[Any], where: Node | None) -> tuple[list[dict[str, Plain]], list[bool]]:
+    """The metadata of items as Chroma has them, and for which of them a filter is true.
+
+    Large filters take some 0.1 ms an item: they are not for the event loop.
+    """
+    metadata = list(map(from_stored, stored))
+    if where is None:
+        return metadata, [True] * len(metadata)
+    return metadata, await asyncio.to_thread(lambda: [true_of(where, each) for each in metadata])
 
 
 async def _whole(handle: AsyncCollection, ids: list[str]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from chassis.vectors import Array
 from indexer.collections import Metric
 from indexer.filters import Node
 from indexer.reads import Search
-from indexer.serving.graph import Graph
 from indexer.serving.planner import Planner
 from indexer.serving.steps import Steps
 from indexer.serving.table import View
@@ -109,7 +108,7 @@ def in_graph(
             wanted = _wanted(search)
             near = _surely_nearest(kept, wanted, close)
             # Some rows cannot be reached, however wide the search.
-            stuck = not full[k] or _crowded(kept, wanted, close, view.graph)
+            stuck = not full[k] or _crowded(view, rows, close, kept, wanted)
             rank, deep = 0, False
             # Without a filter only dead rows are left out, and where none of those lie nearer the rank is known.
             if near is not None and (search.where is not None or rows[wanted - 1] != kept.rows[wanted - 1]):
@@ -216,29 +215,38 @@ def _surely_nearest(members: Found, wanted: int, closeness: Array) -> Found | No
     return Found(members.rows[:stop], near[:stop])
 
 
-def _crowded(members: Found, wanted: int, closeness: Array, graph: Graph) -> bool:
-    """Whether more rows that cannot be told apart than a row has links are among the nearest, or go on from there.
+def _crowded(view: View, rows: Rows, closeness: Array, members: Found, wanted: int) -> bool:
+    """Whether more items that cannot be told apart than a row has links are among the nearest, or go on from there.
 
     Such rows link to each other alone. So a search that has come to some of them need not come to the rest, however
-    wide it is, and rows that are farther make it look complete.
+    wide it is, and rows that are farther make it look complete. The rows of an item that is edited often are one item:
+    the search has come to it.
 
     Args:
+        view: whose graph was searched.
+        rows: all that the graph gave, as many as were asked for, nearest first.
+        closeness: of them.
         members: as for ``_surely_nearest``.
         wanted: how many of them.
-        closeness: of all rows that the graph gave, as many as were asked for, nearest first.
-        graph: which gave them.
     """
-    if len(members.rows) < wanted or len(closeness) <= graph.links:
+    links, metric = view.graph.links, view.graph.metric
+    if len(members.rows) < wanted or len(closeness) <= links:
         return False
     nearest, farthest = float(closeness[0]), float(closeness[-1])
-    spread = closeness[: -graph.links] - closeness[graph.links :]
+    spread = closeness[:-links] - closeness[links:]
     if spread.min() > _UNSURE * max(abs(nearest), abs(farthest)):  # as nearly always
         return False
     limit = float(members.closeness[wanted - 1])
-    limit -= _unsure(graph.metric, limit, nearest, farthest)
-    spreads = spread[: np.count_nonzero(closeness[: len(spread)] >= limit)].tolist()
-    ends = closeness[graph.links :].tolist()
-    return any(s <= _unsure(graph.metric, e, nearest, farthest) for s, e in zip(spreads, ends, strict=False))
+    limit -= _unsure(metric, limit, nearest, farthest)
+    close, given = closeness.tolist(), rows.tolist()
+    end = 0
+    for begin in range(np.count_nonzero(closeness[: len(spread)] >= limit)):
+        end = max(end, begin)
+        while end < len(close) and close[begin] - close[end] <= _unsure(metric, close[end], nearest, farthest):
+            end += 1
+        if end - begin > links and len({view.ids[row] for row in given[begin:end] if row < view.tail_from}) > links:
+            return True
+    return False
 
 
 def _unsure(metric: Metric, close: float, nearest: float, farthest: float) -> float:

@@ -168,6 +168,17 @@ async def test_what_is_near_an_item_that_is_being_erased_is_stored(desk: Desk) -
     assert set(desk.services.items) == {"item-1"}
 
 
+async def test_near_duplicates_that_are_both_there_are_skipped_for_each_other(desk: Desk) -> None:
+    for seed in (1, 2):
+        looks_like(desk, seed, 1, 0.001 * seed)
+    pair = [item(1, "one"), item(2, "other")]
+    await desk.index(pair)
+
+    told = await desk.index(pair, skip_near_duplicates=0.9)
+
+    assert skips(told) == {1: (NEAR, "other"), 2: (NEAR, "one")}
+
+
 async def test_the_score_of_equal_vectors_is_1_at_most(desk: Desk) -> None:
     rng = np.random.default_rng(3)
     for seed in range(0, 64, 2):

@@ -292,12 +292,14 @@ async def test_no_more_is_asked_for_once_what_was_found_fills_a_message(monkeypa
     assert [len(request.queries) for request in services.asked("Query")] == [8, 4]
 
 
-async def test_vectors_that_are_read_to_explain_take_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("asked", [{"explain": True}, {"fields": types_pb2.ItemFields()}])
+async def test_what_is_read_and_not_sent_takes_no_room(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searching, "MAX_BYTES", 100)
+    text = "" if "explain" in asked else "x" * 100
     async with behind(Full()) as (services, embedder, indexer):  # type: ignore[abstract]
         for i in range(6):
-            services.put(str(i), vector(1, i))
-        one = SearchRequest(terms=[Term(vector=to_proto(vector(1)))], top_k=1, explain=True)
+            services.put(str(i), vector(1, i), **({"text": text} if text else {}))
+        one = SearchRequest(terms=[Term(vector=to_proto(vector(1)))], top_k=1, **asked)
         answer = await batch((services, Search(embedding(embedder), indexer)), *[one] * 6)
 
     assert [found(result) for result in answer.results] == [["0"]] * 6

@@ -357,6 +357,26 @@ def test_of_a_group_of_alike_items_all_are_given_on_one_page_or_on_many(metric: 
     assert ways[Way.GRAPH] > 0
 
 
+@pytest.mark.parametrize("metric", [Metric.L2, Metric.INNER_PRODUCT])
+def test_an_item_that_is_edited_often_has_no_search_score_everything(metric: Metric) -> None:
+    """By the cosine, where rows keep fewer links, its rows lead nowhere else, and everything is scored."""
+    random = np.random.default_rng(3)
+    vectors = unit(random.standard_normal((6000, DIMENSION)).astype(np.float32))
+    made = table(metric)
+    write(made, vectors)
+    absorb(made, 6000)
+    for _ in range(100):
+        write(made, vectors[7:8], first=7)
+    absorb(made, 6100)
+    ways: Counter[Way] = Counter()
+    near = unit(vectors[7] + 0.05 * random.standard_normal((20, DIMENSION)).astype(np.float32))
+    for query in (vectors[7], *near):
+        [rows] = answer(made.view, [search(query, metric)], NOTHING, GRAPH, on_way=lambda way: ways.update([way]))
+        assert rows[0].item.id == f"{99_999 - 7:05}"
+        assert len({row.item.id for row in rows}) == 10
+    assert ways == {Way.GRAPH: 21}
+
+
 def test_no_item_however_far_makes_exact_searches_score_more_than_they_have_to(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(3)
     vectors = random.standard_normal((3000, DIMENSION)).astype(np.float32)
