@@ -72,5 +72,8 @@ def _missing(item_id: str, sha256: str, uri: str) -> LikenessError:
         why = "its original was not kept; fetch_uris has it fetched from its uri"
     else:
         why = "its original was not kept, and it has no uri"
-    message = f"there is no picture of item {item_id[:200]!r} to embed: {why}; take it in again, with keep_originals"
+    message = (
+        f"there is no picture of item {item_id[:200]!r} to embed: {why}; take it in again, with keep_originals and the "
+        "labels and metadata that it is to have"
+    )
     return LikenessError(error_pb2.REASON_ORIGINAL_MISSING, message)

@@ -46,6 +46,7 @@ _WELL_KNOWN: Mapping[str, Schema] = {
         "type": "object",
         "required": ["@type"],
         "properties": {"@type": {"type": "string", "examples": ["type.googleapis.com/google.rpc.ErrorInfo"]}},
+        "additionalProperties": True,
         "description": "A message of the type named, its fields beside the name.",
     },
 }
@@ -111,6 +112,7 @@ def document(files: FileDescriptorSet) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "Likeness", "version": __version__, "description": openapi_routes.DESCRIPTION},
+        "servers": openapi_routes.SERVERS,
         "paths": paths | openapi_routes.PATHS,
         "components": {
             "schemas": schemas | openapi_routes.SCHEMAS,
@@ -124,31 +126,31 @@ def document(files: FileDescriptorSet) -> dict[str, Any]:
 
 def _operation(contract: _Contract, name: str, method: MethodDescriptorProto) -> dict[str, Any]:
     comment = contract.comment(name)
-    kinds = ("application/connect+json", "application/connect+proto")
-    if not method.server_streaming:
-        kinds = ("application/json", "application/proto")
-    else:
-        comment = f"{comment}\n\n{openapi_routes.STREAMED}"
+    asked, answered = method.input_type.lstrip("."), method.output_type.lstrip(".")
+    if method.server_streaming:
+        comment = f"{comment}\n\n{openapi_routes.STREAMED} The request is {asked}, an answer {answered}."
     return {
         "operationId": method.name,
         "summary": _first_sentence(comment),
         "description": comment,
         "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in openapi_routes.PARAMETERS],
-        "requestBody": {"required": True, "content": _content(kinds, method.input_type)},
+        "requestBody": {"required": True, "content": _content(asked, enveloped=method.server_streaming)},
         "responses": {
             "200": {
-                "description": contract.comment(method.output_type.lstrip(".")),
+                "description": contract.comment(answered),
                 "headers": openapi_routes.HEADERS,
-                "content": _content(kinds, method.output_type),
+                "content": _content(answered, enveloped=method.server_streaming),
             },
             "default": {"$ref": "#/components/responses/Error"},
         },
     }
 
 
-def _content(kinds: tuple[str, str], message: str) -> dict[str, Any]:
-    as_json, as_binary = kinds
-    return {as_json: {"schema": _reference(message)}, as_binary: {"schema": {"contentMediaType": as_binary}}}
+def _content(message: str, *, enveloped: bool) -> dict[str, Any]:
+    """A body in either form. To whoever reads only this document an envelope is bytes."""
+    kinds = ("application/connect+json", "application/connect+proto") if enveloped else ("application/proto",)
+    content: dict[str, Any] = {kind: {"schema": {"contentMediaType": kind}} for kind in kinds}
+    return content if enveloped else {"application/json": {"schema": _reference(message)}, **content}
 
 
 def _reachable(contract: _Contract, roots: Sequence[str]) -> set[str]:

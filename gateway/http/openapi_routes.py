@@ -88,7 +88,7 @@ SCHEMAS: dict[str, Any] = {
         "properties": {
             "type": {"type": "string", "examples": ["google.rpc.ErrorInfo"]},
             "value": {"type": "string", "contentEncoding": "base64", "description": "The message, binary."},
-            "debug": {"type": "object", "description": "The same message as JSON."},
+            "debug": {"type": "object", "additionalProperties": True, "description": "The same message as JSON."},
         },
     },
 }
@@ -119,6 +119,8 @@ _ID = {"description": "The item's id.", "required": True, "schema": {"type": "st
 _FAILED = {"$ref": "#/components/responses/Error"}
 _STATE = {"text/plain": {"schema": {"type": "string"}}}
 
+SERVERS = [{"url": "http://localhost:8080", "description": "A gateway on this machine, at its default port."}]
+
 
 def _thumbnail(identifier: dict[str, Any], name: str) -> dict[str, Any]:
     return {
@@ -128,7 +130,10 @@ def _thumbnail(identifier: dict[str, Any], name: str) -> dict[str, Any]:
             "description": "The picture within 256 × 256 pixels, if thumbnails are kept and the item has one.",
             "parameters": [_COLLECTION, identifier],
             "responses": {
-                "200": {"description": "The thumbnail.", "content": {"image/webp": {}}},
+                "200": {
+                    "description": "The thumbnail.",
+                    "content": {"image/webp": {"schema": {"contentMediaType": "image/webp"}}},
+                },
                 "304": {"description": "It is the one that If-None-Match names."},
                 "404": _FAILED,
                 "default": _FAILED,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from likeness_client.errors import IndexInterruptedError, LikenessError, Violation
     from likeness_client.facets import Facet, Facets, FacetValue
     from likeness_client.filters import AllOf, AnyOf, Comparison, Filter, NoneOf, Operator
+    from likeness_client.indexer.types import Alias, Collection, Metric
     from likeness_client.ingest import IngestLimits
     from likeness_client.items import (
         Fingerprint,
@@ -43,6 +44,7 @@ _HOMES = {
     "client": ["Client"],
     "errors": ["IndexInterruptedError", "LikenessError", "Violation"],
     "filters": ["AllOf", "AnyOf", "Comparison", "Filter", "NoneOf", "Operator"],
+    "indexer.types": ["Alias", "Collection", "Metric"],
     "ingest": ["IngestLimits"],
     "items": [
         "Fingerprint",
@@ -72,11 +74,13 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Alias",
     "AllOf",
     "AnyOf",
     "Classification",
     "ClassifyResult",
     "Client",
+    "Collection",
     "CollectionStatus",
     "Comparison",
     "DuplicateGroup",
@@ -100,6 +104,7 @@ __all__ = [
     "Limits",
     "MetadataUpdated",
     "MetadataValue",
+    "Metric",
     "ModelStatus",
     "NoneOf",
     "Operator",

@@ -42,6 +42,9 @@ class Client(SearchCalls, ItemCalls, LabelCalls, MetadataCalls, CollectionCalls)
     ) -> Iterator[IndexOutcome]:
         """Takes pictures in, and yields what became of each, in any order, while it goes on.
 
+        Nothing is sent before the outcomes are read, so read them all. A picture that is refused raises nothing: its
+        outcome has the ``error``.
+
         Memory stays flat however many there are: files are read as the stream takes them, and few pictures wait for an
         answer at a time. Both the iterable and the files are read in the thread that reads the outcomes. A stream that
         breaks for a reason that may pass is opened again, and what has no answer is sent again. Nothing is sent while

@@ -115,7 +115,8 @@ class CollectionCalls(Connection):
             alias: an alias to move to the target when all items are in it; empty: none.
             switch_despite_failures: whether it is moved although some items could not be embedded.
             keep_originals: whether the originals are kept for the target too.
-            keep_extra_items: whether items of the target that the source does not have stay.
+            keep_extra_items: whether items of the target that the source does not have stay. If not, they are deleted,
+                thumbnails and originals included.
             fetch_uris: whether pictures whose original was not kept are fetched from their uri.
             expected_fingerprint: the model expected; None: not checked.
             on_progress: told how far it is.

@@ -35,7 +35,8 @@ class Connection:
 
         Args:
             address: ``host:port``, or a full gRPC target such as ``unix:/run/likeness.sock``.
-            timeout: seconds that one call may take; None: any time. Streams (ingest, suggested labels, duplicates,
+            timeout: seconds that one call may take; None: the server's default, a minute. No server gives more than
+                LIKENESS_MAX_DEADLINE_S, an hour. Streams (ingest, suggested labels, duplicates,
                 embedding anew) may take any time.
             security: API key and TLS; None: the key in LIKENESS_API_KEY if there is one, and no TLS.
             traceparent: asked at each call for the W3C ``traceparent`` of what it is done for, whose id the logs of all

@@ -195,7 +195,8 @@ class Picture:
 
     Attributes:
         image: an encoded picture's bytes, or the path of a file, which is read only when the stream takes it.
-        id: 1 to 512 bytes; empty: the SHA-256 of the bytes, so that sending the same picture twice is harmless.
+        id: 1 to 512 bytes; empty: the SHA-256 of the bytes, so that the same picture sent twice is stored once, with
+            the labels, uri and metadata that were sent last.
         uri: where it came from, at most 4,096 bytes; None: the ``file://`` URI of the path, or nothing if there is no
             path, or it is longer than that.
         labels: what to call it; at most 256, non-empty.

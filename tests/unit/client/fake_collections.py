@@ -37,6 +37,10 @@ class FakeCollections(gateway_pb2_grpc.SearchServiceServicer):
         self.reembeddings: list[list[pb.ReembedCollectionResponse]] = []
         self.reembedding_breaks: list[status_pb2.Status] = []
 
+    def requests_of(self, kind: type[Message]) -> int:
+        """How many calls of a kind there were."""
+        return sum(isinstance(request, kind) for request in self.requests)
+
     def CreateCollection(  # noqa: N802
         self, request: pb.CreateCollectionRequest, context: grpc.ServicerContext
     ) -> pb.CreateCollectionResponse:

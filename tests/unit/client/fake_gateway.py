@@ -37,7 +37,11 @@ class Break:
 
 
 class FakeGateway(FakeProduct):
-    """Stores items by id; refuses those whose picture is ``BAD``."""
+    """Stores items by id, in all collections; refuses those whose picture is ``BAD``.
+
+    Attributes:
+        lacking: by collection the ids of items that it has not.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,6 +58,7 @@ class FakeGateway(FakeProduct):
         self.arrived_at: list[float] = []
         self.backed_off_at = 0.0
         self.item_arrived = threading.Event()
+        self.lacking: dict[str, set[str]] = {}
 
     def Search(self, request: pb.SearchRequest, context: grpc.ServicerContext) -> pb.SearchResponse:  # noqa: N802
         self._refuse_if_told(context)
@@ -64,9 +69,10 @@ class FakeGateway(FakeProduct):
 
     def GetItems(self, request: pb.GetItemsRequest, context: grpc.ServicerContext) -> pb.GetItemsResponse:  # noqa: N802
         self.get_requests.append(request)
+        there = self.stored.keys() - self.lacking.get(request.collection, set())
         return pb.GetItemsResponse(
-            items=[self._item(i) for i in request.ids if i in self.stored],
-            missing_ids=[i for i in request.ids if i not in self.stored],
+            items=[self._item(i) for i in request.ids if i in there],
+            missing_ids=[i for i in request.ids if i not in there],
         )
 
     def DeleteItems(  # noqa: N802

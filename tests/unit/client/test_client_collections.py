@@ -254,6 +254,19 @@ def test_the_command_tells_what_became_of_it(address: str, gateway: FakeGateway)
     assert result.stderr == "b: ORIGINAL_MISSING: there is no picture\n"
 
 
+def test_the_command_asks_before_it_deletes_what_the_source_lacks(address: str, gateway: FakeGateway) -> None:
+    told(gateway)
+    gateway.stored = {i: pb.IndexItem(id=i) for i in "abc"}
+    gateway.lacking["photos"] = {"b"}
+    no = likeness("reembed", "photos", "new", server=address, stdin="n\n")
+    assert (no.exit_code, gateway.requests_of(pb.ReembedCollectionRequest)) == (1, 0)
+    assert "Of the first 3 pictures of collection new, photos lacks 1 picture, such as b." in no.stderr
+    likeness("reembed", "photos", "new", server=address, stdin="y\n")
+    likeness("reembed", "photos", "new", "--yes", server=address)
+    likeness("reembed", "photos", "new", "--keep-extra-items", server=address)
+    assert gateway.requests_of(pb.ReembedCollectionRequest) == 3
+
+
 @pytest.mark.usefixtures("hasty")
 def test_the_command_tells_that_it_goes_on_over_another_stream(address: str, gateway: FakeGateway) -> None:
     told(gateway)

@@ -151,8 +151,9 @@ def index(
 ) -> None:
     """Take pictures into a collection.
 
-    A picture's id is the hash of its content: sending it again is harmless,
-    and replaces its labels. When the connection breaks, it is opened again a
+    A picture's id is the hash of its content: sent again, it is not stored
+    twice, but its labels, uri and all other metadata are replaced, unless
+    --existing skip leaves it as it is. When the connection breaks, it is opened again a
     few times, and what has no answer is sent again.
 
     Exit code 1 if anything was refused or failed.

@@ -45,7 +45,7 @@ Timeout = Annotated[
         "--timeout",
         metavar="SECONDS",
         min=0.001,
-        help="Longest wait for one call's answer; what goes on for long may take any time.",
+        help="Longest wait for one call's answer, an hour at most; what goes on for long may take any time.",
     ),
 ]
 

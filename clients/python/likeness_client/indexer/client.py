@@ -65,7 +65,8 @@ class IndexerClient(Jobs):
 
         Args:
             address: ``host:port``, or a full gRPC target such as ``unix:/run/indexer.sock``.
-            timeout: seconds that one call may take; None: any time. Streams (exports, backups, restoring, rebuilding,
+            timeout: seconds that one call may take; None: the server's default, a minute. No server gives more than
+                LIKENESS_MAX_DEADLINE_S, an hour. Streams (exports, backups, restoring, rebuilding,
                 erasing) may take any time.
             security: TLS; None: none. An API key in it is not sent: indexers know none.
             traceparent: asked at each call for the W3C ``traceparent`` of what it is done for; see ``Client``.
