@@ -149,8 +149,9 @@ class Collections(AliasChanges, Generations):
         Whoever does must be done within ``leave_s``, else the block begins all the same.
 
         Raises:
-            LikenessError: COLLECTION_NOT_FOUND, COLLECTION_ALIASED, COLLECTION_BUSY, FIELD_INVALID (an alias) or
-                STORE_UNAVAILABLE; what the block raises.
+            LikenessError: COLLECTION_NOT_FOUND, COLLECTION_ALIASED, FIELD_INVALID (an alias) or STORE_UNAVAILABLE;
+                COLLECTION_BUSY: it is being deleted already, a job is under way, or its backup is being restored; what
+                the block raises.
         """
         async with self._fresh():
             collection = self._own_name(name, "name")
@@ -164,6 +165,8 @@ class Collections(AliasChanges, Generations):
             if any(collection.uid in staged.earlier_uids for staged in self._staged.values()):
                 message = f"a backup of collection {name!r} is being restored, which needs its pictures; wait for that"
                 raise LikenessError(error_pb2.REASON_COLLECTION_BUSY, message)
+            self.require_no_job(collection.uid)
+            # In the same turn: from now on ``use`` lets nobody in, so that no job begins either.
             self._leaving.add(collection.uid)
         try:
             await self._wait_for_users(collection)

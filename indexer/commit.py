@@ -64,6 +64,11 @@ class Committer:
             return None
         return 0.0 if self._unread else min(self._looked + LOOK_S, *self._doubts.values()) - time.monotonic()
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether Chroma may still carry out what failed."""
+        return any(last > time.monotonic() for last in self._doubts.values())
+
     async def heal(self) -> None:
         """Reads from Chroma what is in doubt, and puts the mirror right.
 

@@ -17,7 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from chassis.errors import incident
+from likeness.common.v1 import error_pb2
+
+from chassis.errors import LikenessError, incident
 from indexer.collections import Collection, Metric
 from indexer.jobs import Job
 from indexer.reads import Fields, Reader
@@ -86,7 +88,7 @@ class Backups(Protocol):
         """The backups that hold one of the items: those of a collection, and those of others."""
 
     async def delete(self, name: str) -> None:
-        """Deletes one."""
+        """Deletes one, or raises COLLECTION_BUSY while it is restored, SNAPSHOT_NOT_FOUND if it is gone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,8 +149,7 @@ class Erasure:
             await purge()
             searched, found, left_out = await self._look(job, traces)
             own, foreign = await self.backups.holding(collection.name, ids)
-            for name in own if delete_backups else ():
-                await self.backups.delete(name)
+            deleted_backups = [name for name in own if await self._deleted(name)] if delete_backups else []
             others = [
                 other.name
                 for other in await self.everything()
@@ -162,10 +163,21 @@ class Erasure:
             traces=0 if searched is None else len(traces.traces) - left_out,
             left_out=traces.too_short + left_out,
             other_collections=others,
-            backups=list(foreign) if delete_backups else [*own, *foreign],
-            deleted_backups=list(own) if delete_backups else [],
+            backups=[*(name for name in own if name not in deleted_backups), *foreign],
+            deleted_backups=deleted_backups,
             ended=datetime.now(UTC),
         )
+
+    async def _deleted(self, backup: str) -> bool:
+        """Deletes a backup, unless that is being restored: the report tells of it, and all else is erased by now."""
+        try:
+            await self.backups.delete(backup)
+        except LikenessError as error:
+            if error.reason == error_pb2.REASON_COLLECTION_BUSY:
+                return False
+            if error.reason != error_pb2.REASON_SNAPSHOT_NOT_FOUND:  # somebody else has deleted it meanwhile
+                raise
+        return True
 
     async def _control(self, job: Job[Any], collection: Collection, traces: Traces) -> None:
         if self.data_dir is None:

@@ -84,6 +84,8 @@ class Namespace:
 
     Attributes:
         dropping: surrounds the moment in which a collection is dropped, given the store's id of it.
+        require_no_job: asked before a collection is deleted, given its uid; raises COLLECTION_BUSY beside a job.
+            Whoever begins one does so in the same turn in which ``use`` lets it in.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Namespace:
             linger_s: how long a generation that was replaced stays for other indexers that read it, in seconds.
         """
         self.dropping: Callable[[str], AbstractAsyncContextManager[None]] = lambda _: nullcontext()
+        self.require_no_job: Callable[[str], None] = lambda _: None
         self._store = store
         self._follows = follows
         self._leave_s = leave_s

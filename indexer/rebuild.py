@@ -20,7 +20,7 @@ from likeness.common.v1 import error_pb2
 
 from chassis.errors import LikenessError
 from chassis.unbroken import unbroken
-from indexer.changes import Changes, compare
+from indexer.changes import Change, Changes, compare
 from indexer.collections import Collection, Hnsw
 from indexer.jobs import Job
 from indexer.reads import Item
@@ -204,7 +204,13 @@ class Rebuild:
         stored = {record.id: (record.vector, record.metadata) for record in copied}
         items = [Item(record.id, record.vector, record.metadata) for record in records]
         changes = compare(items, stored, copy.metric)
-        await self._store.write(copy, changes, {record.id: record.stamp for record in records})
+        stamps = {record.id: record.stamp for record in records}
+        # By the stamp alone snapshots and other indexers see that an item was changed and changed back.
+        written = {item.id for item in changes.items}
+        older = {r.id for r in copied if r.id in stamps and r.id not in written and r.stamp != stamps[r.id]}
+        changes.labels += [Change(i.id, i.metadata, stored[i.id][1]) for i in items if i.id in older]
+        changes.relabelled += [item for item in items if item.id in older]
+        await self._store.write(copy, changes, stamps)
 
     async def _check(self, old: Collection, copy: Collection) -> None:
         there, copied = await self._store.count(old), await self._store.count(copy)

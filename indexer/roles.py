@@ -12,9 +12,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
-import structlog
-
-from chassis.errors import LikenessError
 from indexer import aftermath
 from indexer.catalog import Collections
 from indexer.collections import Collection
@@ -27,13 +24,11 @@ from indexer.patience import patiently
 from indexer.registry import Registry
 from indexer.servicing import Lease as AnyLease
 from indexer.servicing import Sole
-from indexer.serving.loader import LATE_US
+from indexer.serving.collection import ServingCollection
 from indexer.settings import IndexerSettings
 from indexer.status import Role
 from indexer.store import ChromaStore
 from indexer.writers import Writers
-
-log = structlog.get_logger()
 
 _PATIENCE_S = 5.0
 # How long readers may take to learn that a collection is kept elsewhere: what was replaced is left alone for so long.
@@ -122,7 +117,7 @@ class Writer:
         self._journal = Journal()
         self._present: Callable[[], set[str]] = set
         self._aftermath: asyncio.Task[None] | None = None
-        self._clean = True
+        self._clean = True  # whether nothing of a writer before can reach Chroma any more
         self._lost: Lost | None = None
         self.store = FencedStore(settings.chroma_headers, settings.store_timeout_s, self._permit, settings.chroma_ca)
         self.lease = Lease(self.store, self._published, self._on_lost)
@@ -151,7 +146,7 @@ class Writer:
         for uid in registry.uids:
             if (serving := registry.serving(uid)) is not None:
                 self._journal.wrote(uid, serving.watermark)
-                loaded[uid] = serving.watermark - LATE_US
+                loaded[uid] = aftermath.oldest(serving.watermark, self._settings.store_timeout_s)
         if not self._clean:
             work = self._look_again(loaded, registry, writers)
             self._aftermath = asyncio.create_task(work, name="looking for late writes")
@@ -164,7 +159,7 @@ class Writer:
 
     async def end(self, *, in_doubt: bool = False) -> None:
         """See ``Standing``."""
-        await self.lease.release(in_doubt=in_doubt)
+        await self.lease.release(in_doubt=in_doubt or not self._clean)
         self._lock.release()
 
     def _published(self) -> Mapping[str, Published]:
@@ -182,24 +177,12 @@ class Writer:
         await self._lost(why)
 
     async def _look_again(self, loaded: dict[str, int], registry: Registry, writers: Writers) -> None:
-        """Compares again and again while a request of the writer before may still arrive: readers see it at once."""
         settled_at = time.monotonic() + self._settings.store_timeout_s
-        while True:
-            began = time.monotonic()
-            await asyncio.sleep(min(_PATIENCE_S, max(0.0, settled_at - began)))
-            last = time.monotonic() >= settled_at
-            try:
-                serving = [found for uid in registry.uids if (found := registry.serving(uid)) is not None]
-                await aftermath.look_again(self.store, loaded, serving, writers.review)
-            except LikenessError as error:
-                log.warning("cannot look for late writes just now", why=error.message)
-                await asyncio.sleep(_PATIENCE_S)
-            except Exception as error:  # which must not end the looking
-                log.error("cannot look for late writes", exc_info=error)
-                await asyncio.sleep(_PATIENCE_S)
-            else:
-                if last:
-                    return
+
+        def serving() -> list[ServingCollection]:
+            return [found for uid in registry.uids if (found := registry.serving(uid)) is not None]
+
+        self._clean = await aftermath.look_until(settled_at, self.store, loaded, serving, writers.review)
 
 
 class Reader:

@@ -102,6 +102,7 @@ class IndexerService:
         self._disk = None if settings.chroma_url else DiskGuard(settings.data_dir, settings.min_free_disk_mb * 2**20)
         self._upkeep = self._make_upkeep()
         self._collections.dropping = self._dropping
+        self._collections.require_no_job = lambda uid: self._jobs.require_none(uid, "deletion")
         usage = DiskUsage(None if settings.chroma_url else settings.data_dir / "chroma", settings.data_dir / "serving")
         self._servicer = IndexerServicer(
             self._collections,
@@ -190,7 +191,7 @@ class IndexerService:
         await self._figures.stop()
         await self._registry.stop()
         self._archive.close()
-        await self._standing.end(in_doubt=self._collections.in_doubt)
+        await self._standing.end(in_doubt=self._collections.in_doubt or self._writers.in_doubt)
         if self._chroma is not None:
             await self._chroma.stop()
 

@@ -94,6 +94,11 @@ class CollectionWriter:
         """Whether the collection has been deleted, and with it everything that waited."""
         return self._gone is not None
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether Chroma may still carry out a request that got no answer; of a deleted collection nothing matters."""
+        return not self.gone and self._committer.in_doubt
+
     async def write(self, changes: dict[str, Item | None]) -> int:
         """Writes upserts, or deletions where the item is None; never both in one call.
 

@@ -37,6 +37,11 @@ class Writers:
         """Items that wait to be written, and how many seconds the first of them has waited, by collection name."""
         return {writer.collection.name: (writer.waiting, writer.oldest_s) for writer in self._writers.values()}
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether Chroma may still carry out a write that failed; once they have ended, too."""
+        return any(writer.in_doubt for writer in self._writers.values())
+
     async def upsert(self, collection: Collection, items: Sequence[Item]) -> int:
         """Writes items, of several with one id the last; returns how many distinct ones, once Chroma has them.
 

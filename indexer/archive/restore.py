@@ -1,8 +1,10 @@
 """Makes a collection from a backup.
 
-1. Every file is read to its end and compared with the manifest. Nothing has been made so far.
-2. The items are written to a collection that nobody sees, through the store like all others, and to what will serve it.
-3. They are counted, the collection is committed, and it is served. What fails before leaves nothing, once what it made
+1. A collection that nobody sees is made: from now on its name is taken, and what the backup is of is not deleted, since
+   the pictures are found under its uid.
+2. Every file is read to its end and compared with the manifest.
+3. The items are written, through the store like all others, and to what will serve them.
+4. They are counted, the collection is committed, and it is served. What fails before leaves nothing, once what it made
    is dropped.
 """
 
@@ -117,13 +119,13 @@ class Restore:
             LikenessError: SNAPSHOT_DAMAGED, COLLECTION_EXISTS, STORE_FULL, MEMORY_FULL or STORE_UNAVAILABLE; what was
                 made of it is dropped.
         """
-        await self._check(backup, manifest, job)
         of = manifest.collection
         earlier_uids = (of.uid, *of.earlier_uids)
         staged = await self.collections.stage_new(
             name, of.fingerprint, of.metric, of.hnsw, of.description, earlier_uids=earlier_uids
         )
         try:
+            await self._check(backup, manifest, job)
             serving = self.serves.stage(staged, manifest.rows)
             await self._fill(staged, serving, backup, manifest, job)
             # From here on it takes a moment. Whoever finds the collection also finds what serves it.

@@ -164,14 +164,28 @@ class Snapshots:
     def _holds(self, snapshot: Snapshot, wanted: pa.Array) -> bool:
         if snapshot.fault or snapshot.manifest is None:
             return True
+        return any(self._part_holds(snapshot.name, part, wanted) for part in snapshot.manifest.parts)
+
+    def _part_holds(self, name: str, part: Part, wanted: pa.Array) -> bool:
         try:
-            return any(
-                pc.any(pc.is_in(found, value_set=wanted)).as_py()
-                for part in snapshot.manifest.parts
-                for found in parts.ids(self._storage, f"{snapshot.name}/{part.name}")
-            )
+            found = parts.ids(self._storage, f"{name}/{part.name}")
+            return any(pc.any(pc.is_in(ids, value_set=wanted)).as_py() for ids in found)
         except (FileNotFoundError, ValueError, KeyError, pa.ArrowException):
             return True
+        except LikenessError:
+            # Of some damage pyarrow says what a disk says that fails: an OSError.
+            if self._is_damaged(name, part):
+                return True
+            raise
+
+    def _is_damaged(self, name: str, part: Part) -> bool:
+        try:
+            self.check(name, part)
+        except LikenessError as error:
+            if error.reason == error_pb2.REASON_SNAPSHOT_DAMAGED:
+                return True
+            raise
+        return False
 
     def _look(self, name: str) -> Snapshot | None:
         sizes = self._storage.sizes(name)

@@ -434,3 +434,16 @@ def test_equal_metadata_have_equal_bytes() -> None:
     one: dict[str, Plain] = {"b": 1, "a": "x", "c": ["y"]}
     assert pack(one) == pack({key: one[key] for key in reversed(one)})
     assert pack({}) == b""
+
+
+@pytest.mark.parametrize(("settle_s", "in_doubt"), [(60.0, True), (0.0, False)])
+async def test_a_write_that_failed_is_in_doubt_as_long_as_it_may_be_carried_out(
+    settle_s: float, in_doubt: bool
+) -> None:
+    pair = Pair(settle_s)
+    assert not pair.writer.in_doubt
+    pair.store.poison_after, pair.store.dies = {"a"}, True
+    with pytest.raises(LikenessError):
+        await pair.upsert("a")
+    await pair.writer.drain()
+    assert pair.writer.in_doubt is in_doubt

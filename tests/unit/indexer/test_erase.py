@@ -47,24 +47,29 @@ class Store:
 
 
 class Backups:
-    """One of the collection, and one of a collection of another name; both hold the item."""
+    """One of the collection, and one of a collection of another name; both hold the item.
 
-    def __init__(self) -> None:
+    Attributes:
+        there: those there are.
+        refusal: why none can be deleted.
+    """
+
+    def __init__(self, refusal: error_pb2.Reason.ValueType | None = None) -> None:
         self.there = [OWN, FOREIGN]
+        self.refusal = refusal
 
     async def holding(self, collection: str, ids: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
         assert (collection, list(ids)) == ("photos", ["a"])
         return [OWN], [FOREIGN]
 
     async def delete(self, name: str) -> None:
+        if self.refusal is not None:
+            raise LikenessError(self.refusal, name)
         self.there.remove(name)
 
 
-@pytest.mark.parametrize("delete_backups", [False, True])
-async def test_backups_of_the_collection_are_named_or_deleted_and_those_of_others_always_named(
-    *, delete_backups: bool
-) -> None:
-    store, backups = Store(), Backups()
+async def erase(store: Store, backups: Backups, *, delete_backups: bool) -> Erased:
+    """Erases the item over a Chroma that is somebody else's."""
 
     def reader(_: Collection) -> Reader:
         raise AssertionError("nothing is searched, so nothing is compared")
@@ -80,12 +85,41 @@ async def test_backups_of_the_collection_are_named_or_deleted_and_those_of_other
     async def work(job: Job[Erased]) -> Erased:
         return await erasure(job, PHOTOS, ["a"], delete_backups=delete_backups, begin=nothing, purge=nothing)
 
-    erased = await Job("erasure", "photos", work).result()
+    return await Job("erasure", "photos", work).result()
+
+
+@pytest.mark.parametrize("delete_backups", [False, True])
+async def test_backups_of_the_collection_are_named_or_deleted_and_those_of_others_always_named(
+    *, delete_backups: bool
+) -> None:
+    store, backups = Store(), Backups()
+
+    erased = await erase(store, backups, delete_backups=delete_backups)
 
     assert (erased.deleted, store.items) == (1, {})
     assert erased.backups == ([FOREIGN] if delete_backups else [OWN, FOREIGN])
     assert erased.deleted_backups == ([OWN] if delete_backups else [])
     assert backups.there == ([FOREIGN] if delete_backups else [OWN, FOREIGN])
+
+
+@pytest.mark.parametrize(
+    ("refusal", "left", "deleted"),
+    [
+        (error_pb2.REASON_COLLECTION_BUSY, [OWN, FOREIGN], []),  # it is being restored
+        (error_pb2.REASON_SNAPSHOT_NOT_FOUND, [FOREIGN], [OWN]),  # somebody else was quicker
+    ],
+)
+async def test_a_backup_that_cannot_be_deleted_does_not_cost_the_report(
+    refusal: error_pb2.Reason.ValueType, left: list[str], deleted: list[str]
+) -> None:
+    erased = await erase(Store(), Backups(refusal), delete_backups=True)
+    assert (erased.deleted, erased.backups, erased.deleted_backups) == (1, left, deleted)
+
+
+async def test_a_backup_storage_that_fails_is_said() -> None:
+    with pytest.raises(LikenessError) as caught:
+        await erase(Store(), Backups(error_pb2.REASON_STORE_UNAVAILABLE), delete_backups=True)
+    assert caught.value.reason == error_pb2.REASON_STORE_UNAVAILABLE
 
 
 async def test_a_control_that_fails_is_an_incident_whose_cause_the_log_and_the_caller_are_told(tmp_path: Path) -> None:

@@ -65,10 +65,12 @@ class World:
 
     async def write(self, collection: Collection, changes: Changes, stamp: Mapping[str, int]) -> None:
         self._step()
-        for item in changes.items:
-            self.items[collection.key][item.id] = StoredRecord(
-                item.id, item.vector, dict(item.metadata), stamp[item.id]
-            )
+        there = self.items[collection.key]
+        for item in (*changes.added, *(move.item for move in changes.moved)):
+            there[item.id] = StoredRecord(item.id, item.vector, dict(item.metadata), stamp[item.id])
+        for change in changes.labels:
+            assert there[change.id].metadata == change.old
+            there[change.id] = StoredRecord(change.id, there[change.id].vector, dict(change.new), stamp[change.id])
 
     async def delete(self, collection: Collection, ids: Sequence[str]) -> None:
         self._step()
@@ -149,6 +151,15 @@ def test_a_failure_at_any_step_leaves_one_whole_collection() -> None:
             assert broken.live == "copy"
             assert set(broken.items["copy"]) == set(before)
         assert not broken.held
+
+
+@pytest.mark.parametrize("step", range(2, 9))
+def test_an_item_that_was_changed_and_changed_back_meanwhile_has_its_last_stamp_in_the_copy(step: int) -> None:
+    world = World()
+    world.meanwhile = {step: record("i3", 9, 1000), step + 1: record("i3", 3, 2000)}
+    asyncio.run(world.rebuild())
+    assert world.items["copy"]["i3"].metadata == {"v": 3}
+    assert world.items["copy"]["i3"].stamp == 2000
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -2,16 +2,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from likeness.common.v1 import error_pb2
-from structlog.testing import capture_logs
 
-from chassis.errors import LikenessError
 from indexer import aftermath, roles
 from indexer.catalog import Collections
 from indexer.registry import Registry
+from indexer.serving.collection import ServingCollection
+from indexer.serving.loader import LATE_US
 from indexer.settings import IndexerSettings
 from indexer.writers import Writers
 from tests.unit.indexer.held_store import HeldStore
+from tests.unit.indexer.serving.tables import collection, empty
+
+COLLECTION = collection()
 
 
 class Nothing:
@@ -39,33 +41,59 @@ async def test_a_writer_is_unsettled_until_the_requests_of_one_that_did_not_stop
     assert not writer.unsettled
 
 
-async def test_late_writes_are_looked_for_until_it_succeeds_whatever_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("looked", [True, False])
+async def test_whoever_stops_before_the_last_look_has_the_next_writer_look(
+    looked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faults = [ZeroDivisionError("a fault"), LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, "away")]
-    unsettled: list[bool] = []
-
     async def loaded(*_: Any) -> None:
         pass
 
-    async def look_again(*_: Any) -> int:
-        unsettled.append(writer.unsettled)
-        if len(unsettled) <= len(faults):
-            raise faults[len(unsettled) - 1]
-        return 0
+    told: list[bool] = []
+
+    async def release(*, in_doubt: bool) -> None:
+        told.append(in_doubt)
 
     monkeypatch.setattr(roles, "_load", loaded)
-    monkeypatch.setattr(roles, "_PATIENCE_S", 0.01)
-    monkeypatch.setattr(aftermath, "look_again", look_again)
-    settings = IndexerSettings(data_dir=tmp_path, chroma_url="http://127.0.0.1:9", store_timeout_s=0.1)
+    settings = IndexerSettings(
+        data_dir=tmp_path, chroma_url="http://127.0.0.1:9", store_timeout_s=0.01 if looked else 600
+    )
     writer = roles.Writer(settings)
+    monkeypatch.setattr(writer.lease, "release", release)
     writer._clean = False
-    with capture_logs() as lines:
-        await writer.load(cast(Collections, None), cast(Registry, Nothing()), Writers(HeldStore(), 64, 1024))
+    await writer.load(cast(Collections, None), cast(Registry, Nothing()), Writers(HeldStore(), 64, 1024))
+    if looked:
         assert writer._aftermath is not None
         await writer._aftermath
-    assert len(unsettled) > len(faults)
-    assert all(unsettled)
-    assert not writer.unsettled
-    assert [line["log_level"] for line in lines] == ["error", "warning"]
-    assert lines[0]["exc_info"] is faults[0]
+    await writer.rest()
+    await writer.end()
+    assert told == [not looked]
+
+
+async def test_a_request_that_is_late_by_twice_the_time_limit_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def loaded(*_: Any) -> None:
+        pass
+
+    asked: list[int] = []
+
+    async def look_again(store: object, since: int, serving: ServingCollection, review: object) -> int:
+        asked.append(since)
+        return 0
+
+    class OneCollection:
+        uids: set[str] = {COLLECTION.uid}  # noqa: RUF012 (never changed)
+
+        def serving(self, uid: str) -> ServingCollection:
+            return ServingCollection(COLLECTION, empty(), 1_000_000_000)
+
+    monkeypatch.setattr(roles, "_load", loaded)
+    monkeypatch.setattr(aftermath, "look_again", look_again)
+    settings = IndexerSettings(data_dir=tmp_path, chroma_url="http://127.0.0.1:9", store_timeout_s=0.25)
+    writer = roles.Writer(settings)
+    writer._clean = False
+    await writer.load(cast(Collections, None), cast(Registry, OneCollection()), Writers(HeldStore(), 64, 1024))
+    assert writer._aftermath is not None
+    await writer._aftermath
+    assert asked
+    assert set(asked) == {1_000_000_000 - 500_000 - LATE_US}

@@ -1,4 +1,4 @@
-"""The indexer's stop beside long work and a Chroma that gives no answer: it ends soon, and nothing is lost by it."""
+"""The whole indexer beside long work and a Chroma that gives no answer: what it refuses, and that it stops soon."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 import pytest
 from likeness.common.v1 import error_pb2
+from likeness.indexer.v1 import indexer_pb2 as pb
 from prometheus_client import CollectorRegistry
 
 from indexer import namespace
@@ -18,10 +19,10 @@ from indexer.collections import Collection, Fingerprint, Metric
 from indexer.reads import Item
 from indexer.roles import Standing
 from indexer.service import IndexerService
-from indexer.servicing import Sole
+from indexer.servicing import Context, Sole
 from indexer.settings import IndexerSettings, Reads
 from indexer.writes import StoredRecord
-from tests.unit.indexer.shelf import Shelf, refusal, use
+from tests.unit.indexer.shelf import NO_ANSWER, Shelf, refusal, use
 
 FINGERPRINT = Fingerprint("m", "a1" * 32, 2)
 
@@ -35,6 +36,7 @@ class Stored(Shelf):
         counted: whether that has come.
         heard: whether a change has been asked for since.
         written: ids that were written or deleted, but for those of a copy.
+        unanswered: whether a write gets no answer.
     """
 
     def __init__(self) -> None:
@@ -45,6 +47,7 @@ class Stored(Shelf):
         self.counted = asyncio.Event()
         self.heard = asyncio.Event()
         self.written: list[str] = []
+        self.unanswered = False
 
     async def ids(self, collection: Collection) -> list[str]:
         self.asked.set()
@@ -82,6 +85,8 @@ class Stored(Shelf):
         return set(ids)
 
     async def write(self, collection: Collection, changes: Changes, stamp: int) -> None:
+        if self.unanswered:
+            raise NO_ANSWER
         self.written += [item.id for item in changes.items]
 
     async def delete(self, collection: Collection, ids: Sequence[str]) -> None:
@@ -89,7 +94,11 @@ class Stored(Shelf):
 
 
 class Alone:
-    """Over a shelf; it has nothing to begin or to end."""
+    """Over a shelf; it has nothing to begin or to end.
+
+    Attributes:
+        ended_in_doubt: what it was told at the end.
+    """
 
     linger_s = 0.0
     unsettled = False
@@ -97,6 +106,7 @@ class Alone:
     def __init__(self, store: Stored) -> None:
         self.store = store
         self.lease = Sole()
+        self.ended_in_doubt: bool | None = None
 
     def done(self, collection: Collection, stamp: int, again: Sequence[str]) -> None:
         return
@@ -105,7 +115,7 @@ class Alone:
         return
 
     async def end(self, *, in_doubt: bool = False) -> None:
-        return
+        self.ended_in_doubt = in_doubt
 
 
 @pytest.fixture
@@ -227,3 +237,48 @@ async def test_what_chroma_answers_in_time_is_done_at_a_stop_too(
         await stopping
     assert (await use(await next_start(stored))).generation == 1
     assert job.task.cancelled(), "it has committed; the rest is for the next start"
+
+
+@pytest.mark.parametrize("unanswered", [True, False])
+async def test_the_next_writer_hears_of_a_write_that_chroma_may_still_carry_out(
+    service: IndexerService, stored: Stored, unanswered: bool
+) -> None:
+    stored.unanswered = unanswered
+    collection = await use(service._collections)
+    write = service._writers.upsert(collection, [Item("a", np.zeros(2, np.float32))])
+    if unanswered:
+        assert (await refusal(write)).reason == error_pb2.REASON_STORE_UNAVAILABLE
+    else:
+        assert await write == 1
+    await service.stop()
+    assert cast(Alone, service._standing).ended_in_doubt is unanswered
+
+
+async def test_a_collection_is_not_deleted_beside_a_job(service: IndexerService, stored: Stored) -> None:
+    request, context = pb.DeleteCollectionRequest(name="col"), cast(Context, None)
+    job = service._upkeep.rebuild(await use(service._collections))
+    await stored.asked.wait()
+    error = await refusal(service._servicer.DeleteCollection(request, context))
+    assert error.reason == error_pb2.REASON_COLLECTION_BUSY
+    assert "a rebuild of 'col' is under way" in error.message
+    assert "no deletion can begin" in error.message
+    assert (await use(service._collections)).name == "col", "it can be used as before"
+    stored.copying.set()
+    await job.result()
+    await service._servicer.DeleteCollection(request, context)
+    assert not service._collections.knows("col")
+    await service.stop()
+
+
+async def test_no_job_begins_once_a_deletion_has_begun(service: IndexerService, stored: Stored) -> None:
+    """Not even where the deletion waits for somebody who uses the collection."""
+    request, context = pb.DeleteCollectionRequest(name="col"), cast(Context, None)
+    async with service._collections.use("col"):
+        deleting = asyncio.create_task(service._servicer.DeleteCollection(request, context))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        rebuilding = service._servicer.RebuildCollection(pb.RebuildCollectionRequest(collection="col"), context)
+        assert (await refusal(rebuilding)).reason == error_pb2.REASON_COLLECTION_NOT_FOUND
+        assert not deleting.done()
+    await deleting
+    await service.stop()

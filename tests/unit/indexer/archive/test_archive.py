@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from likeness.common.v1 import error_pb2
@@ -353,6 +354,25 @@ async def test_a_local_disk_with_too_little_room_is_not_begun_to_be_filled(tmp_p
     assert caught.value.reason == error_pb2.REASON_STORE_FULL
 
 
+async def test_what_a_backup_is_of_is_known_to_be_needed_while_the_backup_is_checked(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = world.add("photos", some(9))
+    made = (await back_up(world, photos)).snapshot.name
+    needed: list[tuple[str, tuple[str, ...]]] = []
+    check = snapshots.Snapshots.check
+
+    def noting(*asked: Any) -> None:
+        needed.extend((name, staged.earlier_uids) for name, staged in world.catalog.staged.items())
+        check(*asked)
+
+    monkeypatch.setattr(snapshots.Snapshots, "check", noting)
+    assert await reason(restore(world, made)) == error_pb2.REASON_COLLECTION_EXISTS
+    assert needed == [], "that is known before anything is read"
+    await restore(world, made, "again")
+    assert needed == [("again", (photos.uid,))]
+
+
 async def test_a_backup_that_is_stopped_leaves_nothing(
     world: World, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,6 +430,32 @@ async def test_backups_that_hold_an_item_are_found(world: World, where: str) -> 
     size = files.Storage(where).sizes(first)["part-00000.parquet"]
     harm(where, f"{first}/part-00000.parquet", b"x" * size)
     assert await world.archive.holding("photos", ["absent"]) == ([second, first], [])
+
+
+async def test_a_backup_whose_bytes_were_altered_holds_whatever_is_sought_and_a_disk_that_fails_is_said(
+    world: World, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = (await back_up(world, world.add("photos", some(50)))).snapshot.name
+    path = f"{made}/part-00000.parquet"
+    whole = files.Storage(where).read(path)
+    unreadable = 0
+    for at in range(0, len(whole), 16):
+        harm(where, path, whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            list(parts.ids(files.Storage(where), path))
+        except LikenessError:
+            unreadable += 1
+            assert await world.archive.holding("photos", ["absent"]) == ([made], [])
+        except (ValueError, KeyError, pa.ArrowException):
+            continue
+    assert unreadable, "pyarrow says of none what it says of a disk"
+    harm(where, path, whole)
+
+    def failing(*_: object) -> None:
+        raise LikenessError(error_pb2.REASON_STORE_UNAVAILABLE, "a disk that fails")
+
+    monkeypatch.setattr(parts, "ids", failing)
+    assert await reason(world.archive.holding("photos", ["absent"])) == error_pb2.REASON_STORE_UNAVAILABLE
 
 
 async def test_what_cannot_be_removed_is_logged_and_keeps_no_backup_from_being_made(
