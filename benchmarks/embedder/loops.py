@@ -162,3 +162,16 @@ async def end(tasks: list[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def end_running(tasks: list[asyncio.Task[Any]]) -> None:
+    """Ends tasks that run until they are cancelled.
+
+    Raises:
+        Exception: what ended one of them before; RuntimeError where nothing did.
+    """
+    over = [task for task in tasks if task.done()]
+    await end(tasks)
+    for task in over:
+        task.result()
+        raise RuntimeError("it ended before it was told to")

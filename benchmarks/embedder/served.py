@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ from PIL import Image
 from benchmarks.desk import Answer, Desk, Request
 from benchmarks.embedder.figures import percentiles
 from benchmarks.embedder.inputs import RGB, TEXTS, is_text, kinds, pictures, pixels, text, with_comment
-from benchmarks.embedder.loops import RefusedError, Reply, Seen, closed, end, poisson
+from benchmarks.embedder.loops import RefusedError, Reply, Seen, closed, end, end_running, poisson
 
 _EMBED = "/likeness.embedder.v1.EmbedderService/Embed"
 _STREAM = "/likeness.embedder.v1.EmbedderService/EmbedStream"
@@ -132,7 +132,11 @@ class Server:
         return Reply(answer.timings.inference.ToTimedelta().total_seconds(), answer.timings.batch_size)
 
     async def stream(self, requests: Iterator[bytes], seen: Seen, counts_from: float) -> None:
-        """Keeps as many inputs unanswered as the server's window is, over EmbedStream, until cancelled."""
+        """Keeps as many inputs unanswered as the server's window is, over EmbedStream, until cancelled.
+
+        Raises:
+            RuntimeError: an input failed, or the stream; returns only where the server ended it.
+        """
         call = self._stream()
         room = asyncio.Semaphore(0)
 
@@ -155,7 +159,7 @@ class Server:
                 if (now := time.perf_counter()) >= counts_from:
                     seen.done.append(now - counts_from)
         except grpc.aio.AioRpcError as error:
-            seen.failed[f"{error.code().name}: {error.details()}"] += 1
+            raise RuntimeError(f"{error.code().name}: {error.details()}") from None
         finally:
             await end([sender])
             call.cancel()
@@ -206,7 +210,7 @@ class Client:
             stream = asyncio.create_task(server.stream(self._requests.of(request["kind"]), seen, counts_from))
             await asyncio.sleep(request["ramp_s"] + request["seconds"])
             summary = seen.summary(request["seconds"])
-            await end([stream])
+            await end_running([stream])
         return summary
 
     async def _open(self, request: Request) -> Answer:
@@ -229,7 +233,7 @@ class Client:
         async with _server(request) as server:
             begun = time.perf_counter()
             counts_from = begun + request["ramp_s"]
-            tasks = [asyncio.create_task(self._bulk(server, request, bulk, counts_from))]
+            tasks = [asyncio.create_task(sends) for sends in self._bulk(server, request, bulk, counts_from)]
             await asyncio.sleep(request["ramp_s"])
             while time.perf_counter() < counts_from + request["seconds"]:
                 await asyncio.sleep(float(rng.exponential(request["pause_s"])))
@@ -238,17 +242,16 @@ class Client:
                 took.append(time.perf_counter() - sent)
             seconds = time.perf_counter() - counts_from
             summary = bulk.summary(seconds)
-            await end(tasks)
+            await end_running(tasks)  # beside bulk that is over, interactive calls meet an idle server
         return {**summary, **percentiles(took), "interactive_items": len(took)}
 
-    async def _bulk(self, server: Server, request: Request, seen: Seen, counts_from: float) -> None:
+    def _bulk(
+        self, server: Server, request: Request, seen: Seen, counts_from: float
+    ) -> list[Coroutine[Any, Any, None]]:
         requests = self._requests.of(request["kind"])
         if request["bulk"] == "stream":
-            await server.stream(requests, seen, counts_from)
-            return
-        async with asyncio.TaskGroup() as callers:
-            for _ in range(request["concurrency"]):
-                callers.create_task(self._bulk_caller(server, requests, seen, counts_from))
+            return [server.stream(requests, seen, counts_from)]
+        return [self._bulk_caller(server, requests, seen, counts_from) for _ in range(request["concurrency"])]
 
     async def _bulk_caller(self, server: Server, requests: Iterator[bytes], seen: Seen, counts_from: float) -> None:
         while True:

@@ -38,7 +38,6 @@ def run(scope: Scope, size: int) -> dict[str, Any]:
         found["empty_s"] = indexer.ready()
         found["empty_rss_mib"] = indexer.own_rss_mib()
     shutil.rmtree(_FOLDER, ignore_errors=True)
-    found["bytes_per_vector"] = (found["rss_mib"] - found["empty_rss_mib"]) * 2**20 / size
     rounded = {key: round(value, 2) if isinstance(value, float) else value for key, value in found.items()}
     print(f"  startup, {size}: {rounded}", flush=True)
     return {"row": rounded}

@@ -19,6 +19,7 @@ from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 
 from chassis.errors import from_status
 from chassis.vectors import from_proto
+from tests.integration.indexer.test_rebuild import eventually
 from tests.pictures import noise, shared
 from tests.processes import Service, free_port, metric, start_service
 from tests.unit.embedder import tiny
@@ -137,6 +138,8 @@ def test_a_killed_model_process_fails_no_call_and_is_replaced(start: Start) -> N
         os.kill(first.pid, signal.SIGKILL)
         for call in calls:
             assert [r.WhichOneof("result") for r in call.result().results] == ["vector"] * 40
+        # The last answers may have come before the signal did.
+        assert eventually(lambda: '"why": "the model is back"' in service.log)
         assert serving(channel)
     assert model_process(service).pid != first.pid
     assert metric(port, "likeness_embedder_model_restarts_total", why="died") == 1

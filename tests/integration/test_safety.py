@@ -181,29 +181,35 @@ def test_http_has_the_same_certificate_and_the_same_keys(gateway: Guarded) -> No
         assert http.get("/healthz").status_code == 200
 
 
-async def test_a_rotated_key_counts_within_seconds_and_ends_the_open_streams_of_the_old_one(gateway: Guarded) -> None:
-    async with gateway.channel() as stub:
+@pytest.fixture
+def rotating(gateway: Guarded) -> Iterator[Guarded]:
+    """The gateway, whose file of keys is as it was once the test has ended."""
+    yield gateway
+    write_keys(gateway.keys, **KEYS)
+
+
+async def test_a_rotated_key_counts_within_seconds_and_ends_the_open_streams_of_the_old_one(rotating: Guarded) -> None:
+    async with rotating.channel() as stub:
         stream: Any = stub.IndexImages(metadata=bearer("writer-key"))
         await stream.write(pb.IndexImagesRequest(start=pb.IndexStart()))
         assert (await stream.read()).HasField("started")
 
-        write_keys(gateway.keys, **{name: scope for name, scope in KEYS.items() if name != "writer"}, new="write")
+        write_keys(rotating.keys, **{name: scope for name, scope in KEYS.items() if name != "writer"}, new="write")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             async with asyncio.timeout(30):
                 await stream.read()
         assert reason(caught.value) == "KEY_INVALID"
         await stub.CountItems(pb.CountItemsRequest(), metadata=bearer("new-key"), timeout=30)
 
-        complaints = gateway.service.log.count("API keys cannot be used")
-        gateway.keys.write_text("")  # nobody is locked out, and nobody let in
+        complaints = rotating.service.log.count("API keys cannot be used")
+        rotating.keys.write_text("")  # nobody is locked out, and nobody let in
         async with asyncio.timeout(30):
-            while gateway.service.log.count("API keys cannot be used") == complaints:
+            while rotating.service.log.count("API keys cannot be used") == complaints:
                 await stub.CountItems(pb.CountItemsRequest(), metadata=bearer("new-key"), timeout=30)
         await stub.CountItems(pb.CountItemsRequest(), metadata=bearer("new-key"), timeout=30)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.CountItems(pb.CountItemsRequest(), metadata=bearer("writer-key"), timeout=30)
         assert reason(caught.value) == "KEY_INVALID"
-    write_keys(gateway.keys, **KEYS)
 
 
 async def test_a_message_above_the_limit_is_refused_and_the_next_one_answered(gateway: Guarded) -> None:

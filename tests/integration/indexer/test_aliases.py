@@ -173,7 +173,7 @@ class Clients:
         self._stub = Stub(channel)
         self._alias = alias
         self._done = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(n,), daemon=True) for n in range(threads)]
+        self._threads = [threading.Thread(target=self._guarded, args=(n,), daemon=True) for n in range(threads)]
         for thread in self._threads:
             thread.start()
 
@@ -181,7 +181,8 @@ class Clients:
         """Returns when so many more queries were answered."""
         wanted, until = len(self.answers) + answers, time.monotonic() + 60
         while len(self.answers) < wanted:
-            assert time.monotonic() < until, (len(self.answers), wanted, self.faults[:3])
+            assert not self.faults, self.faults[:3]
+            assert time.monotonic() < until, (len(self.answers), wanted)
             time.sleep(0.005)
 
     def stop(self) -> None:
@@ -189,6 +190,12 @@ class Clients:
         for thread in self._threads:
             thread.join(60)
             assert not thread.is_alive()
+
+    def _guarded(self, n: int) -> None:
+        try:
+            self._run(n)
+        except Exception as error:
+            self.faults.append(f"client {n} ended with {error!r}")
 
     def _run(self, n: int) -> None:
         # By a stored id, so that the query fits both dimensions; every other client, with a filter and vectors.

@@ -25,6 +25,10 @@ ASKED = {
 KINDS = [f"{per_cent:g} %" for per_cent in SELECTIVITIES]
 
 
+def startup(rss_mib: float) -> dict[str, Any]:
+    return {"row": {"rss_mib": rss_mib, "empty_rss_mib": 100.0}}
+
+
 def speed(p50_ms: float) -> dict[str, Any]:
     rounds = {
         "ours 1": [500.0],
@@ -61,7 +65,7 @@ def beside(name: str, busy: list[float]) -> dict[str, Any]:
 
 def sections() -> dict[str, Any]:
     return {
-        "startup": {"sizes": {"50000": {"row": {"bytes_per_vector": 2500.0}}}},
+        "startup": {"sizes": {"200000": startup(560.0), "10000": startup(180.0), "50000": startup(270.0)}},
         "speed": {"sizes": {"10000": speed(1.0), "50000": speed(1.2), "200000": speed(1.5)}},
         "filters": {"sizes": {"50000": filters()}},
         "recall": {"sizes": {"10000": recall(0.992), "50000": recall(0.998)}},
@@ -87,7 +91,7 @@ def test_exactly_the_figures_that_are_asked_for_are_there_and_right() -> None:
         "filtered_over_plain_p50": 5.0,
         "recall_at_10": {"plain": 0.995, "filtered": 0.992},
         "latency_200k_over_10k": 1.5,
-        "bytes_per_vector": 2500.0,
+        "bytes_per_vector": 2097.152,
     }
 
 
@@ -102,6 +106,12 @@ def test_without_the_two_sizes_there_is_no_growth() -> None:
     told = sections()
     del told["speed"]["sizes"]["200000"]
     assert summary(told)["latency_200k_over_10k"] is None
+
+
+def test_of_one_size_what_an_item_takes_is_not_told_from_what_an_indexer_takes_anyway() -> None:
+    told = sections()
+    told["startup"]["sizes"] = {"50000": startup(270.0)}
+    assert summary(told)["bytes_per_vector"] is None
 
 
 def test_a_selectivity_that_was_not_measured_is_not_passed_over() -> None:

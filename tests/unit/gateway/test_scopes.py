@@ -28,4 +28,7 @@ def test_a_batch_counts_by_what_is_in_it() -> None:
     changes = gateway_pb2.UpdateMetadataRequest(updates=[gateway_pb2.MetadataUpdate()] * 4)
     assert RPCS[f"/{SERVICE}/UpdateMetadata"].items(changes) == 4
     assert RPCS[f"/{SERVICE}/GetItems"].items(gateway_pb2.GetItemsRequest(ids=["a", "b"])) == 2
+    labels = gateway_pb2.UpdateLabelsRequest(ids=["a", "b", "c"])
+    assert RPCS[f"/{SERVICE}/UpdateLabels"].items(labels) == 3
+    assert RPCS[f"/{SERVICE}/DeleteItems"].items(gateway_pb2.DeleteItemsRequest(ids=["a", "b", "c", "d"])) == 4
     assert RPCS[f"/{SERVICE}/Search"].items(gateway_pb2.SearchRequest()) == 1

@@ -44,10 +44,25 @@ def test_loopback_is_left_as_it_is(host: str) -> None:
     ],
 )
 def test_the_log_warns_of_what_is_open_to_everybody(told: dict[str, Any], warned: str | None) -> None:
+    assert warnings(**told) == ([] if warned is None else [warned])
+
+
+def warnings(**told: Any) -> list[str]:
+    """What the log of a gateway with these settings warns of."""
     service = GatewayService(GatewaySettings(**told), CollectorRegistry())
     with capture_logs() as lines:
         service.calls(Readiness(service.name))
-    assert [line["event"] for line in lines if line["log_level"] == "warning"] == ([] if warned is None else [warned])
+    return [line["event"] for line in lines if line["log_level"] == "warning"]
+
+
+def test_the_log_warns_of_keys_that_would_come_unencrypted_from_a_network(tmp_path: Path) -> None:
+    made = Authority(tmp_path).sign("gateway", "localhost")
+    keys = {"api_keys": f"web:{DIGEST}:read"}
+    (warned,) = warnings(host="0.0.0.0", **keys)
+    assert "unencrypted" in warned
+    assert "LIKENESS_TLS_CERT" in warned
+    assert warnings(host="0.0.0.0", tls_cert=made.certificate, tls_key=made.key, **keys) == []
+    assert warnings(host="127.0.0.1", **keys) == []
 
 
 def test_a_file_without_usable_keys_is_refused_at_start_and_never_taken_for_no_keys(tmp_path: Path) -> None:
