@@ -5,7 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from likeness_client.indexer import Hnsw, IndexerClient
+from likeness_client.backoff import backoff_s
+from likeness_client.errors import LikenessError
+from likeness_client.indexer import Hnsw, IndexerClient, export
 from likeness_client.items import Fingerprint
 from tests.unit.client import fake_indexer
 from tests.unit.client.fake_gateway import FakeGateway, serving
@@ -58,3 +60,13 @@ def nobody() -> Iterator[str]:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{reserved.getsockname()[1]}"
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export that broke is tried again at once, as often as ever."""
+
+    def at_once(error: LikenessError, failures: int, *, may_pass: bool) -> float:
+        return 0 * backoff_s(error, failures, may_pass=may_pass)
+
+    monkeypatch.setattr(export, "backoff_s", at_once)

@@ -264,6 +264,7 @@ def test_an_export_interrupted_while_its_parts_are_joined_goes_on(
 
 
 @FORMATS
+@pytest.mark.usefixtures("hasty")
 def test_an_export_is_not_resumed_of_another_collection_of_that_name(
     client: IndexerClient, indexer: FakeIndexer, photos: str, tmp_path: Path, file_format: FileFormat
 ) -> None:

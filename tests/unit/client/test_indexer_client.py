@@ -174,6 +174,7 @@ def test_an_export_does_not_go_on_with_another_collection_of_the_same_name(
     assert caught.value.reason == "RESUME_REFUSED"
 
 
+@pytest.mark.usefixtures("hasty")
 def test_an_export_that_breaks_again_and_again_is_given_up(
     client: IndexerClient, indexer: FakeIndexer, photos: str
 ) -> None:
