@@ -45,10 +45,11 @@ class Embedder(embedder_pb2_grpc.EmbedderServiceServicer):
             if not self._is_over():
                 answer = embedder_pb2.EmbedStreamResult(correlation_id=request.correlation_id, result=result())
                 yield embedder_pb2.EmbedStreamResponse(result=answer)
-            elif self._then is not grpc.StatusCode.OK:
-                await context.abort(self._then, "it fell over")
             elif (unanswered := unanswered + 1) == WINDOW:
-                return  # at a client amid a write gRPC would tell INTERNAL
+                # A client amid a write would be told INTERNAL by its own gRPC, and nothing else.
+                if self._then is not grpc.StatusCode.OK:
+                    await context.abort(self._then, "it fell over")
+                return
 
     def _is_over(self) -> bool:
         self._bulk += 1
