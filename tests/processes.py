@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,14 @@ from chassis.health import wait_until_serving
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 60.0
 STOP_S = 40.0
+
+
+def eventually(true: Callable[[], bool], within_s: float = 60) -> bool:
+    """Whether something that another process does comes about."""
+    deadline = time.monotonic() + within_s
+    while not (found := true()) and time.monotonic() < deadline:
+        time.sleep(0.02)  # a pace for looking; the deadline only ends a failure
+    return found
 
 
 def free_port() -> int:

@@ -19,9 +19,8 @@ from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 
 from chassis.errors import from_status
 from chassis.vectors import from_proto
-from tests.integration.indexer.test_rebuild import eventually
 from tests.pictures import noise, shared
-from tests.processes import Service, free_port, metric, start_service
+from tests.processes import Service, eventually, free_port, metric, start_service
 from tests.unit.embedder import tiny
 
 Input = embedder_pb2.EmbedInput

@@ -15,9 +15,8 @@ from likeness_client.errors import LikenessError as ClientError
 from likeness_client.indexer import IndexerClient
 from tests.integration.conftest import Stub, item, read
 from tests.integration.indexer.calls import PORT, connect
-from tests.integration.indexer.test_rebuild import eventually
 from tests.pictures import noise
-from tests.processes import Service, free_port, launch, metric, start_chroma, start_service
+from tests.processes import Service, eventually, free_port, launch, metric, start_chroma, start_service
 from tests.unit.embedder import tiny
 
 METRICS = "LIKENESS_INDEXER_METRICS_PORT"

@@ -35,8 +35,7 @@ from gateway.backends import EMBEDDER
 from gateway.indexer_reads import INDEXER
 from likeness_client import Client, LikenessError, Security, Term
 from tests.certificates import Authority
-from tests.integration.indexer.test_rebuild import eventually
-from tests.processes import Service, free_port, launch
+from tests.processes import Service, eventually, free_port, launch
 from tests.unit.gateway.behind import Behind, vector
 
 KEYS = {"reader": "read", "writer": "write", "flood": "write", "root": "admin"}

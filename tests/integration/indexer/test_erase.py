@@ -13,7 +13,7 @@ from likeness.indexer.v1 import indexer_pb2 as pb
 from chassis import metadata
 from chassis.metadata import Plain
 from tests.integration.indexer.calls import Start, Stub, connect, count, ids, refusal, upsert
-from tests.integration.indexer.test_rebuild import eventually
+from tests.processes import eventually
 
 DIMENSION = 32
 FINGERPRINT = types_pb2.ModelFingerprint(model="starter", digest="a1" * 32, dimension=DIMENSION)

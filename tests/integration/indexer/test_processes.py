@@ -32,8 +32,7 @@ from tests.integration.indexer.calls import (
     unit,
     upsert,
 )
-from tests.integration.indexer.test_rebuild import eventually
-from tests.processes import Service, free_port, launch, metric, start_chroma
+from tests.processes import Service, eventually, free_port, launch, metric, start_chroma
 
 
 @pytest.mark.parametrize("ending", ["stop", "kill"])

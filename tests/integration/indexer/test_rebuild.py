@@ -3,7 +3,6 @@
 import itertools
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -32,7 +31,7 @@ from tests.integration.indexer.calls import (
     unit,
     upsert,
 )
-from tests.processes import Service, start_chroma, start_service
+from tests.processes import Service, eventually, start_chroma, start_service
 
 
 def fill(stub: Stub, name: str, first: int, behind: int) -> None:
@@ -59,14 +58,6 @@ def copies(data: Path) -> list[str]:
 def directories(data: Path) -> set[str]:
     """The indexes on the disk."""
     return {path.name for path in (data / "chroma").iterdir() if path.is_dir()}
-
-
-def eventually(true: Callable[[], bool], within_s: float = 60) -> bool:
-    """Whether something that another process does comes about."""
-    deadline = time.monotonic() + within_s
-    while not (found := true()) and time.monotonic() < deadline:
-        time.sleep(0.02)  # a pace for looking; the deadline only ends a failure
-    return found
 
 
 class Load:
