@@ -27,7 +27,7 @@ from indexer.collections import Metric
 from indexer.filters import Comparison, Kind, Node, Op
 from indexer.reads import Fields, Search
 from indexer.scoring import OF_METRIC
-from indexer.serving.graph import Graph, GraphSettings
+from indexer.serving.graph import Graph, GraphSettings, Rows
 from indexer.serving.planner import Planner, PlannerSettings
 from indexer.serving.search import answer
 from indexer.serving.table import Table, View
@@ -130,9 +130,9 @@ def holds(graph: Graph, vectors: Array) -> None:
     held: list[float] = []
     append = graph._append
 
-    def timed(some: Array) -> None:
+    def timed(some: Array, of: Rows) -> None:
         began = time.perf_counter()
-        append(some)
+        append(some, of)
         held.append(time.perf_counter() - began)
 
     graph._append = timed  # type: ignore[method-assign,assignment]

@@ -17,6 +17,7 @@ from chassis.vectors import Array
 from indexer.collections import Metric
 from indexer.filters import Node
 from indexer.reads import Search
+from indexer.serving.graph import Graph
 from indexer.serving.planner import Planner
 from indexer.serving.steps import Steps
 from indexer.serving.table import View
@@ -100,15 +101,17 @@ def in_graph(
         nearest, closeness = yield partial(view.graph.nearest, _vectors(searches, group), width)
         full = (nearest[:, -1] >= 0).tolist()  # as many as were asked for
         known = (nearest.max(axis=1) < view.tail_from).tolist()  # each in the view's part of the graph
-        for k, (i, rows, close) in enumerate(zip(group, nearest, closeness, strict=True)):
+        copied = view.graph.copies.any(nearest)
+        for k, (i, nodes, near_nodes) in enumerate(zip(group, nearest, closeness, strict=True)):
             search, of = searches[i], members[searches[i].where]
+            rows, close = view.graph.copies.with_copies(nodes, near_nodes) if copied[k] else (nodes, near_nodes)
             kept = Found(rows, close)
-            if of.mask is not None or not (full[k] and known[k]):
+            if of.mask is not None or copied[k] or not (full[k] and known[k]):
                 kept = _kept(kept, of.mask, view.tail_from)
             wanted = _wanted(search)
             near = _surely_nearest(kept, wanted, close)
             # Some rows cannot be reached, however wide the search.
-            stuck = not full[k] or _crowded(view, rows, close, kept, wanted)
+            stuck = not full[k] or _crowded(near_nodes, kept, wanted, view.graph)
             rank, deep = 0, False
             # Without a filter only dead rows are left out, and where none of those lie nearer the rank is known.
             if near is not None and (search.where is not None or rows[wanted - 1] != kept.rows[wanted - 1]):
@@ -209,27 +212,23 @@ def _surely_nearest(members: Found, wanted: int, closeness: Array) -> Found | No
     limit = near[wanted - 1] - unsure
     if limit <= closeness[-1] + unsure:
         return None
-    stop = wanted
-    while stop < len(near) and near[stop] >= limit:
-        stop += 1
+    stop = wanted + int(np.count_nonzero(near[wanted:] >= limit))
     return Found(members.rows[:stop], near[:stop])
 
 
-def _crowded(view: View, rows: Rows, closeness: Array, members: Found, wanted: int) -> bool:
-    """Whether more items that cannot be told apart than a row has links are among the nearest, or go on from there.
+def _crowded(closeness: Array, members: Found, wanted: int, graph: Graph) -> bool:
+    """Whether more nodes that cannot be told apart than a row has links are among the nearest, or go on from there.
 
     Such rows link to each other alone. So a search that has come to some of them need not come to the rest, however
-    wide it is, and rows that are farther make it look complete. The rows of an item that is edited often are one item:
-    the search has come to it.
+    wide it is, and rows that are farther make it look complete.
 
     Args:
-        view: whose graph was searched.
-        rows: all that the graph gave, as many as were asked for, nearest first.
-        closeness: of them.
+        closeness: of all nodes that the graph gave, as many as were asked for, nearest first.
         members: as for ``_surely_nearest``.
         wanted: how many of them.
+        graph: that was searched.
     """
-    links, metric = view.graph.links, view.graph.metric
+    links, metric = graph.links, graph.metric
     if len(members.rows) < wanted or len(closeness) <= links:
         return False
     nearest, farthest = float(closeness[0]), float(closeness[-1])
@@ -238,15 +237,11 @@ def _crowded(view: View, rows: Rows, closeness: Array, members: Found, wanted: i
         return False
     limit = float(members.closeness[wanted - 1])
     limit -= _unsure(metric, limit, nearest, farthest)
-    close, given = closeness.tolist(), rows.tolist()
-    end = 0
-    for begin in range(np.count_nonzero(closeness[: len(spread)] >= limit)):
-        end = max(end, begin)
-        while end < len(close) and close[begin] - close[end] <= _unsure(metric, close[end], nearest, farthest):
-            end += 1
-        if end - begin > links and len({view.ids[row] for row in given[begin:end] if row < view.tail_from}) > links:
-            return True
-    return False
+    return any(
+        close - beyond <= _unsure(metric, beyond, nearest, farthest)
+        for close, beyond in zip(closeness[:-links].tolist(), closeness[links:].tolist(), strict=True)
+        if close >= limit
+    )
 
 
 def _unsure(metric: Metric, close: float, nearest: float, farthest: float) -> float:

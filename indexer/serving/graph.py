@@ -1,7 +1,8 @@
 """The vectors of a collection's rows, and an approximate index over them: faiss's HNSW graph.
 
 HNSW: Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable Small
-World graphs" (2018). The graph's own storage is the only copy of the vectors.
+World graphs" (2018). The graph's own storage is the only copy of the vectors. Of rows with equal vectors only the first
+is a node of the graph (``copies``).
 
 Closeness is what rows are compared by: the inner product, or the negative squared Euclidean distance; more is nearer.
 It is of float32 precision, and good for finding candidates; scores are computed from the vectors (``indexer.scoring``).
@@ -25,6 +26,7 @@ from chassis.cores import cores
 from chassis.vectors import Array
 from indexer.collections import Metric
 from indexer.serving import relink
+from indexer.serving.copies import Copies, Firsts, marked
 from indexer.serving.phases import PhaseFairLock
 
 # Each Python thread that searches with several OpenMP threads has a pool of them, and by default each of those spins
@@ -106,6 +108,9 @@ class Graph:
             raise ValueError(f"{path} holds a graph of dimension, metric and links {found}; expected {expected}")
         graph._take(index, metric, settings)
         graph._reserve()
+        links, begins, _ = relink.lowest_layer(faiss, index.hnsw, graph.count)
+        rows = np.flatnonzero(marked(links, begins))
+        graph.copies.add(links[begins[rows]].tolist(), rows.tolist())
         return graph
 
     def _take(self, index: Any, metric: Metric, settings: GraphSettings) -> None:
@@ -123,6 +128,8 @@ class Graph:
         self._searches = 0  # about: threads that count at the same moment count once
         self._sound = True
         self._relinked = self._count
+        self.copies = Copies()  # of its nodes; some may be of rows that are just being added
+        self._firsts = Firsts(self.dimension, self.vectors)
 
     @property
     def sound(self) -> bool:
@@ -136,9 +143,10 @@ class Graph:
 
     @property
     def nbytes(self) -> int:
-        """Bytes it takes: vectors, links, and for each row the places of its links and its top layer."""
+        """Bytes it takes: vectors, links, and for each row the places of its links, its top layer and its hash."""
         hnsw = self._index.hnsw
-        return int(self._flat.codes.size() + 4 * hnsw.neighbors.size() + 8 * hnsw.offsets.size() + 4 * self.count)
+        index = int(self._flat.codes.size() + 4 * hnsw.neighbors.size() + 8 * hnsw.offsets.size() + 4 * self.count)
+        return index + self.copies.nbytes + self._firsts.nbytes
 
     def add(self, vectors: Array) -> None:
         """Appends rows, float32 [n, dimension], a few at a time: readers get in between.
@@ -149,13 +157,14 @@ class Graph:
             RuntimeError: no memory; now, or at an earlier call, after which nothing can be added any more.
         """
         vectors = np.ascontiguousarray(vectors, np.float32)
+        of = self._nodes(vectors)
         done, searches = 0, self._searches
         while done < len(vectors):
             some = vectors[done : done + self._at_once]
             with self._lock.writing():
                 began = time.perf_counter()
                 _use_threads(1)
-                self._append(some)
+                self._append(some, of[done : done + self._at_once])
                 took = time.perf_counter() - began
             done += len(some)
             if self._searches != searches:  # a pace, not a wait for anything: half of the time is for searches
@@ -172,9 +181,11 @@ class Graph:
         Raises:
             RuntimeError: as ``add``.
         """
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        of = self._nodes(vectors)
         with self._lock.writing():
             _use_threads(cores())
-            self._append(np.ascontiguousarray(vectors, np.float32))
+            self._append(vectors, of)
             self._reserve()
         self._relink_if_grown()
 
@@ -186,14 +197,15 @@ class Graph:
         return self._lock.reading_now()
 
     def nearest(self, vectors: Array, ef: int) -> tuple[Rows, Array]:
-        """The rows nearest to each vector that a search ``ef`` wide finds: nearly always the nearest there are.
+        """The nodes nearest to each vector that a search ``ef`` wide finds: nearly always the nearest there are.
 
         Args:
             vectors: float32 [q, dimension].
             ef: how many to find, and how wide to search.
 
         Returns:
-            Rows int64 [q, ef], nearest first, −1 where there are no more, and their closeness float32 [q, ef].
+            Rows int64 [q, ef], nearest first, −1 where there are no more, and their closeness float32 [q, ef]. Their
+            copies are as close.
         """
         vectors = np.ascontiguousarray(vectors, np.float32)
         rows, closeness = np.empty((len(vectors), ef), np.int64), np.empty((len(vectors), ef), np.float32)
@@ -250,13 +262,39 @@ class Graph:
         with self._lock.unchanging():
             faiss.write_index(self._index, str(path))
 
-    def _append(self, vectors: Array) -> None:
+    def _nodes(self, vectors: Array) -> Rows:
+        """The node that each of the next rows is a copy of; −1: it is to be one."""
         if not self._sound:
             raise RuntimeError("the graph takes no more rows since memory ran out while some were added")
+        return self._firsts.take(vectors, self._count)
+
+    def _append(self, vectors: Array, of: Rows) -> None:
         self._sound = False  # the vectors may be in, and their links not
-        self._index.add(vectors)
+        if (of < 0).all():
+            self._index.add(vectors)
+        else:
+            changes = np.flatnonzero(np.diff(of >= 0)) + 1
+            for some, nodes in zip(np.split(vectors, changes), np.split(of, changes), strict=True):
+                if nodes[0] >= 0:
+                    self._append_copies(some, nodes)
+                else:
+                    self._index.add(some)
         self._count += len(vectors)
         self._sound = True
+
+    def _append_copies(self, vectors: Array, of: Rows) -> None:
+        index, hnsw, begin = self._index, self._index.hnsw, self._flat.ntotal
+        self._flat.add(vectors)
+        end = self._flat.ntotal
+        hnsw.levels.resize(end)
+        faiss.rev_swig_ptr(hnsw.levels.data(), end)[begin:] = 1  # the lowest layer, and no other
+        hnsw.prepare_level_tab(end - begin, True)
+        index.ntotal = end
+        rows = np.arange(begin, end)
+        links = faiss.rev_swig_ptr(hnsw.neighbors.data(), hnsw.neighbors.size())
+        places = faiss.rev_swig_ptr(hnsw.offsets.data(), hnsw.offsets.size())[begin:end].astype(np.int64)
+        links[places], links[places + 1] = of, rows
+        self.copies.add(of.tolist(), rows.tolist())
 
     def _relink_if_grown(self) -> None:
         if self._count >= self._relinked * _RELINK_GROWTH:

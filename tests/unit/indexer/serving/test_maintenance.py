@@ -21,7 +21,7 @@ from indexer.scoring import Scoring
 from indexer.serving import probe, search, snapshot
 from indexer.serving.builder import Builder
 from indexer.serving.collection import ServingCollection
-from indexer.serving.graph import Graph
+from indexer.serving.graph import Graph, Rows
 from indexer.serving.maintenance import Maintenance
 from indexer.serving.planner import Planner, PlannerSettings
 from indexer.serving.schedule import MaintenanceSettings
@@ -236,10 +236,10 @@ async def test_a_graph_that_memory_ran_out_for_is_built_anew(
 ) -> None:
     append, failing = Graph._append, True
 
-    def fail(graph: Graph, vectors: Array) -> None:
+    def fail(graph: Graph, vectors: Array, of: Rows) -> None:
         nonlocal failing
         if not failing or graph.count == 0:
-            return append(graph, vectors)
+            return append(graph, vectors, of)
         failing, graph._sound = False, False
         raise MemoryError("of a test")
 

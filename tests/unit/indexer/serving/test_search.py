@@ -357,24 +357,52 @@ def test_of_a_group_of_alike_items_all_are_given_on_one_page_or_on_many(metric: 
     assert ways[Way.GRAPH] > 0
 
 
-@pytest.mark.parametrize("metric", [Metric.L2, Metric.INNER_PRODUCT])
-def test_an_item_that_is_edited_often_has_no_search_score_everything(metric: Metric) -> None:
-    """By the cosine, where rows keep fewer links, its rows lead nowhere else, and everything is scored."""
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("alone", [False, True], ids=["among others", "alone"])
+def test_an_item_that_is_edited_often_has_no_search_score_everything(metric: Metric, alone: bool) -> None:
+    """Nor is it lost among its old rows."""
     random = np.random.default_rng(3)
     vectors = unit(random.standard_normal((6000, DIMENSION)).astype(np.float32))
+    vectors[8:] = unit(vectors[8 + np.arange(5992) % 100] + 0.1 * vectors[8:])
+    edited = 7 if alone else 4000
     made = table(metric)
     write(made, vectors)
     absorb(made, 6000)
     for _ in range(100):
-        write(made, vectors[7:8], first=7)
+        write(made, vectors[edited : edited + 1], first=edited)
     absorb(made, 6100)
     ways: Counter[Way] = Counter()
-    near = unit(vectors[7] + 0.05 * random.standard_normal((20, DIMENSION)).astype(np.float32))
-    for query in (vectors[7], *near):
+    near = unit(vectors[edited] + 0.02 * random.standard_normal((20, DIMENSION)).astype(np.float32))
+    for query in (vectors[edited], *near):
         [rows] = answer(made.view, [search(query, metric)], NOTHING, GRAPH, on_way=lambda way: ways.update([way]))
-        assert rows[0].item.id == f"{99_999 - 7:05}"
+        assert rows[0].item.id == f"{99_999 - edited:05}"
         assert len({row.item.id for row in rows}) == 10
     assert ways == {Way.GRAPH: 21}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("limit", [1.0, 0.5], ids=["all", "half of them"])
+def test_equal_items_are_found_by_the_graph_however_many_there_are(metric: Metric, limit: float) -> None:
+    """In the graph and in the tail; the dead and, where a view is too old for them, the new are left out."""
+    random = np.random.default_rng(3)
+    vectors, share = unit(random.standard_normal((6000, DIMENSION)).astype(np.float32)), random.random(6005)
+    group = np.sort(random.permutation(6000)[:500])
+    vectors[group] = vectors[group[0]]
+    made = table(metric)
+    write(made, vectors, share=share[:6000])
+    absorb(made, 5500)
+    made.apply([], [f"{99_999 - row:05}" for row in group[::7].tolist()])
+    before = made.view
+    write(made, vectors[group[:5]], first=6000, share=share[6000:])
+    absorb(made, 6005)
+    ways: Counter[Way] = Counter()
+    for view in (before, made.view):
+        truth, chosen = Truth.of(view), share[np.flatnonzero(view.live)] < limit
+        for query in (vectors[group[0]], unit(vectors[group[0]] + 0.01 * vectors[1])):
+            asked = search(query, metric, 150, where=number("share", Op.LT, limit))
+            [rows] = answer(view, [asked], NOTHING, GRAPH, on_way=lambda way: ways.update([way]))
+            assert given_back(rows) == truth.found(asked, metric, chosen)
+    assert ways == {Way.GRAPH: 4}
 
 
 def test_no_item_however_far_makes_exact_searches_score_more_than_they_have_to(monkeypatch: pytest.MonkeyPatch) -> None:
