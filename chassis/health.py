@@ -16,6 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from chassis.names import is_loopback
 from chassis.tls import ChannelTls, as_it_shows, distrust, name_of, of_this_host
 
+# Whoever waits for a start asks again so soon after nobody listened, in milliseconds; gRPC by itself after 1,000 up.
+_AGAIN_MS = 50
 # How long a server is asked whose name is not known yet, in seconds: it may have begun to listen since.
 _NAMELESS_S = 2.0
 
@@ -31,6 +33,7 @@ def _met(address: str, tls: ChannelTls | None) -> tuple[ChannelTls | None, str |
 
 def _channel(address: str, tls: ChannelTls | None, name: str | None) -> grpc.Channel:
     options: list[tuple[str, str | int]] = [("grpc.enable_http_proxy", 0)]
+    options += [(f"grpc.{kind}_reconnect_backoff_ms", _AGAIN_MS) for kind in ("initial", "max")]
     if tls is None:
         return grpc.insecure_channel(address, options=options)
     if name is not None:

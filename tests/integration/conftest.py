@@ -54,10 +54,8 @@ def photographs(services: Services, tmp_path_factory: pytest.TempPathFactory) ->
 
 def connect(services: Services) -> grpc.Channel:
     """A channel to the gateway."""
-    return grpc.insecure_channel(
-        services.addresses["gateway"],
-        options=[("grpc.max_send_message_length", -1), ("grpc.max_reconnect_backoff_ms", 500)],
-    )
+    again = [(f"grpc.{kind}_reconnect_backoff_ms", 200) for kind in ("initial", "max")]
+    return grpc.insecure_channel(services.addresses["gateway"], options=[("grpc.max_send_message_length", -1), *again])
 
 
 def item(sequence: int, picture: Path | bytes, item_id: str = "", label: str = "") -> Item:

@@ -308,15 +308,7 @@ def test_a_bad_setting_ends_with_2_and_is_named(variable: str, value: str) -> No
     assert f"{variable}='{value}'" in run.stderr
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"LIKENESS_MODEL": "ViT-B32"}, "Did you mean ViT-B-32"),
-        ({"LIKENESS_MODEL": "ViT-B-32", "LIKENESS_PRETRAINED": "laion2b"}, "Did you mean laion2b_e16"),
-        ({"LIKENESS_MODEL": "ViT-B-32", "LIKENESS_PRETRAINED": "/nowhere.pt"}, "neither a file nor"),
-    ],
-)
-def test_a_model_that_cannot_be_had_ends_with_1_and_says_what_to_do(settings: dict[str, str], said: str) -> None:
-    run = run_to_end("embedder", {"LIKENESS_EMBEDDER_PORT": "0", **settings})
+def test_a_model_that_cannot_be_had_ends_with_1_and_says_what_to_do() -> None:
+    run = run_to_end("embedder", {"LIKENESS_EMBEDDER_PORT": "0", "LIKENESS_MODEL": "ViT-B32"})
     assert run.returncode == 1
-    assert said in run.stderr
+    assert "Did you mean ViT-B-32" in run.stderr

@@ -1,4 +1,4 @@
-"""LIKENESS_WORKERS: several embedders behind one port, as real processes with a tiny model."""
+"""LIKENESS_WORKERS: several embedders behind one port, as real processes."""
 
 import asyncio
 import os
@@ -19,28 +19,17 @@ from embedder.replicas import reserve
 from gateway.backends import Embedder
 from gateway.settings import GatewaySettings
 from tests.processes import Service, launch, start_service
-from tests.unit.embedder import tiny
 
 PORT = "LIKENESS_EMBEDDER_PORT"
+TWO = {"LIKENESS_WORKERS": "2"}
 RETRIES = '{"methodConfig": [{"name": [{}], "retryPolicy": {"maxAttempts": 5, "initialBackoff": "0.1s", \
 "maxBackoff": "1s", "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}}]}'
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("model")
-    return {
-        "LIKENESS_MODEL": tiny.save_folder(folder / "tiny"),
-        "LIKENESS_DEVICE": "cpu",
-        "LIKENESS_BACKEND": "torch",  # nothing to convert first
-        "LIKENESS_WORKERS": "2",
-    }
-
-
 @contextmanager
-def running(environment: dict[str, str], folder: Path) -> Iterator[Service]:
+def running(folder: Path, **environment: str) -> Iterator[Service]:
     """Two replicas, both serving."""
-    started = start_service("embedder", environment, PORT, folder)
+    started = start_service("embedder", TWO | environment, PORT, folder)
     try:
         serving(started, 2)
         yield started
@@ -50,16 +39,16 @@ def running(environment: dict[str, str], folder: Path) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def shared(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """For the tests after which it serves as before."""
-    with running(environment, tmp_path_factory.mktemp("shared")) as started:
+    with running(tmp_path_factory.mktemp("shared")) as started:
         yield started
 
 
 @pytest.fixture
-def own(environment: dict[str, str], tmp_path: Path) -> Iterator[Service]:
+def own(tmp_path: Path) -> Iterator[Service]:
     """For a test that ends it."""
-    with running(environment, tmp_path) as started:
+    with running(tmp_path) as started:
         yield started
 
 
@@ -148,11 +137,11 @@ async def test_a_gateway_has_connections_to_both(shared: Service) -> None:
         await gateway.close()
 
 
-def test_a_second_service_on_the_port_is_refused(shared: Service, environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_second_service_on_the_port_is_refused(shared: Service, tmp_path: Path) -> None:
     port = shared.address.rsplit(":", 1)[1]
 
     for workers in ("1", "2"):
-        second = launch("embedder", {**environment, PORT: port, "LIKENESS_WORKERS": workers}, PORT, tmp_path)
+        second = launch("embedder", {PORT: port, "LIKENESS_WORKERS": workers}, PORT, tmp_path)
         assert second.process.wait(60) == 1, second.log
         assert second.log.count("cannot listen") == int(workers)  # both write to one file
 
@@ -173,10 +162,8 @@ def test_sigterm_ends_all_processes(own: Service) -> None:
     reserve(host, int(port)).close()  # nobody has it
 
 
-def test_all_take_calls_after_sigterm_until_a_second_signal_to_their_parent(
-    environment: dict[str, str], tmp_path: Path
-) -> None:
-    with running({**environment, "LIKENESS_STOP_DELAY_S": "3600"}, tmp_path) as service:
+def test_all_take_calls_after_sigterm_until_a_second_signal_to_their_parent(tmp_path: Path) -> None:
+    with running(tmp_path, LIKENESS_STOP_DELAY_S="3600") as service:
         pids = serving(service, 2)
         service.process.send_signal(signal.SIGTERM)
         while service.log.count("taking calls for a while") < 2:
@@ -199,8 +186,8 @@ def test_a_killed_parent_takes_all_with_it(own: Service) -> None:
     assert alive == []
 
 
-def test_a_model_that_cannot_be_loaded_ends_all(environment: dict[str, str], tmp_path: Path) -> None:
-    service = launch("embedder", environment | {"LIKENESS_MODEL": f"local-dir:{tmp_path / 'none'}"}, PORT, tmp_path)
+def test_a_model_that_cannot_be_loaded_ends_all(tmp_path: Path) -> None:
+    service = launch("embedder", TWO | {"LIKENESS_MODEL": f"local-dir:{tmp_path / 'none'}"}, PORT, tmp_path)
 
     assert service.process.wait(60) == 1
     assert "cannot start" in service.log

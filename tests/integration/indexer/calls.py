@@ -31,9 +31,8 @@ Start = Callable[..., Service]
 
 def connect(service: Service) -> grpc.Channel:
     """A channel to the indexer."""
-    return grpc.insecure_channel(
-        service.address, options=[("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", 200)]
-    )
+    again = [(f"grpc.{kind}_reconnect_backoff_ms", 200) for kind in ("initial", "max")]
+    return grpc.insecure_channel(service.address, options=[("grpc.enable_http_proxy", 0), *again])
 
 
 def unit(n: int) -> types_pb2.Vector:

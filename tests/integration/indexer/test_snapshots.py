@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -262,15 +263,15 @@ def test_of_more_backups_than_are_kept_the_oldest_go(start: Start) -> None:
             assert refusal(call).reason == error_pb2.REASON_SNAPSHOT_NOT_FOUND
 
 
-@pytest.mark.parametrize(
-    "name", ["", "photos", "../photos/20261122T101500.123Z", "photos/..", "photos/20261399T101500.123Z"]
-)
-def test_what_is_no_name_of_a_backup_leads_nowhere(start: Start, name: str) -> None:
+def test_what_is_no_name_of_a_backup_leads_nowhere(start: Start) -> None:
     with connect(start()) as channel:
         stub = Stub(channel)
-        assert refusal(lambda: restore(stub, name)).reason == error_pb2.REASON_FIELD_INVALID
-        deletion = pb.DeleteSnapshotRequest(name=name)
-        assert refusal(lambda: stub.DeleteSnapshot(deletion)).reason == error_pb2.REASON_FIELD_INVALID
+        for name in ("", "photos", "../photos/20261122T101500.123Z", "photos/..", "photos/20261399T101500.123Z"):
+            for call in (
+                partial(restore, stub, name),
+                partial(stub.DeleteSnapshot, pb.DeleteSnapshotRequest(name=name)),
+            ):
+                assert refusal(call).reason == error_pb2.REASON_FIELD_INVALID, (name, call)
 
 
 def flip(file: Path, at: float) -> None:
