@@ -14,6 +14,7 @@ from likeness.common.v1 import error_pb2
 from chassis.errors import LikenessError
 from indexer.budget import Budget
 from indexer.collections import Collection, NewerCollection
+from indexer.memory import release
 from indexer.metrics import Metrics
 from indexer.patience import patiently
 from indexer.reads import Reader
@@ -296,6 +297,7 @@ class Registry:
                 ),
                 self._connected,
             )
+            await asyncio.to_thread(release)
         except OverBudgetError:
             served.mode, served.reason = Mode.CHROMA, over_budget(budget.most)
             log.warning("collection is served from Chroma", collection=collection.name, why=served.reason)
