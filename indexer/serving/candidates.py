@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,8 @@ Bools = npt.NDArray[np.bool_]
 # Closeness of two rows differs by less than this share of the larger one (L2), or of the largest there is, if their
 # exact scores may be equal, or in another order: float32 sums of up to 4,096 products.
 _UNSURE = 4e-6
+# Of rows with equal vectors so many, the latest, are asked what became of their items.
+_COPIES_LOOKED_AT = 64
 _MEASURED_AT_ONCE = 2**22  # closeness of so many pairs together: 16 MiB
 
 
@@ -101,7 +104,7 @@ def in_graph(
         nearest, closeness = yield partial(view.graph.nearest, _vectors(searches, group), width)
         full = (nearest[:, -1] >= 0).tolist()  # as many as were asked for
         known = (nearest.max(axis=1) < view.tail_from).tolist()  # each in the view's part of the graph
-        copied = view.graph.copies.any(nearest)
+        copied = view.graph.copies.among(nearest)
         for k, (i, nodes, near_nodes) in enumerate(zip(group, nearest, closeness, strict=True)):
             search, of = searches[i], members[searches[i].where]
             rows, close = view.graph.copies.with_copies(nodes, near_nodes) if copied[k] else (nodes, near_nodes)
@@ -115,9 +118,11 @@ def in_graph(
             rank, deep = 0, False
             # Without a filter only dead rows are left out, and where none of those lie nearer the rank is known.
             if near is not None and (search.where is not None or rows[wanted - 1] != kept.rows[wanted - 1]):
-                rank, with_gone = _rank(view, rows, kept.rows[wanted - 1])
+                last = int(np.count_nonzero(near_nodes >= kept.closeness[wanted - 1]))
+                rank, with_gone = _rank(view, nodes[:last], rows)
                 of_all = view.tail_from if with_gone else max(items, of.in_graph)
-                deep = not planner.reaches(width, rank, of_all, of.in_graph, wanted)
+                asked = len(np.unique(view.graph.nodes(kept.rows[:wanted]))) if copied[k] else wanted
+                deep = not planner.reaches(width, rank, of_all, of.in_graph, asked)
             if near is not None and not (stuck or deep):
                 found[i] = near
                 on_way(Way.GRAPH)
@@ -259,25 +264,32 @@ def _unsure(metric: Metric, close: float, nearest: float, farthest: float) -> fl
     return _UNSURE * (abs(close) if metric is Metric.L2 else max(abs(nearest), abs(farthest)))
 
 
-def _rank(view: View, nearest: Rows, row: np.int64) -> tuple[int, bool]:
-    """The place of a row among those of items that the graph gave, from 1, and whether any item is gone from there.
+def _rank(view: View, nodes: Rows, given: Rows) -> tuple[int, bool]:
+    """How many of the nodes are of items that are there or are gone from there, and whether any is gone.
 
-    Rows that were replaced do not count where those that replaced them lie there too, as at whatever is edited often;
-    or in the tail, for which no graph has to be searched. Items that were deleted, or lie elsewhere now, do: the search
-    went through them.
+    Items that were replaced do not count where what replaced them lies there too, as at whatever is edited often; or in
+    the tail, for which no graph has to be searched. Items that were deleted, or lie elsewhere now, do: the search went
+    through them.
+
+    Args:
+        view: whose graph was searched.
+        nodes: the nearest that the graph gave, by their first rows.
+        given: all rows that it gave.
     """
-    before = nearest[: int(np.flatnonzero(nearest == row)[0]) + 1]
-    before = before[(before >= 0) & (before < view.tail_from)]
-    live = view.live[before]
-    rank = int(np.count_nonzero(live))
-    if rank == len(before):
-        return rank, False
-    given = set(nearest.tolist())
-    gone = set[str]()
-    for dead in before[~live].tolist():
-        now = view.row_of.get(view.ids[dead])
-        if now is None or (now < view.tail_from and now not in given):
-            gone.add(view.ids[dead])
+    nodes = nodes[(nodes >= 0) & (nodes < view.tail_from)]
+    live = view.live[nodes]
+    rank, gone = int(np.count_nonzero(live)), set[str]()
+    for first in nodes[~live].tolist():
+        some = (first, *islice(view.graph.copies.of(first), _COPIES_LOOKED_AT))
+        rows = [row for row in some if row < view.tail_from]
+        if view.live[rows].any():
+            rank += 1
+            continue
+        for item_id in (view.ids[row] for row in rows):
+            now = view.row_of.get(item_id)
+            if now is None or (now < view.tail_from and not (given == now).any()):
+                gone.add(item_id)
+                break
     return rank + len(gone), bool(gone)
 
 

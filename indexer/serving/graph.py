@@ -1,8 +1,8 @@
 """The vectors of a collection's rows, and an approximate index over them: faiss's HNSW graph.
 
 HNSW: Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable Small
-World graphs" (2018). The graph's own storage is the only copy of the vectors. Of rows with equal vectors only the first
-is a node of the graph (``copies``).
+World graphs" (2018). The graph's own storage is the only place of the vectors. Rows with equal vectors share a node,
+which to whoever searches is the first of them (``copies``).
 
 Closeness is what rows are compared by: the inner product, or the negative squared Euclidean distance; more is nearer.
 It is of float32 precision, and good for finding candidates; scores are computed from the vectors (``indexer.scoring``).
@@ -26,7 +26,8 @@ from chassis.cores import cores
 from chassis.vectors import Array
 from indexer.collections import Metric
 from indexer.serving import relink
-from indexer.serving.copies import Copies, Firsts, marked
+from indexer.serving.copies import Copies, Firsts
+from indexer.serving.growing import Growing
 from indexer.serving.phases import PhaseFairLock
 
 # Each Python thread that searches with several OpenMP threads has a pool of them, and by default each of those spins
@@ -90,12 +91,13 @@ class Graph:
         self._take(faiss.IndexHNSWFlat(dimension, neighbors, kind), metric, settings)
 
     @classmethod
-    def read(cls, path: Path, dimension: int, metric: Metric, settings: GraphSettings) -> "Graph":
+    def read(cls, path: Path, nodes: Path, dimension: int, metric: Metric, settings: GraphSettings) -> "Graph":
         """A graph that ``write`` wrote. Takes 60 ms for each 100 MB.
 
         Raises:
-            ValueError: the file holds something else: another dimension or metric, other links, or no graph.
-            RuntimeError: the file cannot be read.
+            ValueError: the files hold something else: another dimension or metric, other links, or no graph.
+            RuntimeError: the graph's file cannot be read.
+            OSError: the nodes' cannot.
         """
         graph = cls(dimension, metric, settings)
         index = faiss.read_index(str(path))
@@ -106,11 +108,16 @@ class Graph:
         expected = (wanted.d, wanted.metric_type, wanted.hnsw.nb_neighbors(0))
         if found != expected:
             raise ValueError(f"{path} holds a graph of dimension, metric and links {found}; expected {expected}")
+        of_rows = np.load(nodes, allow_pickle=False)
+        there, firsts = np.unique(of_rows, return_index=True)
+        if not np.array_equal(there, np.arange(index.ntotal)):
+            raise ValueError(f"{nodes} holds the nodes of another graph: expected {index.ntotal}, from 0")
         graph._take(index, metric, settings)
         graph._reserve()
-        links, begins, _ = relink.lowest_layer(faiss, index.hnsw, graph.count)
-        rows = np.flatnonzero(marked(links, begins))
-        graph.copies.add(links[begins[rows]].tolist(), rows.tolist())
+        graph._know(firsts, of_rows)
+        copies = np.setdiff1d(np.arange(len(of_rows)), firsts, assume_unique=True)
+        graph.copies.add(firsts[of_rows[copies]], copies)
+        graph._count, graph._relinked = len(of_rows), len(firsts)
         return graph
 
     def _take(self, index: Any, metric: Metric, settings: GraphSettings) -> None:
@@ -124,12 +131,14 @@ class Graph:
         self._flat = faiss.downcast_index(index.storage)
         self._lock = PhaseFairLock()
         self._at_once = 1
-        self._count = int(index.ntotal)  # which faiss raises before the rows have links
+        self._count = 0  # rows; faiss counts nodes, and before they have links
         self._searches = 0  # about: threads that count at the same moment count once
         self._sound = True
-        self._relinked = self._count
-        self.copies = Copies()  # of its nodes; some may be of rows that are just being added
-        self._firsts = Firsts(self.dimension, self.vectors)
+        self._relinked = 0  # nodes there were then
+        self._nodes = Growing(np.int32)  # of the rows
+        self._rows = Growing(np.int32)  # of the nodes: the first of each
+        self.copies = Copies()  # some may be of rows that are just being added
+        self._firsts = Firsts(self.dimension)
 
     @property
     def sound(self) -> bool:
@@ -142,11 +151,16 @@ class Graph:
         return self._count
 
     @property
+    def firsts(self) -> npt.NDArray[np.int32]:
+        """The rows that are nodes, in order."""
+        return self._rows.values
+
+    @property
     def nbytes(self) -> int:
-        """Bytes it takes: vectors, links, and for each row the places of its links, its top layer and its hash."""
+        """Bytes it takes: vectors, links, the places of each node's links and its top layer, and what rows are."""
         hnsw = self._index.hnsw
-        index = int(self._flat.codes.size() + 4 * hnsw.neighbors.size() + 8 * hnsw.offsets.size() + 4 * self.count)
-        return index + self.copies.nbytes + self._firsts.nbytes
+        index = self._flat.codes.size() + 4 * hnsw.neighbors.size() + 8 * hnsw.offsets.size() + 4 * len(self._rows)
+        return int(index) + self._nodes.nbytes + self._rows.nbytes + self.copies.nbytes + self._firsts.nbytes
 
     def add(self, vectors: Array) -> None:
         """Appends rows, float32 [n, dimension], a few at a time: readers get in between.
@@ -157,22 +171,26 @@ class Graph:
             RuntimeError: no memory; now, or at an earlier call, after which nothing can be added any more.
         """
         vectors = np.ascontiguousarray(vectors, np.float32)
-        of = self._nodes(vectors)
+        of = self._first(vectors)
+        nodes = np.concatenate(([0], np.cumsum(of < 0)))  # new ones before each row
         done, searches = 0, self._searches
         while done < len(vectors):
-            some = vectors[done : done + self._at_once]
+            # Copies take next to nothing, and so say nothing of how many nodes fit.
+            stop = int(np.searchsorted(nodes, nodes[done] + self._at_once, side="right")) - 1
+            stop = min(stop, done + _MOST_AT_ONCE)
             with self._lock.writing():
                 began = time.perf_counter()
                 _use_threads(1)
-                self._append(some, of[done : done + self._at_once])
+                self._append(vectors[done:stop], of[done:stop])
                 took = time.perf_counter() - began
-            done += len(some)
+            new, done = int(nodes[stop] - nodes[done]), stop
             if self._searches != searches:  # a pace, not a wait for anything: half of the time is for searches
                 searches = self._searches
                 time.sleep(min(took, 10 * _HOLD_S))
             # Towards what fits, and at most doubled, so that one quick call does not make the next one long.
-            fits = int(len(some) * _HOLD_S / max(took, 1e-6))
-            self._at_once = max(1, min(fits, 2 * self._at_once, _MOST_AT_ONCE))
+            if new:
+                fits = int(new * _HOLD_S / max(took, 1e-6))
+                self._at_once = max(1, min(fits, 2 * self._at_once, _MOST_AT_ONCE))
         self._relink_if_grown()
 
     def build(self, vectors: Array) -> None:
@@ -182,7 +200,7 @@ class Graph:
             RuntimeError: as ``add``.
         """
         vectors = np.ascontiguousarray(vectors, np.float32)
-        of = self._nodes(vectors)
+        of = self._first(vectors)
         with self._lock.writing():
             _use_threads(cores())
             self._append(vectors, of)
@@ -204,8 +222,8 @@ class Graph:
             ef: how many to find, and how wide to search.
 
         Returns:
-            Rows int64 [q, ef], nearest first, −1 where there are no more, and their closeness float32 [q, ef]. Their
-            copies are as close.
+            Their first rows int64 [q, ef], nearest first, −1 where there are no more, and their closeness float32
+            [q, ef]. The ``copies`` of those rows are as close.
         """
         vectors = np.ascontiguousarray(vectors, np.float32)
         rows, closeness = np.empty((len(vectors), ef), np.int64), np.empty((len(vectors), ef), np.float32)
@@ -219,7 +237,13 @@ class Graph:
                 self._index.search_c(
                     len(some), faiss.swig_ptr(some), ef, faiss.swig_ptr(near), faiss.swig_ptr(found), wide
                 )
+        if self.copies.exist:  # until then each row is a node, of the same number
+            rows = np.where(rows >= 0, self._rows.values[rows], np.int64(-1))
         return rows, closeness if self.metric is not Metric.L2 else np.negative(closeness, out=closeness)
+
+    def nodes(self, rows: Rows) -> Rows:
+        """The nodes of rows, int64 [m], all in the graph: the same for rows with equal vectors."""
+        return self._nodes.values[rows].astype(np.int64) if self.copies.exist else rows
 
     def closeness(self, vectors: Array, rows: Rows) -> Array:
         """How close each vector is to each of the rows.
@@ -236,7 +260,7 @@ class Graph:
             with self._lock.reading():
                 self._measure(self._flat.get_xb(), asking, asked, out)
 
-        return self._blocks(measure, vectors, rows)
+        return self._blocks(measure, vectors, self.nodes(rows))
 
     def closeness_to(self, others: Array, vectors: Array, rows: Rows) -> Array:
         """As ``closeness``, to rows of ``others``, float32 [n, dimension]."""
@@ -246,58 +270,57 @@ class Graph:
     def vectors(self, rows: Rows) -> Array:
         """The rows' vectors, float32 [len(rows), dimension]. Rows are int64 [m], all in the graph."""
         found = np.empty((len(rows), self.dimension), np.float32)
-        rows = np.ascontiguousarray(rows, np.int64)
-        if len(rows):
+        nodes = np.ascontiguousarray(self.nodes(rows), np.int64)
+        if len(nodes):
             _use_threads(1)
             with self._lock.reading():
-                self._flat.reconstruct_batch_c(len(rows), faiss.swig_ptr(rows), faiss.swig_ptr(found))
+                self._flat.reconstruct_batch_c(len(nodes), faiss.swig_ptr(nodes), faiss.swig_ptr(found))
         return found
 
-    def write(self, path: Path) -> None:
-        """Writes it to a file; rows to add wait meanwhile, searches do not.
+    def write(self, path: Path, nodes: Path) -> None:
+        """Writes it to files, the graph and which node each row is of; rows to add wait meanwhile, searches do not.
 
         Raises:
-            RuntimeError: the file cannot be written.
+            RuntimeError: a file cannot be written, or nothing can be added any more, and the last rows may not be in.
+            OSError: a file cannot be written.
         """
         with self._lock.unchanging():
+            self._require_sound()
             faiss.write_index(self._index, str(path))
+            with nodes.open("wb") as file:
+                np.save(file, self._nodes.values, allow_pickle=False)
 
-    def _nodes(self, vectors: Array) -> Rows:
-        """The node that each of the next rows is a copy of; −1: it is to be one."""
+    def _require_sound(self) -> None:
         if not self._sound:
             raise RuntimeError("the graph takes no more rows since memory ran out while some were added")
-        return self._firsts.take(vectors, self._count)
+
+    def _first(self, vectors: Array) -> Rows:
+        """The row whose copy each of the next rows is; −1: it is the first of its vector, and a node."""
+        self._require_sound()
+        return self._firsts.take(vectors, self._count, self.vectors)
 
     def _append(self, vectors: Array, of: Rows) -> None:
         self._sound = False  # the vectors may be in, and their links not
-        if (of < 0).all():
-            self._index.add(vectors)
-        else:
-            changes = np.flatnonzero(np.diff(of >= 0)) + 1
-            for some, nodes in zip(np.split(vectors, changes), np.split(of, changes), strict=True):
-                if nodes[0] >= 0:
-                    self._append_copies(some, nodes)
-                else:
-                    self._index.add(some)
+        begin, new, copies = self._count, of < 0, np.flatnonzero(of >= 0)
+        nodes = len(self._rows) + np.cumsum(new) - 1
+        for row in copies.tolist():  # in order, since some are copies of those before them
+            first = int(of[row])
+            nodes[row] = nodes[first - begin] if first >= begin else self._nodes.values[first]
+        self._know(begin + np.flatnonzero(new), nodes)
+        self.copies.add(of[copies], begin + copies)
+        if new.any():
+            self._index.add(vectors if len(copies) == 0 else vectors[new])
         self._count += len(vectors)
         self._sound = True
 
-    def _append_copies(self, vectors: Array, of: Rows) -> None:
-        index, hnsw, begin = self._index, self._index.hnsw, self._flat.ntotal
-        self._flat.add(vectors)
-        end = self._flat.ntotal
-        hnsw.levels.resize(end)
-        faiss.rev_swig_ptr(hnsw.levels.data(), end)[begin:] = 1  # the lowest layer, and no other
-        hnsw.prepare_level_tab(end - begin, True)
-        index.ntotal = end
-        rows = np.arange(begin, end)
-        links = faiss.rev_swig_ptr(hnsw.neighbors.data(), hnsw.neighbors.size())
-        places = faiss.rev_swig_ptr(hnsw.offsets.data(), hnsw.offsets.size())[begin:end].astype(np.int64)
-        links[places], links[places + 1] = of, rows
-        self.copies.add(of.tolist(), rows.tolist())
+    def _know(self, firsts: Rows, nodes: Rows) -> None:
+        """Takes note of nodes' first rows and of the rows that come next, before a search can come to any of them."""
+        self._rows.extend(firsts)
+        self._nodes.extend(nodes)
+        self.copies.make_room(len(self._nodes))
 
     def _relink_if_grown(self) -> None:
-        if self._count >= self._relinked * _RELINK_GROWTH:
+        if len(self._rows) >= self._relinked * _RELINK_GROWTH:
             self.relink()
 
     def relink(self) -> None:
@@ -305,15 +328,16 @@ class Graph:
 
         Adding rows does it by itself as a graph grows; to be called when the last of many was added.
         """
-        if self.metric is Metric.COSINE or self._count == self._relinked:
+        nodes = len(self._rows)
+        if self.metric is Metric.COSINE or nodes == self._relinked:
             return
         with self._lock.unchanging():
-            edits = relink.missing(*relink.lowest_layer(faiss, self._index.hnsw, self._count))
+            edits = relink.missing(*relink.lowest_layer(faiss, self._index.hnsw, nodes))
         for begin in range(0, len(edits), _MOST_AT_ONCE):
             with self._lock.writing():
                 links, _, _ = relink.lowest_layer(faiss, self._index.hnsw, 0)
                 relink.apply(links, edits[begin : begin + _MOST_AT_ONCE])
-        self._relinked = self._count
+        self._relinked = nodes
 
     def _reserve(self) -> None:
         """Has the storage grow now, and not while readers wait. Room takes no memory before it is written to.

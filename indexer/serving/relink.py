@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from indexer.serving.copies import marked
-
 Links = npt.NDArray[np.int32]
 Places = npt.NDArray[np.int64]
 
@@ -48,15 +46,13 @@ def missing(links: Links, begins: Places, width: int) -> list[Edit]:
     """
     count = len(begins)
     degrees = np.zeros(count, np.int64)
-    node = ~marked(links, begins)
     at_once = max(_LEAST_AT_ONCE, -(-count // _MOST_PARTS))
     for start in range(0, count, at_once):
-        part = slice(start, start + at_once)
-        some = links[begins[part][node[part], None] + np.arange(width)]
+        some = links[begins[start : start + at_once, None] + np.arange(width)]
         degrees += np.bincount(some[some >= 0], minlength=count)
     edits: list[Edit] = []
     changed: dict[int, Links] = {}
-    for row in np.flatnonzero(node & (degrees < LEAST)).tolist():
+    for row in np.flatnonzero(degrees < LEAST).tolist():
         own = links[begins[row] : begins[row] + width]
         for other in own[own >= 0].tolist():
             if degrees[row] >= LEAST:

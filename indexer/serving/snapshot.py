@@ -27,7 +27,7 @@ from indexer.serving.table import TableState
 
 log = structlog.get_logger()
 
-FORMAT = 2  # 1: each of more equal vectors is a node of the graph
+FORMAT = 2  # 1: each row is a node of the graph
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
 _DIGEST = "crc32_of_the_rest"

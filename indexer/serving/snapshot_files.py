@@ -17,8 +17,9 @@ from indexer.serving.columns import Dumped, Kind
 from indexer.serving.graph import Graph, GraphSettings
 from indexer.serving.table import TableState
 
-GRAPH, ROWS, COLUMNS, WORDS, TAIL = "graph.faiss", "rows.arrow", "columns.arrow", "words.arrow", "tail.npy"
-FILES = (GRAPH, ROWS, COLUMNS, WORDS, TAIL)
+GRAPH, NODES, ROWS, COLUMNS = "graph.faiss", "nodes.npy", "rows.arrow", "columns.arrow"
+WORDS, TAIL = "words.arrow", "tail.npy"
+FILES = (GRAPH, NODES, ROWS, COLUMNS, WORDS, TAIL)
 
 # So many texts, and values of columns, are in Arrow at once beside what they are made of.
 _TEXTS_AT_ONCE = 16_384
@@ -47,7 +48,7 @@ def write_files(folder: Path, state: TableState) -> None:
         OSError: the disk is full or fails.
         RuntimeError: the same, from faiss.
     """
-    _write_graph(folder / GRAPH, state.graph)
+    _write_graph(folder / GRAPH, folder / NODES, state.graph)
     _write_rows(folder / ROWS, state)
     _write_columns(folder / COLUMNS, state.columns)
     with _written(folder / WORDS, _WORDS) as words:
@@ -67,17 +68,17 @@ def read_files(folder: Path, collection: Collection, graph: GraphSettings, tail_
         live,
         [word for batch in _batches(folder / WORDS) for word in batch.column("word").to_pylist()],
         _read_columns(folder / COLUMNS),
-        Graph.read(folder / GRAPH, collection.fingerprint.dimension, collection.metric, graph),
+        Graph.read(folder / GRAPH, folder / NODES, collection.fingerprint.dimension, collection.metric, graph),
         tail_from,
         np.load(folder / TAIL, allow_pickle=False),
     )
 
 
-def _write_graph(file: Path, graph: Graph) -> None:
-    graph.write(file)
+def _write_graph(file: Path, nodes: Path, graph: Graph) -> None:
+    graph.write(file, nodes)
     # faiss only prints that closing a file failed, and then the end of it is missing: what it writes last is the
-    # vector of the last row.
-    last = graph.vectors(np.arange(graph.count)[-1:]).tobytes()
+    # vector of the last node.
+    last = graph.vectors(graph.firsts[-1:].astype(np.int64)).tobytes()
     with file.open("rb") as written:
         written.seek(-min(len(last), file.stat().st_size), os.SEEK_END)
         if written.read() != last:

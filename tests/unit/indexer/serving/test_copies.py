@@ -1,3 +1,5 @@
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from chassis.vectors import Array
 from indexer.collections import Metric
-from indexer.serving import copies, graph, relink
+from indexer.serving import copies, graph
 from indexer.serving.copies import Copies, Firsts
 from indexer.serving.graph import Graph, GraphSettings
 
@@ -28,12 +30,12 @@ def first_of_each(of: list[int]) -> list[int]:
 
 def taken(of: list[int], sizes: list[int], *, hashed: bool = True) -> list[int]:
     rows = vectors(of)
-    firsts = Firsts(DIMENSION, lambda asked: rows[asked])
+    firsts = Firsts(DIMENSION)
     if not hashed:
         firsts._factors[:] = 0
     begin, found = sizes[0], []
     for size in [*sizes[1:], len(of)]:
-        found += firsts.take(part := rows[begin : begin + size], begin).tolist()
+        found += firsts.take(part := rows[begin : begin + size], begin, lambda asked: rows[asked]).tolist()
         begin += len(part)
     return [-2] * sizes[0] + found
 
@@ -60,20 +62,33 @@ def test_rows_of_one_hash_are_compared() -> None:
 
 def test_rows_that_could_not_be_stored_are_taken_again() -> None:
     stored = vectors([1, 2])
-    firsts = Firsts(DIMENSION, lambda asked: stored[asked])
-    assert firsts.take(vectors([1, 2]), 0).tolist() == [-1, -1]
+    firsts = Firsts(DIMENSION)
+    assert firsts.take(vectors([1, 2]), 0, lambda asked: stored[asked]).tolist() == [-1, -1]
     for _ in range(2):
-        assert firsts.take(vectors([3, 3, 2]), 2).tolist() == [-1, 2, 1]
+        assert firsts.take(vectors([3, 3, 2]), 2, lambda asked: stored[asked]).tolist() == [-1, 2, 1]
 
 
-def test_nodes_are_followed_by_their_copies() -> None:
+def test_rows_are_followed_by_their_copies() -> None:
     held = Copies()
-    assert held.any(np.array([[0, 1], [2, -1]])) == [False, False]
-    held.add([1, 4, 1], [5, 6, 7])
-    assert held.any(np.array([[0, 5], [2, -1], [4, 1], [0, 1]])) == [False, False, True, True]
+    held.make_room(8)
+    assert held.among(np.array([[0, 1], [2, -1]])) == [False, False]
+    held.add(np.array([1, 4, 1]), np.array([5, 6, 7]))
+    assert held.among(np.array([[0, 3], [2, -1], [4, 1], [0, 1]])) == [False, False, True, True]
+    assert [list(held.of(row)) for row in (0, 1, 4)] == [[], [7, 5], [6]]
     rows, closeness = held.with_copies(np.array([4, 0, 1, -1]), np.array([0.5, 0.4, 0.3, -9], np.float32))
-    assert rows.tolist() == [4, 6, 0, 1, 5, 7, -1]
+    assert rows.tolist() == [4, 6, 0, 1, 7, 5, -1]
     assert closeness.tolist() == np.array([0.5, 0.5, 0.4, 0.3, 0.3, 0.3, -9], np.float32).tolist()
+
+
+def test_where_no_row_is_no_copies_are_though_the_last_row_is_one() -> None:
+    held = Copies()
+    held.make_room(1000)
+    full = len(held._before)
+    held.add(np.array([0]), np.array([full - 2]))
+    held.add(np.array([0]), np.array([full - 1]))
+    assert held._before[-1] >= 0
+    assert held.among(np.array([[3, -1]])) == [False]
+    assert held.with_copies(np.array([3, -1]), np.zeros(2, np.float32))[0].tolist() == [3, -1]
 
 
 def unit(count: int, seed: int = 0) -> Array:
@@ -99,14 +114,16 @@ def test_only_the_first_of_equal_rows_is_a_node(tmp_path: Path) -> None:
     grown.add(rows[100:900])
     made = [built, grown]
     for number, one in enumerate(made[:2]):
-        one.write(tmp_path / str(number))
-        made.append(Graph.read(tmp_path / str(number), DIMENSION, Metric.COSINE, GraphSettings()))
+        files = tmp_path / f"{number}", tmp_path / f"{number}.npy"
+        one.write(*files)
+        made.append(Graph.read(*files, DIMENSION, Metric.COSINE, GraphSettings()))
     for one in made:
         one.add(rows[900:])
+        assert (one.count, one.firsts.tolist(), one._index.ntotal) == (1000, nodes, len(nodes))
+        assert one.nodes(np.arange(1000)).tolist() == [nodes.index(row) for row in first]
         assert np.array_equal(one.vectors(np.arange(1000)), rows)
-        links, begins, width = relink.lowest_layer(graph.faiss, one._index.hnsw, 1000)
-        linked = links[begins[nodes][:, None] + np.arange(width)]
-        assert set(linked[linked >= 0].tolist()) <= set(nodes)
+        asked = np.arange(0, 1000, 7)
+        assert np.allclose(one.closeness(rows[:5], asked), rows[:5] @ rows[asked].T, atol=1e-6)
         found, near = one.nearest(rows, 48)
         assert set(found.ravel().tolist()) <= set(nodes)
         assert (found[:, 0] == first).mean() > 0.99
@@ -117,30 +134,86 @@ def test_only_the_first_of_equal_rows_is_a_node(tmp_path: Path) -> None:
             assert np.allclose(close, rows[everything] @ rows[row], atol=1e-6)
 
 
-@pytest.mark.parametrize("metric", [Metric.L2, Metric.INNER_PRODUCT])
-def test_no_link_to_or_from_a_copy_is_made_later(metric: Metric) -> None:
+def test_nodes_of_another_graph_are_refused(tmp_path: Path) -> None:
+    rows, _ = with_copies()
+    for name, count in (("one", 1000), ("other", 900)):
+        made = Graph(DIMENSION, Metric.COSINE, GraphSettings())
+        made.build(rows[:count])
+        made.write(tmp_path / name, tmp_path / f"{name}.npy")
+    with pytest.raises(ValueError, match="nodes of another graph"):
+        Graph.read(tmp_path / "one", tmp_path / "other.npy", DIMENSION, Metric.COSINE, GraphSettings())
+
+
+def test_copies_take_no_room_for_vectors_or_links() -> None:
+    made = Graph(512, Metric.COSINE, GraphSettings())
+    made.build(np.random.default_rng(0).standard_normal((1000, 512)).astype(np.float32))
+    before = made.nbytes
+    made.build(made.vectors(np.arange(1000)))
+    assert 1000 * 30 <= made.nbytes - before <= 1000 * 60
+
+
+def test_rows_are_built_together_whatever_copies_are_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """faiss takes more than one core for more than a hundred rows at once only."""
     rows, first = with_copies()
-    made = Graph(DIMENSION, metric, GraphSettings())
-    made.build(rows * np.random.default_rng(1).uniform(0.2, 5, 1000).astype(np.float32)[first, None])
-    made.relink()
-    links, begins, width = relink.lowest_layer(graph.faiss, made._index.hnsw, 1000)
-    is_copy = np.array(first) != np.arange(1000)
-    assert np.array_equal(copies.marked(links, begins), is_copy)
-    own = links[begins[is_copy][:, None] + np.arange(width)]
-    assert np.array_equal(own[:, 0], np.array(first)[is_copy])
-    assert (own[:, 2:] == -1).all()
-    others = links[begins[~is_copy][:, None] + np.arange(width)]
-    assert not is_copy[others[others >= 0]].any()
+    made = Graph(DIMENSION, Metric.COSINE, GraphSettings())
+    added: list[int] = []
+    add = made._index.add
+
+    def counting(some: Array) -> None:
+        added.append(len(some))
+        add(some)
+
+    monkeypatch.setattr(made._index, "add", counting)
+    made.build(rows)
+    assert added == [len(set(first))]
 
 
-def test_rows_that_few_link_to_are_told_without_copies() -> None:
-    """A copy's mark is no link to its node, and a copy needs none."""
-    width = 4
-    links = np.full((12, width), -1, np.int32)
-    links[0] = [1, 2, 3, -1]
-    links[1], links[2] = [0, 2, 3, -1], [0, 1, 3, -1]
-    for copy in range(4, 12):
-        links[copy, :2] = 3, copy
-    links[3, :3] = 0, 1, 2
-    plain = relink.missing(links[:4].ravel().copy(), np.arange(0, 4 * width, width), width)
-    assert relink.missing(links.ravel(), np.arange(0, 12 * width, width), width) == plain
+def test_copies_teach_nobody_that_many_rows_fit_in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers are kept out for as long as nodes take."""
+    rows = unit(3000)
+    made = Graph(DIMENSION, Metric.COSINE, GraphSettings())
+    made.build(rows[:2000])
+    monkeypatch.setattr(graph, "_HOLD_S", 0.0)  # one node at a time
+    made.add(rows[2000:2010])
+    assert made._at_once == 1
+    added: list[int] = []
+    append = made._append
+
+    def counting(some: Array, of: copies.Rows) -> None:
+        added.append(int(np.count_nonzero(of < 0)))
+        append(some, of)
+
+    monkeypatch.setattr(made, "_append", counting)
+    made.add(np.concatenate((rows[:600], rows[2010:2030], rows[:50], rows[2030:2040])))
+    assert max(added) == 1
+    assert sum(added) == 30
+    assert len(added) <= 40
+    assert made.count == 2690
+
+
+def test_a_graph_that_nobody_needs_is_freed_at_once() -> None:
+    """The garbage collector knows nothing of its gigabytes, and so sees no reason to look."""
+    made = Graph(DIMENSION, Metric.COSINE, GraphSettings())
+    made.build(with_copies()[0])
+    seen = weakref.ref(made)
+    gc.disable()
+    try:
+        del made
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+def test_what_may_lack_rows_is_not_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = Graph(DIMENSION, Metric.COSINE, GraphSettings())
+    made.build(unit(100))
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(made.copies, "add", fail)
+    with pytest.raises(MemoryError):
+        made.add(unit(200))
+    with pytest.raises(RuntimeError, match="memory ran out"):
+        made.write(tmp_path / "graph", tmp_path / "nodes")
+    assert list(tmp_path.iterdir()) == []

@@ -78,7 +78,7 @@ def test_a_rebuild_looks_for_rows_that_few_link_to_as_it_grows_and_at_its_end(
         return
     assert looked[-1] == 1995, "of all, at the end"
     assert sum(looked) <= 13 * 1995, "11 times, and what is left of the last"
-    table.apply([Written(f"more{i}", row, b"", {}) for i, row in enumerate(rows[:15])], [])
+    table.apply([Written(f"more{i}", row, b"", {}) for i, row in enumerate(2 * rows[:15])], [])
     built.catch_up(table.view)
     built.build_tail(lambda: False)
     assert looked[-1] == 2010

@@ -19,7 +19,7 @@ from indexer.reads import Fields, Row, Search
 from indexer.scoring import OF_METRIC, Scoring, distances, scores
 from indexer.serving import ranking
 from indexer.serving.candidates import Way
-from indexer.serving.graph import Graph, GraphSettings
+from indexer.serving.graph import Graph, GraphSettings, Rows
 from indexer.serving.planner import Planner, PlannerSettings
 from indexer.serving.search import answer
 from indexer.serving.table import Table, View
@@ -403,6 +403,57 @@ def test_equal_items_are_found_by_the_graph_however_many_there_are(metric: Metri
             [rows] = answer(view, [asked], NOTHING, GRAPH, on_way=lambda way: ways.update([way]))
             assert given_back(rows) == truth.found(asked, metric, chosen)
     assert ways == {Way.GRAPH: 4}
+
+
+def test_copies_that_came_after_a_view_are_not_in_its_answers() -> None:
+    random = np.random.default_rng(3)
+    vectors = unit(random.standard_normal((6000, DIMENSION)).astype(np.float32))
+    made = table(Metric.COSINE)
+    write(made, vectors)
+    absorb(made, 6000)
+    before = made.view
+    write(made, vectors[:5], first=6000)
+    absorb(made, 6005)
+    asked = search(vectors[0], Metric.COSINE)
+    for view in (before, made.view):
+        [rows] = answer(view, [asked], NOTHING, GRAPH)
+        assert given_back(rows)[:2] == Truth.of(view).found(asked, Metric.COSINE)[:2]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("gone", [False, True], ids=["left out", "deleted"])
+def test_a_group_of_equal_items_that_may_not_be_found_makes_no_search_beside_it_wider(
+    metric: Metric, gone: bool
+) -> None:
+    random = np.random.default_rng(3)
+    vectors = unit(random.standard_normal((6000, DIMENSION)).astype(np.float32))
+    group = np.sort(random.permutation(6000)[:500])
+    vectors[group] = vectors[group[0]]
+    outside = np.ones(6000)
+    outside[group] = 0
+    made = table(metric)
+    write(made, vectors, outside=outside)
+    absorb(made, 6000)
+    where = None if gone else number("outside", Op.GT, 0)
+    if gone:
+        made.apply([], [f"{99_999 - row:05}" for row in group.tolist()])
+    widths: list[int] = []
+    view = made.view
+    nearest = view.graph.nearest
+
+    def counting(asked: Array, ef: int) -> tuple[Rows, Array]:
+        widths.append(ef)
+        return nearest(asked, ef)
+
+    view.graph.nearest = counting  # type: ignore[method-assign,assignment]
+    queries = unit(vectors[group[0]] + 0.02 * random.standard_normal((20, DIMENSION)).astype(np.float32))
+    asked = [search(query, metric, where=where) for query in queries]
+    truth, chosen = Truth.of(view), None if gone else outside > 0
+    hits = 0
+    for each, rows in zip(asked, answer(view, asked, NOTHING, GRAPH), strict=True):
+        hits += len(set(truth.found(each, metric, chosen)) & set(given_back(rows)))
+    assert hits / 200 >= 0.98
+    assert len(widths) == 1
 
 
 def test_no_item_however_far_makes_exact_searches_score_more_than_they_have_to(monkeypatch: pytest.MonkeyPatch) -> None:
