@@ -31,6 +31,8 @@ Bools = npt.NDArray[np.bool_]
 _UNSURE = 4e-6
 # Of rows with equal vectors so many, the latest, are asked what became of their items.
 _COPIES_LOOKED_AT = 64
+# So many copies are put beside their nodes in a quarter of a millisecond; more are where others do not wait.
+_EXPANDED_BRIEFLY = 1024
 _MEASURED_AT_ONCE = 2**22  # closeness of so many pairs together: 16 MiB
 
 
@@ -104,14 +106,12 @@ def in_graph(
         nearest, closeness = yield partial(view.graph.nearest, _vectors(searches, group), width)
         full = (nearest[:, -1] >= 0).tolist()  # as many as were asked for
         known = (nearest.max(axis=1) < view.tail_from).tolist()  # each in the view's part of the graph
-        copied = view.graph.copies.among(nearest)
+        copies = view.graph.copies.counts(nearest)
         for k, (i, nodes, near_nodes) in enumerate(zip(group, nearest, closeness, strict=True)):
             search, of = searches[i], members[searches[i].where]
-            rows, close = view.graph.copies.with_copies(nodes, near_nodes) if copied[k] else (nodes, near_nodes)
-            kept = Found(rows, close)
-            if of.mask is not None or copied[k] or not (full[k] and known[k]):
-                kept = _kept(kept, of.mask, view.tail_from)
-            wanted = _wanted(search)
+            wanted, given = _wanted(search), Found(nodes, near_nodes)
+            gathered = _gathered(view, given, copies[k], of, wanted, whole=full[k] and known[k])
+            (rows, close), kept = yield from gathered
             near = _surely_nearest(kept, wanted, close)
             # Some rows cannot be reached, however wide the search.
             stuck = not full[k] or _crowded(near_nodes, kept, wanted, view.graph)
@@ -121,7 +121,7 @@ def in_graph(
                 last = int(np.count_nonzero(near_nodes >= kept.closeness[wanted - 1]))
                 rank, with_gone = _rank(view, nodes[:last], rows)
                 of_all = view.tail_from if with_gone else max(items, of.in_graph)
-                asked = len(np.unique(view.graph.nodes(kept.rows[:wanted]))) if copied[k] else wanted
+                asked = len(np.unique(view.graph.nodes(kept.rows[:wanted]))) if copies[k] else wanted
                 deep = not planner.reaches(width, rank, of_all, of.in_graph, asked)
             if near is not None and not (stuck or deep):
                 found[i] = near
@@ -202,6 +202,44 @@ def _kept(found: Found, mask: Bools | None, before: int) -> Found:
     return Found(found.rows[known], found.closeness[known])
 
 
+def _gathered(
+    view: View, nodes: Found, copies: int, of: Members, wanted: int, *, whole: bool
+) -> Steps[tuple[Found, Found]]:
+    """What the graph gave, with copies, and the members among it.
+
+    Args:
+        view: whose graph was searched.
+        nodes: what it gave, nearest first.
+        copies: how many those have.
+        of: whose members.
+        wanted: how many of them.
+        whole: whether every node is a row of the view.
+    """
+    kept = nodes if of.mask is None and whole else _kept(nodes, of.mask, view.tail_from)
+    if not copies:
+        return nodes, kept
+    expand = partial(_with_copies, view, nodes, kept, wanted)
+    everything = (yield expand) if copies > _EXPANDED_BRIEFLY else expand()
+    return everything, _kept(everything, of.mask, view.tail_from)
+
+
+def _with_copies(view: View, nodes: Found, members: Found, wanted: int) -> Found:
+    """Nodes with their copies, but for those that are farther than as many members as are wanted.
+
+    Args:
+        view: whose graph was searched.
+        nodes: what it gave, nearest first.
+        members: those of them that are members themselves.
+        wanted: how many members.
+    """
+    near, end = nodes.closeness, len(nodes.rows)
+    if len(members.rows) >= wanted:
+        least = members.closeness[wanted - 1] - _UNSURE * float(max(abs(near[0]), abs(near[-1])))
+        end = int(np.count_nonzero(near >= least))
+    expanded = Found(*view.graph.copies.with_copies(nodes.rows[:end], near[:end]))
+    return _together(expanded, Found(nodes.rows[end:], near[end:]))
+
+
 def _surely_nearest(members: Found, wanted: int, closeness: Array) -> Found | None:
     """The ``wanted`` nearest members, and those that cannot be told from the last of them; None: some may be missing.
 
@@ -280,12 +318,12 @@ def _rank(view: View, nodes: Rows, given: Rows) -> tuple[int, bool]:
     live = view.live[nodes]
     rank, gone = int(np.count_nonzero(live)), set[str]()
     for first in nodes[~live].tolist():
-        some = (first, *islice(view.graph.copies.of(first), _COPIES_LOOKED_AT))
-        rows = [row for row in some if row < view.tail_from]
+        known = (row for row in view.graph.copies.of(first) if row < view.tail_from)
+        rows = [first, *islice(known, _COPIES_LOOKED_AT)]
         if view.live[rows].any():
             rank += 1
             continue
-        for item_id in (view.ids[row] for row in rows):
+        for item_id in {view.ids[row] for row in rows}:
             now = view.row_of.get(item_id)
             if now is None or (now < view.tail_from and not (given == now).any()):
                 gone.add(item_id)

@@ -26,7 +26,7 @@ from chassis.cores import cores
 from chassis.vectors import Array
 from indexer.collections import Metric
 from indexer.serving import relink
-from indexer.serving.copies import Copies, Firsts
+from indexer.serving.copies import FIRST_BYTES, Copies, Firsts
 from indexer.serving.growing import Growing
 from indexer.serving.phases import PhaseFairLock
 
@@ -110,8 +110,9 @@ class Graph:
             raise ValueError(f"{path} holds a graph of dimension, metric and links {found}; expected {expected}")
         of_rows = np.load(nodes, allow_pickle=False)
         there, firsts = np.unique(of_rows, return_index=True)
-        if not np.array_equal(there, np.arange(index.ntotal)):
-            raise ValueError(f"{nodes} holds the nodes of another graph: expected {index.ntotal}, from 0")
+        whole = of_rows.dtype == np.int32 and of_rows.ndim == 1 and np.array_equal(there, np.arange(index.ntotal))
+        if not whole or (np.diff(firsts) < 0).any():
+            raise ValueError(f"{nodes} holds the nodes of another graph: expected {index.ntotal}, from 0 on")
         graph._take(index, metric, settings)
         graph._reserve()
         graph._know(firsts, of_rows)
@@ -159,8 +160,9 @@ class Graph:
     def nbytes(self) -> int:
         """Bytes it takes: vectors, links, the places of each node's links and its top layer, and what rows are."""
         hnsw = self._index.hnsw
-        index = self._flat.codes.size() + 4 * hnsw.neighbors.size() + 8 * hnsw.offsets.size() + 4 * len(self._rows)
-        return int(index) + self._nodes.nbytes + self._rows.nbytes + self.copies.nbytes + self._firsts.nbytes
+        index = self._flat.codes.size() + 4 * hnsw.neighbors.size() + 8 * hnsw.offsets.size()
+        rows = self._nodes.nbytes + self._rows.nbytes + self.copies.nbytes
+        return int(index) + rows + (4 + FIRST_BYTES) * len(self._rows)
 
     def add(self, vectors: Array) -> None:
         """Appends rows, float32 [n, dimension], a few at a time: readers get in between.

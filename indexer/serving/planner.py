@@ -91,10 +91,10 @@ class Planner:
 
         Args:
             width: of that search.
-            rank: of the last one wanted among all rows of items, from 1.
+            rank: of the last one wanted among all vectors of items, equal ones counted once, from 1.
             rows: of items, in the graph; and of those that are gone, where ``rank`` counts them.
             members: those of them that may be found.
-            wanted: how many of those are wanted.
+            wanted: how many of those are wanted, equal ones counted once.
         """
         share = members / rows
         by_chance = wanted / share + _CHANCE * math.sqrt(wanted * (1 - share)) / share  # negative binomial
@@ -106,7 +106,7 @@ class Planner:
         """How to go on after a search that does not reach.
 
         Args:
-            rank: of the last member wanted among all rows of items, from 1.
+            rank: of the last member wanted among all vectors of items, equal ones counted once, from 1.
             members: rows that may be found.
         """
         return self._if_cheaper(self._deep(rank), members)

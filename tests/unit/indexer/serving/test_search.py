@@ -21,7 +21,7 @@ from indexer.serving import ranking
 from indexer.serving.candidates import Way
 from indexer.serving.graph import Graph, GraphSettings, Rows
 from indexer.serving.planner import Planner, PlannerSettings
-from indexer.serving.search import answer
+from indexer.serving.search import answer, answering
 from indexer.serving.table import Table, View
 from indexer.writes import Written
 
@@ -454,6 +454,44 @@ def test_a_group_of_equal_items_that_may_not_be_found_makes_no_search_beside_it_
         hits += len(set(truth.found(each, metric, chosen)) & set(given_back(rows)))
     assert hits / 200 >= 0.98
     assert len(widths) == 1
+
+
+@pytest.mark.parametrize("wanted", [10, 200])
+def test_many_copies_are_gathered_in_a_step_and_only_where_they_count(
+    wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1,500 equal items, behind a hundred others."""
+    random = np.random.default_rng(3)
+    query = unit(random.standard_normal(DIMENSION).astype(np.float32))
+    near, far = (
+        query + size * random.standard_normal((count, DIMENSION)) for size, count in ((0.01, 100), (9.0, 3000))
+    )
+    same = np.broadcast_to(query + 0.05 * random.standard_normal(DIMENSION), (1500, DIMENSION))
+    made = table(Metric.COSINE)
+    write(made, unit(np.concatenate((near, same, far)).astype(np.float32)))
+    absorb(made, 4600)
+    expanded: list[int] = []
+    with_copies = made.view.graph.copies.with_copies
+
+    def counting(nodes: Rows, closeness: Array) -> tuple[Rows, Array]:
+        rows, close = with_copies(nodes, closeness)
+        expanded.append(len(rows))
+        return rows, close
+
+    monkeypatch.setattr(made.view.graph.copies, "with_copies", counting)
+    asked = search(query, Metric.COSINE, wanted)
+    steps = answering(made.view, [asked], NOTHING, GRAPH)
+    names: list[str] = []
+    try:
+        step = next(steps)
+        while True:
+            names.append(step.func.__name__)  # type: ignore[attr-defined]
+            step = steps.send(step())
+    except StopIteration as ended:
+        [rows] = ended.value
+    assert given_back(rows) == Truth.of(made.view).found(asked, Metric.COSINE)
+    assert expanded == ([10] if wanted == 10 else [1699])
+    assert "_with_copies" in names
 
 
 def test_no_item_however_far_makes_exact_searches_score_more_than_they_have_to(monkeypatch: pytest.MonkeyPatch) -> None:
