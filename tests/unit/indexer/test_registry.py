@@ -263,10 +263,10 @@ async def test_the_dead_rows_of_a_snapshot_are_cleared_away(seen: Seen, tmp_path
     for i, vector in enumerate(vectors(300, dimension=256)):
         store.put(f"id{i}", vector, {})
     table = Table(256, wide.metric, GRAPH, MASK_BYTES)
-    items = [record.written() for record in store.records.values()]
-    while table.nbytes <= 1.05 * 2**20:
-        table.apply(items, [])
-        items = items[:20]
+    for others in vectors(600, seed=1, dimension=256).reshape(30, 20, 256):
+        table.apply([Written.of(f"id{i}", vector, {}) for i, vector in enumerate(others, 100)], [])
+    table.apply([record.written() for record in store.records.values()], [])
+    assert table.nbytes > 1.05 * 2**20
     absorb(table, table.view.count)
     snapshot.write(tmp_path / wide.uid, wide, GRAPH, Snapshot(store.stamp, table.state()))
     registry = served_by(store, seen, tmp_path)
