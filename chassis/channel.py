@@ -1,5 +1,6 @@
 """Channels to the other services: every address of a DNS name in turn, retries of what is safe to repeat."""
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ def connect(
     *,
     watch_health: bool = False,
     tls: ChannelTls | None = None,
+    authority: str | None = None,
 ) -> grpc.aio.Channel:
     """A channel to a service, with connections of its own; it connects on first use and again by itself.
 
@@ -56,20 +58,16 @@ def connect(
         watch_health: whether an address whose health check says NOT_SERVING gets no calls: for replicas of which any
             will do. One that has no health check counts as serving.
         tls: whom to believe, and what to show; None: without TLS.
+        authority: ``host:port`` that the server's certificate is to name; None: what the address says.
 
     Raises:
         TlsError: a file of it cannot be used.
     """
     has_scheme = "://" in address or address.startswith(("unix:", "dns:", "ipv4:", "ipv6:"))
-    config: dict[str, object] = {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [
-            {
-                "name": [{"service": service, "method": method} for method in repeatable],
-                "retryPolicy": _RETRIES[use],
-            }
-        ],
-    }
+    config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    if repeatable:
+        names = [{"service": service, "method": method} for method in repeatable]
+        config["methodConfig"] = [{"name": names, "retryPolicy": _RETRIES[use]}]
     if watch_health:
         config["healthCheckConfig"] = {"serviceName": service}
     limit = max_message_mb * 2**20
@@ -89,6 +87,8 @@ def connect(
         ("grpc.dns_min_time_between_resolutions_ms", 5_000),
         ("grpc.enable_http_proxy", 0),
     ]
+    if authority is not None:
+        options.append(("grpc.default_authority", authority))
     if tls is None:
         return grpc.aio.insecure_channel(target, options=options)
     return grpc.aio.secure_channel(target, tls.grpc(), options=options)
@@ -102,10 +102,13 @@ class _Connection(Generic[Stub]):
     stub: Stub
     calls: int = 0
 
+    def ready(self) -> bool:
+        """Whether a call would be sent at once; if not, it begins to connect."""
+        return self.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
+
     def rank(self) -> tuple[bool, int]:
         """The least goes first: one that is ready, with the fewest calls."""
-        state = self.channel.get_state(try_to_connect=True)
-        return state is not grpc.ChannelConnectivity.READY, self.calls
+        return not self.ready(), self.calls
 
 
 class Connections(Generic[Stub]):
@@ -124,6 +127,16 @@ class Connections(Generic[Stub]):
         """
         self._all = [_Connection(channel, stub(channel)) for channel in channels]
         self._turn = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def under_way(self) -> int:
+        """Calls on all of them together."""
+        return sum(connection.calls for connection in self._all)
+
+    def ready(self) -> bool:
+        """Whether one of them is; those that are not begin to connect."""
+        return any([connection.ready() for connection in self._all])  # noqa: C419  (all are to be asked)
 
     async def call(
         self, method: Callable[[Stub], Callable[..., Awaitable[Answer]]], request: Any, **options: Any
@@ -138,10 +151,17 @@ class Connections(Generic[Stub]):
         self._turn = (self._turn + 1) % len(self._all)
         chosen = min(self._all[self._turn :] + self._all[: self._turn], key=_Connection.rank)
         chosen.calls += 1
+        self._idle.clear()
         try:
             return await method(chosen.stub)(request, **options)
         finally:
             chosen.calls -= 1
+            if not self.under_way():
+                self._idle.set()
+
+    async def idle(self) -> None:
+        """Waits until no call is under way."""
+        await self._idle.wait()
 
     async def close(self) -> None:
         """Closes the channels."""

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
+import grpc
 from likeness.common.v1 import error_pb2
 from likeness.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from likeness.indexer.v1 import indexer_pb2, indexer_pb2_grpc
 
-from chassis.channel import Connections, connect
+from chassis.channel import connect
+from chassis.replicas import Replicas
 from gateway.backend import Backend, bringing
 from gateway.indexer_reads import INDEXER, READS, IndexerReads
 from gateway.settings import GatewaySettings
@@ -27,7 +29,7 @@ _BULK = (("likeness-priority", "bulk"),)
 
 
 class Embedder(Backend):
-    """Calls to whichever embedder replica is next."""
+    """Calls to the embedder replica that has the fewest of them."""
 
     def __init__(self, settings: GatewaySettings) -> None:
         unavailable = error_pb2.REASON_EMBEDDER_UNAVAILABLE
@@ -35,14 +37,15 @@ class Embedder(Backend):
         methods, size, tls = ("GetModel", "Embed"), settings.max_message_mb, settings.upstream_tls
 
         # A replica that is stopping, or whose worker has died, gets no calls.
-        def several(use: Literal["interactive", "bulk"]) -> "Connections[embedder_pb2_grpc.EmbedderServiceAsyncStub]":
-            channels = [
-                connect(self.address, EMBEDDER, methods, size, use, watch_health=True, tls=tls)
-                for _ in range(settings.embedder_connections)
-            ]
-            return Connections(channels, embedder_pb2_grpc.EmbedderServiceStub)
+        def replicas(use: Literal["interactive", "bulk"]) -> "Replicas[embedder_pb2_grpc.EmbedderServiceAsyncStub]":
+            def single(target: str, authority: str | None) -> grpc.aio.Channel:
+                return connect(target, EMBEDDER, (), size, use, watch_health=True, tls=tls, authority=authority)
 
-        self._interactive, self._bulk = several("interactive"), several("bulk")
+            whole = connect(self.address, EMBEDDER, methods, size, use, watch_health=True, tls=tls)
+            stub, each = embedder_pb2_grpc.EmbedderServiceStub, settings.embedder_connections
+            return Replicas(self.address, stub, whole, single, each)
+
+        self._interactive, self._bulk = replicas("interactive"), replicas("bulk")
         # Sees what the others are kept from, and so can tell a service of another kind.
         self._watched = connect(self.address, EMBEDDER, methods, size, "interactive", tls=tls)
 

@@ -25,6 +25,20 @@ from tests.unit.gateway.shelves import shelves
 TEXT = [embedder_pb2.EmbedInput(text="a")]
 
 
+class Health(health_aio.HealthServicer):
+    """A health check that knows how many connections have asked for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watched = 0
+        self.another = asyncio.Event()
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802
+        self.watched += 1
+        self.another.set()
+        await super().Watch(request, context)
+
+
 class Replica(embedder_pb2_grpc.EmbedderServiceServicer):
     """An embedder with a health check; its calls wait at a gate."""
 
@@ -33,7 +47,7 @@ class Replica(embedder_pb2_grpc.EmbedderServiceServicer):
         self.open = asyncio.Event()
         self.open.set()
         self.entered = asyncio.Event()
-        self.health = health_aio.HealthServicer()
+        self.health = Health()
 
     async def Embed(self, request: Any, context: Any) -> embedder_pb2.EmbedResponse:  # noqa: N802
         self.calls += 1
@@ -58,15 +72,15 @@ async def start(replica: Any, port: int = 0, *, shared: bool = False) -> tuple[g
 
 
 @asynccontextmanager
-async def replicas(count: int, *more: int) -> AsyncIterator[tuple[list[Replica], Embedder]]:
-    """So many embedders that serve, and ``more`` ports, behind one connection of the gateway to each."""
+async def replicas(count: int, *more: int, connections: int = 1) -> AsyncIterator[tuple[list[Replica], Embedder]]:
+    """So many embedders that serve, and ``more`` ports, behind so many connections of the gateway to each."""
     told = [Replica() for _ in range(count)]  # type: ignore[abstract]  # only what is called
     servers = []
     for replica in told:
         await replica.says(True)
         servers.append(await start(replica))
     where = ",".join(f"127.0.0.1:{port}" for port in (*(port for _, port in servers), *more))
-    embedder = Embedder(GatewaySettings(embedder_address=f"ipv4:{where}", embedder_connections=1))
+    embedder = Embedder(GatewaySettings(embedder_address=f"ipv4:{where}", embedder_connections=connections))
     try:
         yield told, embedder
     finally:
@@ -109,6 +123,59 @@ async def test_calls_to_the_others_go_on_while_one_replica_is_held() -> None:
         while len(waiting) > 10:
             _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         assert not told[0].open.is_set(), "ten were answered while the other ten wait"
+        told[0].open.set()
+        await asyncio.gather(*calls)
+
+
+async def until_all_are_connected(embedder: Embedder, told: list[Replica]) -> None:
+    """Until every connection of the default number, and the one to all replicas, watches each replica's health."""
+    async with asyncio.timeout(60):
+        await embedder.embed(TEXT, 20)
+        for replica in told:
+            while replica.health.watched < GatewaySettings().embedder_connections + 1:
+                replica.health.another.clear()
+                await replica.health.another.wait()
+        for _ in range(20):  # each connection hears the answer it asked for
+            await embedder.embed(TEXT, 20)
+
+
+async def test_a_slow_replica_keeps_one_call_waiting_however_many_come_one_after_another() -> None:
+    async with replicas(2, connections=GatewaySettings().embedder_connections) as (told, embedder):
+        await until_all_are_connected(embedder, told)
+        told[0].open.clear()
+        waiting = []
+        for _ in range(200):
+            told[0].entered.clear()
+            call = asyncio.create_task(embedder.embed(TEXT, 60))
+            held = asyncio.create_task(told[0].entered.wait())
+            await asyncio.wait([call, held], return_when=asyncio.FIRST_COMPLETED)
+            if not call.done():
+                waiting.append(call)
+            held.cancel()
+        told[0].open.set()
+        await asyncio.gather(*waiting)
+    assert len(waiting) <= 1, "one, while the other has none"
+
+
+async def test_a_slow_replica_keeps_half_of_those_waiting_who_call_at_once_and_the_others_go_on() -> None:
+    callers, answered, enough = 10, 0, asyncio.Event()
+
+    async def call_on_and_on(embedder: Embedder) -> None:
+        nonlocal answered
+        while not enough.is_set():
+            await embedder.embed(TEXT, 60)
+            answered += 1
+            if answered >= 300:
+                enough.set()
+
+    async with replicas(2, connections=GatewaySettings().embedder_connections) as (told, embedder):
+        await until_all_are_connected(embedder, told)
+        told[0].open.clear()
+        before = told[0].calls
+        calls = [asyncio.create_task(call_on_and_on(embedder)) for _ in range(callers)]
+        async with asyncio.timeout(60):
+            await enough.wait()
+        assert told[0].calls - before <= callers // 2, "no more than the other has under way"
         told[0].open.set()
         await asyncio.gather(*calls)
 
