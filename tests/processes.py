@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from chassis.health import wait_until_serving
@@ -151,6 +152,18 @@ def metric(port: int, name: str, **labels: str) -> float:
             if sample.name == name and sample.labels == labels:
                 return float(sample.value)
     return 0.0
+
+
+def forget_peak(process: psutil.Process) -> int:
+    """Makes ``peak_memory`` count from now; returns the memory that the process holds, in bytes."""
+    Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+    return int(process.memory_info().rss)
+
+
+def peak_memory(process: psutil.Process) -> int:
+    """The most memory that a process held since ``forget_peak``, in bytes."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def start_chroma(path: Path, port: int = 0) -> tuple[subprocess.Popen[bytes], str]:

@@ -35,6 +35,9 @@ class Gateway(Protocol):
     def stream(self, method: str, request: Message) -> list[Any]:
         """All answers of a stream."""
 
+    def take_in(self, request: gateway_pb2.IndexBatchRequest) -> gateway_pb2.IndexBatchResponse:
+        """Takes pictures in, in the way that suits it; the results in the order of the items."""
+
 
 class ByGrpc:
     """Calls through a channel."""
@@ -49,6 +52,25 @@ class ByGrpc:
     def stream(self, method: str, request: Message) -> list[Any]:
         with _typed():
             return list(self._channel.unary_stream(_path(method), _encoded, _reader(method))(request, timeout=CALL_S))
+
+    def take_in(self, request: gateway_pb2.IndexBatchRequest) -> gateway_pb2.IndexBatchResponse:
+        """By the stream both ways, whose results come in any order."""
+        start = gateway_pb2.IndexStart(collection=request.collection, options=request.options)
+        sent = [gateway_pb2.IndexImagesRequest(item=each) for each in request.items]
+        call = self._channel.stream_stream(_path("IndexImages"), _encoded, _reader("IndexImages"))
+        with _typed():
+            first = gateway_pb2.IndexImagesRequest(start=start)
+            answers = list(call(iter([first, *sent]), timeout=CALL_S))
+        assert [each.WhichOneof("message") for each in answers].count("started") == 1
+        assert answers[-1].checkpoint.items_done == len(sent)
+        results = [each.result for each in answers if each.HasField("result")]
+        assert sorted(each.sequence for each in results) == sorted(each.sequence for each in request.items)
+        by_sequence = {each.sequence: each for each in results}
+        return gateway_pb2.IndexBatchResponse(
+            collection=answers[0].started.collection,
+            fingerprint=answers[0].started.fingerprint,
+            results=[by_sequence[each.sequence] for each in request.items],
+        )
 
 
 class ByHttp:
@@ -66,20 +88,27 @@ class ByHttp:
         body = json_format.MessageToJson(request, indent=None).encode()
         return self.call_with(method, body)
 
-    def call_with(self, method: str, body: bytes) -> Any:
-        """One answer to a body of whatever bytes."""
-        answer = self._http.post(_path(method), content=body, headers={"content-type": "application/json"})
+    def call_with(self, method: str, body: bytes, *, binary: bool = False) -> Any:
+        """One answer to a body of whatever bytes, JSON or binary."""
+        kind = "proto" if binary else "json"
+        answer = self._http.post(_path(method), content=body, headers={"content-type": f"application/{kind}"})
         if answer.status_code != httpx.codes.OK:
             raise _error(answer.json())
-        return json_format.Parse(answer.content, _output(method)())
+        return _message(method, answer.content, binary)
+
+    def take_in(self, request: gateway_pb2.IndexBatchRequest) -> gateway_pb2.IndexBatchResponse:
+        """In one call: HTTP has no stream both ways."""
+        answer: gateway_pb2.IndexBatchResponse = self.call("IndexBatch", request)
+        return answer
 
     def stream(self, method: str, request: Message) -> list[Any]:
         return self.stream_with(method, json_format.MessageToJson(request, indent=None).encode())
 
-    def stream_with(self, method: str, body: bytes) -> list[Any]:
-        """All answers to a body of whatever bytes."""
-        headers = {"content-type": "application/connect+json"}
-        answer = self._http.post(_path(method), content=struct.pack(">BI", 0, len(body)) + body, headers=headers)
+    def stream_with(self, method: str, body: bytes, *, binary: bool = False, bare: bool = False) -> list[Any]:
+        """All answers to a body of whatever bytes, JSON or binary; ``bare``: the envelope is not put around them."""
+        headers = {"content-type": f"application/connect+{'proto' if binary else 'json'}"}
+        sent = body if bare else struct.pack(">BI", 0, len(body)) + body
+        answer = self._http.post(_path(method), content=sent, headers=headers)
         assert answer.status_code == httpx.codes.OK, answer.text
         found: list[Any] = []
         for flags, part in _parts(answer.content):
@@ -88,7 +117,7 @@ class ByHttp:
                 if error is not None:
                     raise _error(error)
                 return found
-            found.append(json_format.Parse(part, _output(method)()))
+            found.append(_message(method, part, binary))
         raise AssertionError("the stream has no end")
 
 
@@ -113,6 +142,11 @@ def _path(method: str) -> str:
 
 def _output(method: str) -> type[Message]:
     return GetMessageClass(SERVICE.methods_by_name[method].output_type)
+
+
+def _message(method: str, sent: bytes, binary: bool) -> Any:
+    kind = _output(method)
+    return kind.FromString(sent) if binary else json_format.Parse(sent, kind())
 
 
 def _reader(method: str) -> Any:

@@ -129,6 +129,8 @@ class _Admission:
                 told = CallError(call.failed(invalid("request", error.message)))
             case Exception() if not isinstance(error, ConnectError):
                 told = CallError(call.failed(error))
+        if error is not None:
+            _forget_frames(error)
         if told is not None and told is not error:
             raise told from error
 
@@ -322,6 +324,20 @@ async def _until_done(outbox: asyncio.Queue[bytes], running: asyncio.Task[None])
         taking.cancel()
         running.cancel()
         await asyncio.wait({running})
+
+
+def _forget_frames(error: Exception) -> None:
+    """Lets go of where it was raised, and of what led to it: of all that was sent, unpacked and read for the call.
+
+    Connect's library keeps the error in a frame that the error's own traceback leads to. Such a circle lasts until
+    Python happens to look for one: sixteen bombs of gzip held a gigabyte.
+    """
+    left: list[BaseException | None] = [error]
+    while left:
+        each = left.pop()
+        if each is not None:
+            left += [each.__cause__, each.__context__, each.error if isinstance(each, CallError) else None]
+            each.__traceback__ = each.__cause__ = each.__context__ = None
 
 
 def _told(error: CallError, ctx: Context) -> CallError:

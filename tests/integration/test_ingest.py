@@ -1,22 +1,24 @@
 """IndexImages: every item answered once, bad ones alone refused, what is acknowledged found."""
 
 import hashlib
+import io
 import os
 import queue
 from collections.abc import Iterator
-from pathlib import Path
+from datetime import UTC, datetime
 
 import grpc
-import psutil
 import pytest
 from likeness.common.v1 import types_pb2
-from likeness.common.v1.metadata_pb2 import Metadata, Value
+from likeness.common.v1.metadata_pb2 import OPERATOR_GE, Comparison, Filter, Metadata, Value
 from likeness.gateway.v1 import gateway_pb2
+from PIL import ExifTags, Image
 
 from chassis.errors import from_status
 from deploy.local import Services
 from tests.integration.conftest import Item, Stub, count, index, item, messages, read
 from tests.pictures import hostile, noise, shared
+from tests.processes import forget_peak, peak_memory
 
 
 def reason(result: gateway_pb2.IndexResult) -> str:
@@ -80,18 +82,6 @@ def expected_reason(name: str) -> str:
     return "IMAGE_DAMAGED" if name.startswith(damaged) else "IMAGE_FORMAT_UNSUPPORTED"
 
 
-def forget_peak(process: psutil.Process) -> int:
-    """Makes ``peak_memory`` count from now; returns the memory that the process holds, in bytes."""
-    Path(f"/proc/{process.pid}/clear_refs").write_text("5")
-    return int(process.memory_info().rss)
-
-
-def peak_memory(process: psutil.Process) -> int:
-    """The most memory that a process held since ``forget_peak``, in bytes."""
-    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
 def test_an_id_defaults_to_the_content_hash_so_that_sending_twice_is_harmless(stub: Stub) -> None:
     pictures = [noise(300), noise(301), noise(300)]
 
@@ -143,6 +133,37 @@ def test_what_the_caller_says_and_what_the_bytes_say_both_come_back(stub: Stub) 
     assert (fields["format"].string_value, fields["bytes"].int_value) == ("JPEG", len(sent.image.encoded))
     assert (fields["price"].WhichOneof("kind"), fields["price"].double_value) == ("double_value", 2.0)
     assert (fields["sold"].WhichOneof("kind"), fields["sold"].bool_value) == ("bool_value", False)
+
+
+def test_date_camera_and_place_of_a_jpeg_come_back_with_the_item_and_can_be_searched_by(stub: Stub) -> None:
+    exif, out = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Make], exif[ExifTags.Base.Model] = "ACME", "ACME One"
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = "2019:07:04 15:30:00"
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.OffsetTimeOriginal] = "+02:00"
+    gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
+    gps[ExifTags.GPS.GPSLatitudeRef], gps[ExifTags.GPS.GPSLatitude] = "S", (33.0, 51.0, 30.0)
+    gps[ExifTags.GPS.GPSLongitudeRef], gps[ExifTags.GPS.GPSLongitude] = "E", (151.0, 12.0, 36.0)
+    Image.effect_noise((64, 48), 50).convert("RGB").save(out, "JPEG", exif=exif)
+    index(stub, [item(0, out.getvalue(), "snap"), item(1, noise(610), "plain")], "exif")
+    taken_at = int(datetime(2019, 7, 4, 13, 30, tzinfo=UTC).timestamp())
+
+    since = Comparison(key="taken_at", op=OPERATOR_GE, values=[Value(int_value=taken_at)])
+    request = gateway_pb2.SearchRequest(
+        collection="exif",
+        terms=[gateway_pb2.Term(text="noise")],
+        filter=Filter(comparison=since),
+        fields=types_pb2.ItemFields(metadata=True),
+    )
+    (hit,) = stub.Search(request, timeout=30).hits
+
+    for found in (get(stub, "exif", "snap").items[0], hit.item):
+        fields = found.metadata.fields
+        assert (found.id, fields["taken_at"].int_value, fields["camera"].string_value) == ("snap", taken_at, "ACME One")
+        place = (fields["latitude"].double_value, fields["longitude"].double_value)
+        assert place == pytest.approx((-33.858333, 151.21), abs=1e-5)
+    assert not {"taken_at", "camera", "latitude", "longitude"} & set(
+        get(stub, "exif", "plain").items[0].metadata.fields
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import resource
 import socket
 import ssl
 import threading
+import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -35,13 +36,15 @@ from gateway.backends import EMBEDDER
 from gateway.indexer_reads import INDEXER
 from likeness_client import Client, LikenessError, Security, Term
 from tests.certificates import Authority
-from tests.processes import Service, eventually, free_port, launch
+from tests.processes import Service, eventually, forget_peak, free_port, launch, peak_memory
 from tests.unit.gateway.behind import Behind, vector
 
 KEYS = {"reader": "read", "writer": "write", "flood": "write", "root": "admin"}
 STREAMS = 10_000
 # LIKENESS_INGEST_STREAMS: so many of them are served at once.
 PLACES = 16
+# Bombs of gzip, sent at once, and what each unpacks to. Whole, they would take 8 GiB.
+BOMBS, BOMB_MIB = 16, 512
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,12 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
             service.kill()
 
 
+def gzipped_spaces(mib: int) -> bytes:
+    """So many MiB, never held as such."""
+    packer = zlib.compressobj(9, wbits=31)
+    return b"".join(packer.compress(b" " * 2**20) for _ in range(mib)) + packer.flush()
+
+
 def refusal(client: Client) -> str:
     with client, pytest.raises(LikenessError) as caught:
         client.search(Term.text("anything"))
@@ -222,6 +231,28 @@ async def test_a_message_above_the_limit_is_refused_and_the_next_one_answered(ga
             await stub.Search(large, timeout=60)
         assert caught.value.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED)
         await stub.CountItems(pb.CountItemsRequest(), metadata=bearer("reader-key"), timeout=30)
+
+
+async def test_bombs_of_gzip_are_refused_by_http_in_bounded_memory(gateway: Guarded) -> None:
+    process = psutil.Process(gateway.service.process.pid)
+    rpc, bomb = "/likeness.gateway.v1.SearchService/Search", gzipped_spaces(BOMB_MIB)
+    assert len(bomb) < 2**20
+    sent = {"authorization": "Bearer reader-key", "content-encoding": "gzip"}
+    kinds = [{"content-type": f"application/{kind}", **sent} for kind in ("json", "proto")]
+    async with httpx.AsyncClient(
+        base_url=f"https://localhost:{gateway.http_port}",
+        verify=gateway.authority.channel().context(),
+        trust_env=False,
+        timeout=60,
+    ) as http:
+        before = forget_peak(process)
+        answers = await asyncio.gather(*(http.post(rpc, content=bomb, headers=kinds[n % 2]) for n in range(BOMBS)))
+        grown = peak_memory(process) - before
+    told = Counter((each.status_code, each.json()["details"][0]["debug"]["reason"]) for each in answers)
+    assert set(told) <= {(400, "BATCH_TOO_LARGE"), (429, "OVERLOADED")}
+    assert told[(400, "BATCH_TOO_LARGE")] >= BOMBS // 2
+    # Two are unpacked at once, each to 64 MiB and no more; to make one piece of them takes as much again.
+    assert grown < 400 * 2**20
 
 
 def test_connections_that_say_nothing_or_half_a_thing_stop_nobody(gateway: Guarded) -> None:
