@@ -7,7 +7,7 @@ from itertools import chain
 from likeness.gateway.v1 import gateway_pb2
 
 from likeness_client import wire, wire_labels
-from likeness_client.backoff import backoff_s, may_go_on
+from likeness_client.backoff import OnReconnect, backoff_s, may_go_on
 from likeness_client.connection import Connection, OnProgress
 from likeness_client.errors import LikenessError
 from likeness_client.filters import Filter
@@ -149,6 +149,7 @@ class LabelCalls(Connection):
         where: str | Filter | None = None,
         collection: str = "",
         on_progress: OnProgress | None = None,
+        on_reconnect: OnReconnect | None = None,
     ) -> Iterator[LabelSuggestion]:
         """Classifies the items of a collection by their stored vectors. Nothing is written: see ``update_labels``.
 
@@ -163,6 +164,7 @@ class LabelCalls(Connection):
             where: only items for which it is true.
             collection: its name; empty: the gateway's default, ``images``.
             on_progress: told how far it is.
+            on_reconnect: told before the stream is opened again.
 
         Returns:
             The suggestions, in the order of the items' ids.
@@ -174,10 +176,13 @@ class LabelCalls(Connection):
             min_probability=min_probability,
             top_k=top_k,
         )
-        return self._suggestions(request, on_progress)
+        return self._suggestions(request, on_progress, on_reconnect)
 
     def _suggestions(
-        self, request: gateway_pb2.SuggestLabelsRequest, on_progress: OnProgress | None
+        self,
+        request: gateway_pb2.SuggestLabelsRequest,
+        on_progress: OnProgress | None,
+        on_reconnect: OnReconnect | None,
     ) -> Iterator[LabelSuggestion]:
         failures, done_before, whole = 0, 0, False
         while not whole:
@@ -193,4 +198,7 @@ class LabelCalls(Connection):
             except LikenessError as error:
                 if not whole:  # else nothing is missing but the stream's end
                     failures, done_before = failures + 1, done
-                    time.sleep(backoff_s(error, failures, may_pass=may_go_on(error)))
+                    wait_s = backoff_s(error, failures, may_pass=may_go_on(error))
+                    if on_reconnect is not None:
+                        on_reconnect(error, wait_s)
+                    time.sleep(wait_s)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from likeness_client.duplicates import DuplicateGroup
-from likeness_client.labelling import Classification, ClassifyResult
+from likeness_client.labelling import Classification, ClassifyResult, LabelScore, LabelSuggestion
 from likeness_client.render import (
     Ids,
     counted,
@@ -32,14 +32,7 @@ def classes_as_json(pictures: Sequence[Path | str], classified: ClassifyResult) 
             {
                 "picture": path_text(picture) if isinstance(picture, Path) else None,
                 "id": None if isinstance(picture, Path) else picture,
-                "labels": [
-                    {
-                        "label": label.label,
-                        "probability": seven_digits(label.probability),
-                        "similarity": seven_digits(label.similarity),
-                    }
-                    for label in result.labels
-                ],
+                "labels": _labels_as_json(result.labels),
                 "error": None if result.error is None else str(result.error),
             }
             for picture, result in zip(pictures, classified.results, strict=True)
@@ -56,6 +49,26 @@ def show_classes(pictures: Sequence[Path | str], results: Sequence[Classificatio
             rows.append(("" if number else name, label.label, f"{label.probability:.1%}", f"{label.similarity:.3f}"))
     if rows:
         table(("Picture", "Label", "Probability", "Similarity"), rows, right=("Probability", "Similarity"))
+
+
+def suggestions_as_json(suggested: Sequence[LabelSuggestion]) -> dict[str, Any]:
+    """The labels of each stored picture that has some."""
+    return {"suggestions": [{"id": each.id, "labels": _labels_as_json(each.labels)} for each in suggested]}
+
+
+def show_suggestions(suggested: Sequence[LabelSuggestion], ids: Ids = Ids.SHORT) -> None:
+    """A row a label, the most probable of a picture first."""
+    if not suggested:
+        out().print("No suggestions.")
+        return
+    shown, wider = shown_ids((each.id for each in suggested), ids)
+    rows = [
+        ("" if number else item_id, label.label, f"{label.probability:.1%}", f"{label.similarity:.3f}")
+        for item_id, each in zip(shown, suggested, strict=True)
+        for number, label in enumerate(each.labels)
+    ]
+    table(("Id", "Label", "Probability", "Similarity"), rows, right=("Probability", "Similarity"), wider=wider)
+    out().print(f"{counted(len(suggested), 'picture')}.")
 
 
 def groups_as_json(groups: Sequence[DuplicateGroup]) -> dict[str, Any]:
@@ -92,3 +105,14 @@ def show_groups(groups: Sequence[DuplicateGroup], ids: Ids = Ids.SHORT) -> None:
             rows.append(("", "", "", f"… and {group.count - len(group.items):,} more", "", ""))
     table(("Group", "Score", "Labels", "Picture", "Size", "Id"), rows, right=("Group", "Score", "Size"), wider=wider)
     out().print(f"{counted(len(groups), 'group')}, {counted(sum(group.count for group in groups), 'picture')}.")
+
+
+def _labels_as_json(labels: Sequence[LabelScore]) -> list[dict[str, Any]]:
+    return [
+        {
+            "label": each.label,
+            "probability": seven_digits(each.probability),
+            "similarity": seven_digits(each.similarity),
+        }
+        for each in labels
+    ]

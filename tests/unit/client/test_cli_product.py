@@ -13,7 +13,7 @@ from likeness.gateway.v1 import gateway_pb2 as pb
 from likeness_client.client import Client
 from likeness_client.commands.app import app
 from tests.unit.client.command import likeness
-from tests.unit.client.fake_gateway import FakeGateway
+from tests.unit.client.fake_gateway import FakeGateway, shutting_down
 
 
 @pytest.fixture
@@ -127,6 +127,63 @@ def test_a_picture_that_cannot_be_classified_is_told_and_is_exit_code_1(address:
     (request,) = gateway.requests
     assert isinstance(request, pb.ClassifyRequest)
     assert list(request.labelling.templates) == ["a {}.", "the {}."]
+
+
+@pytest.mark.usefixtures("pets")
+def test_labels_are_suggested_for_a_whole_collection_as_a_table_and_as_json(address: str) -> None:
+    table = likeness("label", "suggest", "cat", "dog", server=address, columns=80)
+    assert table.exit_code == 0
+    lines = table.stdout.splitlines()
+    assert [line.split() for line in lines[:4]] == [
+        ["Id", "Label", "Probability", "Similarity"],
+        ["a", "cat", "90.0%", "0.450"],
+        ["b", "cat", "90.0%", "0.450"],
+        ["c", "dog", "90.0%", "0.450"],
+    ]
+    assert lines[4:] == ["3 pictures."]
+    only = ["--where", 'label = "dog"', "--top-k", 2, "--format", "json"]
+    told = json.loads(likeness("label", "suggest", "cat", "dog", *only, server=address).stdout)
+    labels = [
+        {"label": "dog", "probability": 0.9, "similarity": 0.45},
+        {"label": "cat", "probability": 0.1, "similarity": 0.05},
+    ]
+    assert told == {"suggestions": [{"id": "c", "labels": labels}]}
+
+
+def test_suggestions_ask_in_the_words_given_and_change_nothing(
+    address: str, gateway: FakeGateway, pets: dict[str, pb.IndexItem]
+) -> None:
+    before = {item_id: list(item.labels) for item_id, item in pets.items()}
+    words = ["--template", "a {}.", "--template", "the {}.", "--scale", 20, "--min-probability", 0.95]
+    none = likeness("label", "suggest", "cat", "dog", *words, "--collection", "pets", server=address)
+    assert (none.exit_code, none.stdout) == (0, "No suggestions.\n")
+    likeness("label", "suggest", "cat", server=address)
+    asked, plain = gateway.requests
+    assert isinstance(asked, pb.SuggestLabelsRequest)
+    assert isinstance(plain, pb.SuggestLabelsRequest)
+    assert list(asked.labelling.labels) == ["cat", "dog"]
+    assert list(asked.labelling.templates) == ["a {}.", "the {}."]
+    assert (asked.labelling.scale, asked.collection) == (20, "pets")
+    assert asked.min_probability == pytest.approx(0.95)
+    assert not asked.HasField("filter")
+    assert not plain.HasField("min_probability")
+    assert not plain.labelling.HasField("scale")
+    assert before == {item_id: list(item.labels) for item_id, item in pets.items()}
+
+
+@pytest.mark.usefixtures("pets")
+def test_a_broken_stream_of_suggestions_is_told_and_goes_on(address: str, gateway: FakeGateway) -> None:
+    gateway.stream_breaks = [shutting_down()]
+    result = likeness("label", "suggest", "cat", "dog", "--format", "json", server=address)
+    assert result.exit_code == 0
+    assert [each["id"] for each in json.loads(result.stdout)["suggestions"]] == ["a", "b", "c"]
+    assert result.stderr == "SHUTTING_DOWN: the gateway is stopping\nGoing on in 0.5 s.\n"
+
+
+def test_ids_of_suggestions_are_whole_where_asked_for(address: str, gateway: FakeGateway) -> None:
+    gateway.stored["0a" * 32] = pb.IndexItem(image=types_pb2.Image(encoded=b"cat"))
+    assert "0a0a0a0a0a0a…" in likeness("label", "suggest", "cat", server=address, columns=80).stdout
+    assert "0a" * 32 in likeness("label", "suggest", "cat", "--ids", "full", server=address, columns=80).stdout
 
 
 @pytest.mark.usefixtures("pets")
@@ -269,6 +326,11 @@ def test_deleting_by_a_condition_asks_first(address: str, pets: dict[str, pb.Ind
         (["classify", "--id", "\udcff", "--label", "cat"], "is no text"),
         (["classify", "--id", "a", "--label", "\udcff"], "is no text"),
         (["classify", "--id", "a", "--label", "cat", "--template", "{}\udcff"], "is no text"),
+        (["label", "suggest"], "Missing argument"),
+        (["label", "suggest", "cat", "--where", "width >="], "width >=\n        ^\n"),
+        (["label", "suggest", "cat", "--min-probability", "1.5"], "--min-probability"),
+        (["label", "suggest", "\udcff"], "is no text"),
+        (["label", "suggest", "cat", "--template", "{}\udcff"], "is no text"),
         (["alias", "set", "\udcff", "photos"], "is no text"),
         (["alias", "set", "now", "\udcff"], "is no text"),
         (["alias", "set", "now", "photos", "--expected", "\udcff"], "is no text"),
@@ -337,7 +399,11 @@ def test_an_interrupt_at_a_question_is_told_and_is_exit_code_130(
 
 @pytest.mark.parametrize(
     ("method", "command"),
-    [("_groups", ["duplicates"]), ("_updates", ["label", "add", "x", "--all"])],
+    [
+        ("_groups", ["duplicates"]),
+        ("_updates", ["label", "add", "x", "--all"]),
+        ("_suggestions", ["label", "suggest", "x"]),
+    ],
 )
 def test_an_interrupt_is_told_and_is_exit_code_130(
     method: str, command: list[str], address: str, monkeypatch: pytest.MonkeyPatch

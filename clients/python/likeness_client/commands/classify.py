@@ -10,8 +10,10 @@ from likeness_client.commands.options import (
     INTERRUPTED,
     Collection,
     OutputFormat,
+    Scale,
     Server,
     ShownIds,
+    Templates,
     Timeout,
     Where,
     condition,
@@ -33,15 +35,8 @@ def classify(
     ] = None,
     item_id: Annotated[list[str] | None, typer.Option("--id", metavar="ID", help="This stored picture.")] = None,
     label: Annotated[list[str], typer.Option("--label", metavar="LABEL", help="A label to choose from.")],
-    template: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--template", metavar="TEXT", help="In what words; {} stands for the label. Not named: a photo of a {}."
-        ),
-    ] = None,
-    scale: Annotated[
-        float | None, typer.Option("--scale", metavar="X", help="Greater is more certain; not named: the model's.")
-    ] = None,
+    template: Templates = None,
+    scale: Scale = None,
     top_k: Annotated[int, typer.Option("--top-k", metavar="N", min=1, max=1000, help="Most labels of a picture.")] = 5,
     collection: Collection = defaults.COLLECTION,
     output_format: OutputFormat = Format.TABLE,
@@ -53,6 +48,8 @@ def classify(
     Give --label as often as there are labels. Their probabilities are shares:
     "none of these" has to be one of them to be an answer. Several --template
     are averaged. Exit code 1 if a picture could not be classified.
+
+    Of a whole collection `likeness label suggest` tells.
     """
     named: list[Path | str] = [*(pictures or []), *(item_id or [])]
     if not named:

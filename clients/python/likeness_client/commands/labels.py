@@ -5,14 +5,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from likeness_client import defaults, render
+from likeness_client import defaults, render, render_labels
 from likeness_client.commands.options import (
     INTERRUPTED,
     Collection,
     OutputFormat,
+    Scale,
     Server,
+    ShownIds,
+    Templates,
     Timeout,
     Where,
+    condition,
     connected,
     require_text,
     wrong_usage,
@@ -25,7 +29,7 @@ from likeness_client.render import Format, plain
 if TYPE_CHECKING:
     from likeness_client.client import Client
 
-label_app = typer.Typer(no_args_is_help=True, help="Change what stored pictures are called.")
+label_app = typer.Typer(no_args_is_help=True, help="Change what stored pictures are called, or have it suggested.")
 
 LabelNames = Annotated[list[str], typer.Argument(metavar="LABEL", help="Labels.")]
 
@@ -116,6 +120,58 @@ def set_labels(
     with connected(context, server, timeout) as client:
         done = _update(client, which, only=labels or ())
     _tell(done, which, output_format)
+
+
+@label_app.command("suggest")
+def suggest(
+    context: typer.Context,
+    *,
+    labels: Annotated[list[str], typer.Argument(metavar="LABEL", help="Labels to choose from.")],
+    where: Where = None,
+    template: Templates = None,
+    scale: Scale = None,
+    min_probability: Annotated[
+        float | None,
+        typer.Option("--min-probability", metavar="P", min=0, max=1, help="Only labels at least as probable."),
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", metavar="N", min=1, max=1000, help="Most labels of a picture.")] = 1,
+    collection: Collection = defaults.COLLECTION,
+    ids: ShownIds = render.Ids.SHORT,
+    output_format: OutputFormat = Format.TABLE,
+    server: Server = None,
+    timeout: Timeout = None,
+) -> None:
+    """Say which of given labels fit the stored pictures best, all of them or those of --where.
+
+    Probabilities are shares of the labels given, as `likeness classify` tells
+    them; pictures without a label of --min-probability are left out.
+
+    Nothing is changed: `likeness label add` does that.
+    """
+    require_text(labels, template)
+    only = condition(where)
+    with connected(context, server, timeout) as client, WorkProgress("classifying") as bar:
+        try:
+            suggested = list(
+                client.suggest_labels(
+                    labels,
+                    templates=template or (),
+                    scale=scale,
+                    min_probability=min_probability,
+                    top_k=top_k,
+                    where=only,
+                    collection=collection,
+                    on_progress=lambda done, total: bar.update("classifying", done, total),
+                    on_reconnect=lambda error, wait_s: bar.say(f"{error}\nGoing on in {wait_s:g} s."),
+                )
+            )
+        except KeyboardInterrupt:
+            bar.say("Interrupted.")
+            raise typer.Exit(INTERRUPTED) from None
+    if output_format is Format.JSON:
+        render.show_json(render_labels.suggestions_as_json(suggested))
+    else:
+        render_labels.show_suggestions(suggested, ids)
 
 
 def _update(

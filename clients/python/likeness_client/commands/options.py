@@ -63,6 +63,15 @@ Where = Annotated[
     typer.Option("--where", metavar="CONDITION", help="Only items for which it is true; see `likeness search --help`."),
 ]
 ShownIds = Annotated[Ids, typer.Option("--ids", help="How much of each id the table shows.")]
+Templates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template", metavar="TEXT", help="In what words; {} stands for the label. Not named: a photo of a {}."
+    ),
+]
+Scale = Annotated[
+    float | None, typer.Option("--scale", metavar="X", help="Greater is more certain; not named: the model's.")
+]
 OutputFormat = Annotated[Format, typer.Option("--format", help="How to print.")]
 _SERVICES = {"server": "gateway", "indexer": "indexer"}
 _UNREACHABLE = {
