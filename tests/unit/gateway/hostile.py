@@ -1,6 +1,7 @@
 """A web server on loopback that answers whatever a test tells it to, byte by byte."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,19 +16,22 @@ class Hostile:
     """The server.
 
     Attributes:
+        port: where it listens.
+        scheme: "http", or "https" where it speaks TLS.
         answers: what it says, by path; anything else is a 404.
         requests: the heads of the requests that came.
         connections: how many there were.
     """
 
     port: int = 0
+    scheme: str = "http"
     answers: dict[str, Answer] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     connections: int = 0
 
     def url(self, path: str, host: str = "pictures.example") -> str:
         """Where a path is."""
-        return f"http://{host}:{self.port}{path}"
+        return f"{self.scheme}://{host}:{self.port}{path}"
 
 
 def response(body: bytes, *headers: str, status: str = "200 OK", kind: str = "image/png") -> bytes:
@@ -44,9 +48,9 @@ def redirect(to: str, status: str = "302 Found") -> bytes:
 
 
 @asynccontextmanager
-async def hostile() -> AsyncIterator[Hostile]:
-    """Such a server, running."""
-    told = Hostile()
+async def hostile(tls: ssl.SSLContext | None = None) -> AsyncIterator[Hostile]:
+    """Such a server, running, with TLS or without."""
+    told = Hostile(scheme="http" if tls is None else "https")
     handlers: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -70,7 +74,7 @@ async def hostile() -> AsyncIterator[Hostile]:
             handlers.discard(task)
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     told.port = server.sockets[0].getsockname()[1]
     try:
         yield told

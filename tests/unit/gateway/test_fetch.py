@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -64,9 +65,11 @@ def on_this_machine(address: Address) -> bool:
 
 
 @asynccontextmanager
-async def place(allows: Any = on_this_machine, **settings: Any) -> AsyncIterator[Place]:
+async def place(
+    allows: Any = on_this_machine, tls: ssl.SSLContext | None = None, **settings: Any
+) -> AsyncIterator[Place]:
     names, metrics = Names(), Metrics(CollectorRegistry())
-    async with hostile() as web:
+    async with hostile(tls) as web:
         policy = FetchPolicy(ports=ANY_PORT, allows=allows)
         fetch = Fetch(GatewaySettings(fetch=True, **settings), metrics, policy, names)
         try:

@@ -1,5 +1,6 @@
 """Who may call by HTTP: keys and scopes before anything is read, and without keys no other site's page."""
 
+import asyncio
 import hashlib
 from typing import Any
 
@@ -95,6 +96,47 @@ async def test_a_key_above_its_rate_gets_429_and_when_to_come_again(tmp_path: An
     assert reason(second) == "RATE_LIMITED"
     assert 30 <= int(second.headers["retry-after"]) <= 100
     assert b'"resource_exhausted"' in stream.content
+
+
+class Held(Behind):
+    """Counts items when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked_for, self.may_answer = asyncio.Event(), asyncio.Event()
+
+    async def CountItems(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.asked_for.set()
+        await self.may_answer.wait()
+        return await super().CountItems(request, context)
+
+
+async def test_a_key_with_as_many_calls_at_once_as_it_may_have_gets_429_until_one_has_ended(tmp_path: Any) -> None:
+    services, file = Held(), tmp_path / "keys.toml"  # type: ignore[abstract]  # as above
+    key = '[[key]]\nname = "{0}"\nsha256 = "{1}"\nscopes = ["read"]\n'
+    limited, unlimited = (key.format(name, DIGESTS[name]) for name in ("reader", "admin"))
+    file.write_text(f"{limited}concurrent = 1\n{unlimited}")
+    async with serving(services, api_keys_file=file) as gateway:
+        first = asyncio.create_task(gateway.call("CountItems", {}, x_api_key="reader-key"))
+        async with asyncio.timeout(30):
+            await services.asked_for.wait()
+        second = await gateway.call("GetStatus", {}, x_api_key="reader-key")
+        thumbnail = await gateway.http.get("/thumbnails/images/a", headers={"x-api-key": "reader-key"})
+        stream = await gateway.call(
+            "FindDuplicates", b"", x_api_key="reader-key", content_type="application/connect+json"
+        )
+        another = await gateway.call("GetStatus", {}, x_api_key="admin-key")
+        services.may_answer.set()
+        ended = await first
+        again = await gateway.call("CountItems", {}, x_api_key="reader-key")
+
+    for answer in (second, thumbnail):
+        assert answer.status_code == 429
+        assert reason(answer) == "RATE_LIMITED"
+        assert "one call at once" in answer.json()["message"]
+        assert answer.headers["retry-after"] == "1"
+    assert b'"resource_exhausted"' in stream.content
+    assert [each.status_code for each in (another, ended, again)] == [200, 200, 200]
 
 
 async def _statuses(gateway: Gateway, **headers: str) -> list[int]:

@@ -48,6 +48,27 @@ async def test_an_item_of_any_id_shows_its_thumbnail_by_path_and_by_parameter(ga
             assert b"set-cookie" not in head.lower()
 
 
+async def test_a_lines_end_in_an_id_adds_no_header_to_the_answer(gateway: Gateway) -> None:
+    whole = quote(BROKEN, safe="")
+    twice = quote(whole, safe="")
+    for target, status in (
+        (f"/thumbnails/images?id={whole}", 200),
+        (f"/thumbnails/images/{whole}", 404),
+        (f"/thumbnails/images?id={twice}", 404),
+        (f"/thumbnails/{whole}?id=cat", 400),
+        (f"/nowhere/{whole}", 404),
+        (f"/thumbnails/images?id={BROKEN}", 400),  # as it is, the request's own line ends there
+    ):
+        answer = await gateway.raw(f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(f"HTTP/1.1 {status} ".encode()), (target, head)
+        names = [line.partition(b":")[0].lower() for line in head.split(b"\r\n")[1:]]
+        assert b"set-cookie" not in names, target
+        assert b"\n" not in head.replace(b"\r\n", b""), target
+        assert answer.count(b"HTTP/1.1 ") == 1, target
+        assert (body[8:12] == b"WEBP") == (status == 200)
+
+
 async def test_a_thumbnail_is_kept_by_its_viewer_alone_and_asked_for_by_its_tag(gateway: Gateway) -> None:
     first = await gateway.http.get("/thumbnails/images/cat")
     again = await gateway.http.get("/thumbnails/images/cat", headers={"if-none-match": first.headers["etag"]})
