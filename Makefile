@@ -3,8 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PYTHON ?= python3
-# Files of tests that run at once. The slow ones come first, so that no worker ends with one alone.
-WORKERS ?= 2
+# Files of tests that run at once: they wait a third of their time. The slow ones come first, so that no worker ends with one alone.
+WORKERS ?= 3
 # These interrupt their own process, which a worker may not outlive: they run by themselves, after the others.
 INTERRUPTED := tests/unit/client/test_cli_index.py
 BIN := $(CURDIR)/.venv/bin
@@ -67,7 +67,7 @@ down: setup ## stop what `make up` started
 
 # --- habits ----------------------------------------------------------------------------------------------------------
 .PHONY: test
-test: setup ## every test but the container one, two files at once (ARGS="-k name" for some; WORKERS=0: one after another)
+test: setup ## every test but the container one, three files at once (ARGS="-k name" for some; WORKERS=0: one after another)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(or $(ARGS),$(INTERRUPTED:%=--ignore=%))
 	@$(if $(ARGS),,$(BIN)/python -m pytest $(INTERRUPTED))
 
