@@ -1,18 +1,15 @@
 """The indexer beside a model in plain Python: whatever is done to both, they answer alike.
 
-``LIKENESS_MODEL_EXAMPLES`` (12) sets how many sequences of 40 steps are tried in each mode.
+In memory a collection begins with items enough for the graph to answer most queries, and it is searched so widely that
+it finds all there is: what is missing is a fault and no approximation. ``LIKENESS_MODEL_EXAMPLES`` (12) sets how many
+sequences of 40 steps are tried in each mode.
 """
 
 import os
-import signal
-import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import grpc
 import numpy as np
-import psutil
+import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -24,138 +21,35 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from likeness.common.v1 import metadata_pb2, types_pb2
-from likeness.indexer.v1 import indexer_pb2, indexer_pb2_grpc
+from likeness.common.v1 import error_pb2, metadata_pb2, types_pb2
+from likeness.indexer.v1 import indexer_pb2
 
 from chassis import metadata
 from chassis.metadata import Plain
 from indexer import filters
-from tests.integration.conftest import read
-from tests.processes import Service, free_port, start_service
+from tests.integration.drawn import DIMENSION, IDS, KEYS, METRICS, Asked, asked, ids, metadatas, trees, vectors, wheres
+from tests.integration.restarted import Indexer
 from tests.unit.indexer import model
 
-DIMENSION = 6
-IDS = [f"item-{n}" for n in range(30)]
-KEYS = ["size", "name", "mixed", "tags"]
-TIMEOUT_S = 60
 EXAMPLES = int(os.environ.get("LIKENESS_MODEL_EXAMPLES", "12"))
 FINGERPRINT = types_pb2.ModelFingerprint(model="model", digest="a" * 64, dimension=DIMENSION)
 
+# In memory. Of these vectors some items share one, as copies of a picture do.
+BASE, VECTORS = 420, 360
+# Half as wide as there are vectors, for the nearest 16; and the graph is taken from some 30 items on.
+WIDE = {"LIKENESS_EF_SEARCH": "160", "LIKENESS_ROWS_PER_STEP": "0.2"}
 
-class Indexer:
-    """An indexer that is stopped, killed and started again over the same data."""
+ENDS = ["stop", "kill", "chroma", "damage", "rebuild", "rest"]
 
-    def __init__(self, folder: Path, reads: str) -> None:
-        self.folder = folder
-        self._env = {
-            "LIKENESS_DATA_DIR": str(folder / "data"),
-            "LIKENESS_READS": reads,
-            "LIKENESS_INDEXER_PORT": str(free_port()),
-            "LIKENESS_RECALL_PROBE_S": "1",
-        }
-        self.collections = 0
-        self.start()
-
-    def start(self) -> None:
-        self.service: Service = start_service("indexer", self._env, "LIKENESS_INDEXER_PORT", self.folder)
-        self._channel = grpc.insecure_channel(self.service.address)
-        self._stub = indexer_pb2_grpc.IndexerServiceStub(self._channel)
-
-    def call(self, method: str, request: Any) -> Any:
-        """Calls again as long as Chroma is away."""
-        deadline = time.monotonic() + TIMEOUT_S
-        while True:
-            try:
-                return getattr(self._stub, method)(request, timeout=TIMEOUT_S, wait_for_ready=True)
-            except grpc.RpcError as error:
-                if read(error).code is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
-                    raise
-
-    def stop(self, *, kill: bool) -> None:
-        self._channel.close()
-        if kill:
-            self.service.kill()
-        else:
-            assert self.service.stop() == 0, self.service.log
-
-    def kill_chroma(self) -> None:
-        for child in psutil.Process(self.service.process.pid).children(recursive=True):
-            if "run" in child.cmdline():
-                child.send_signal(signal.SIGKILL)
-                psutil.wait_procs([child], TIMEOUT_S)
-
-    def damage_snapshots(self) -> int:
-        files = [path for path in (self.folder / "data" / "serving").rglob("*") if path.is_file()]
-        for path in files:
-            data = bytearray(path.read_bytes())
-            if data:
-                data[len(data) // 2] ^= 0xFF
-            path.write_bytes(data)
-        return len(files)
+Numbers = npt.NDArray[np.float64]
+Items = dict[str, tuple[npt.NDArray[np.float32], dict[str, Plain]]]
 
 
 @pytest.fixture(scope="module", params=["memory", "chroma"])
 def indexer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Indexer]:
-    started = Indexer(tmp_path_factory.mktemp(request.param), request.param)
+    started = Indexer(tmp_path_factory.mktemp(request.param), request.param, **WIDE)
     yield started
     started.stop(kill=False)
-
-
-words = st.sampled_from(["", "a", "b", "ä", "🐈", "a long one"])
-numbers = st.one_of(
-    st.integers(-3, 3), st.sampled_from([-0.5, 0.5, 1.0, 1.5, 1e300]), st.sampled_from([2**53, -(10**15)])
-)
-plain_values: st.SearchStrategy[Plain] = st.one_of(
-    words, numbers, st.booleans(), st.lists(words.filter(bool), min_size=1, max_size=3)
-)
-metadatas = st.fixed_dictionaries(
-    {},
-    optional={
-        "size": numbers,
-        "name": words,
-        "mixed": plain_values,
-        "tags": st.lists(words.filter(bool), min_size=1, max_size=4),
-    },
-)
-vectors = st.lists(st.integers(-8, 8), min_size=DIMENSION, max_size=DIMENSION).filter(any)
-ids = st.sampled_from(IDS)
-
-
-@st.composite
-def comparisons(draw: st.DrawFn) -> metadata_pb2.Filter:
-    found = metadata_pb2.Filter()
-    c = found.comparison
-    c.key = draw(st.sampled_from([*KEYS, "absent"]))
-    name = draw(st.sampled_from(["EQ", "NE", "LT", "LE", "GT", "GE", "IN", "NOT_IN", "EXISTS", "CONTAINS"]))
-    c.op = metadata_pb2.Operator.Value(f"OPERATOR_{name}")
-    if name in ("LT", "LE", "GT", "GE"):
-        given: list[Any] = [draw(numbers)]
-    elif name == "CONTAINS":
-        given = [draw(words)]
-    elif name == "EXISTS":
-        given = []
-    else:
-        of_one_kind = draw(st.sampled_from([words, numbers, st.booleans()]))
-        given = draw(st.lists(of_one_kind, min_size=1, max_size=3 if "IN" in name else 1))
-    for each in given:
-        c.values.append(metadata.to_proto({"v": each}).fields["v"])
-    return found
-
-
-def _group(children: list[metadata_pb2.Filter], name: str) -> metadata_pb2.Filter:
-    found = metadata_pb2.Filter()
-    getattr(found, name).filters.extend(children)
-    return found
-
-
-trees = st.recursive(
-    comparisons(),
-    lambda inner: st.builds(
-        _group, st.lists(inner, min_size=1, max_size=3), st.sampled_from(["all_of", "any_of", "none_of"])
-    ),
-    max_leaves=5,
-)
-wheres = st.none() | trees
 
 
 class Beside(RuleBasedStateMachine):
@@ -163,18 +57,24 @@ class Beside(RuleBasedStateMachine):
 
     indexer: Indexer
 
-    @initialize(metric=st.sampled_from(["METRIC_COSINE", "METRIC_L2", "METRIC_INNER_PRODUCT"]))
-    def begin(self, metric: str) -> None:
+    @initialize(metric=st.sampled_from(METRICS), seed=st.integers(0, 1000))
+    def begin(self, metric: str, seed: int) -> None:
         self.indexer.collections += 1
         self.name = f"collection-{self.indexer.collections}"
-        self.metric = types_pb2.Metric.Value(metric)
-        self.items: dict[str, tuple[np.ndarray[Any, Any], dict[str, Plain]]] = {}
+        self.metric = types_pb2.Metric.Value(f"METRIC_{metric}")
+        self.items: Items = {}
         request = indexer_pb2.CreateCollectionRequest(name=self.name, fingerprint=FINGERPRINT, metric=self.metric)
         self.indexer.call("CreateCollection", request)
+        self.base = _base(seed) if self.indexer.reads == "memory" else {}
+        if self.base:
+            self._upsert([(item_id, vector, given) for item_id, (vector, given) in self.base.items()])
+            self.indexer.wait_for_graph(self.name, len(self.base))
 
     @rule(batch=st.lists(st.tuples(ids, vectors, metadatas), min_size=1, max_size=12))
     def upsert(self, batch: list[tuple[str, list[int], dict[str, Plain]]]) -> None:
-        items = [(i, np.array(v, np.float32), m) for i, v, m in batch]
+        self._upsert([(item_id, np.array(vector, np.float32), given) for item_id, vector, given in batch])
+
+    def _upsert(self, items: list[tuple[str, npt.NDArray[np.float32], dict[str, Plain]]]) -> None:
         request = indexer_pb2.UpsertItemsRequest(collection=self.name)
         for item_id, vector, given in items:
             item = request.items.add(id=item_id, metadata=metadata.to_proto(given))
@@ -220,43 +120,66 @@ class Beside(RuleBasedStateMachine):
         for item_id in list(gone):
             del self.items[item_id]
 
-    @rule(
-        vector=vectors,
-        where=wheres,
-        top_k=st.integers(1, 12),
-        offset=st.integers(0, 4),
-        rescore=st.sampled_from(["", "COSINE", "L2", "INNER_PRODUCT", "L1", "CORRELATION"]),
-    )
-    def query(
-        self, vector: list[int], where: metadata_pb2.Filter | None, top_k: int, offset: int, rescore: str
-    ) -> None:
+    @rule(queries=st.lists(asked, min_size=1, max_size=3))
+    def query(self, queries: list[Asked]) -> None:
         request = indexer_pb2.QueryRequest(collection=self.name)
-        query = request.queries.add(top_k=top_k, offset=offset, filter=where)
-        query.examples.add().vector.f32 = np.array(vector, np.float32).tobytes()
-        if rescore:
-            query.rescore.metric = types_pb2.Metric.Value(f"METRIC_{rescore}")
-            query.rescore.candidates = 1000
+        for each in queries:
+            query = request.queries.add(
+                top_k=each.top_k, offset=each.offset, filter=each.where, min_score=each.min_score
+            )
+            for example, weight in each.examples:
+                if isinstance(example, str):
+                    query.examples.add(id=example, weight=weight)
+                else:
+                    vector = types_pb2.Vector(f32=np.array(example, np.float32).tobytes())
+                    query.examples.add(vector=vector, weight=weight)
+            if each.rescore:
+                query.rescore.metric = types_pb2.Metric.Value(f"METRIC_{each.rescore}")
+                query.rescore.candidates = 1000
+            query.exact = each.exact and self.indexer.reads == "memory"
         request.fields.metadata = request.fields.vector = True
         answer = self.indexer.call("Query", request)
-        (result,) = answer.results
+        assert len(answer.results) == len(queries)
+        for each, result in zip(queries, answer.results, strict=True):
+            self._check(each, result)
+
+    def _check(self, query: Asked, result: indexer_pb2.QueryResult) -> None:
+        named = {example for example, _ in query.examples if isinstance(example, str)}
+        if not named <= self.items.keys():
+            assert result.error.reason == error_pb2.REASON_ITEM_NOT_FOUND
+            return
+        wanted, length = self._wanted(query)
+        if length < 1e-9:
+            assert result.error.reason == error_pb2.REASON_QUERY_CANCELS_OUT
+            return
         assert not result.HasField("error"), result.error
-        of_all = self._scores(np.array(vector, np.float64), self._matching(where), rescore)
-        expected = sorted(of_all.values(), reverse=True)[offset : offset + top_k]
+        there = {i: item for i, item in self._matching(query.where).items() if i not in named}
+        of_all = self._scores(wanted, there, query.rescore)
+        least = -np.inf if query.min_score is None else query.min_score
+        of_all = {item_id: score for item_id, score in of_all.items() if score >= least - 1e-4}
+        near_least = any(score <= least + 1e-4 for score in of_all.values())  # rounding decides about those
+        expected = sorted(of_all.values(), reverse=True)[query.offset : query.offset + query.top_k]
         scores = [hit.score for hit in result.hits]
-        assert np.allclose(scores, expected, rtol=1e-4, atol=1e-4), (scores, expected)
+        assert len(scores) <= len(expected) if near_least else len(scores) == len(expected)
+        assert np.allclose(scores, expected[: len(scores)], rtol=1e-4, atol=1e-4), (scores, expected)
         assert scores == sorted(scores, reverse=True)
         assert len({hit.id for hit in result.hits}) == len(result.hits)
         for hit in result.hits:
             assert np.isclose(hit.score, of_all[hit.id], rtol=1e-4, atol=1e-4)
             self._same(hit.id, hit.vector, hit.metadata)
 
-    @rule(where=wheres, order_by=st.sampled_from(["", "size", "name", "mixed", "tags"]), down=st.booleans())
-    def pages(self, where: metadata_pb2.Filter | None, order_by: str, down: bool) -> None:
+    @rule(
+        where=wheres,
+        order_by=st.sampled_from(["", *KEYS]),
+        down=st.booleans(),
+        size=st.sampled_from([4, 30]),
+    )
+    def pages(self, where: metadata_pb2.Filter | None, order_by: str, down: bool, size: int) -> None:
         found: list[str] = []
         token = ""
         while True:
             request = indexer_pb2.ListItemsRequest(
-                collection=self.name, filter=where, order_by=order_by, descending=down, page_size=4, page_token=token
+                collection=self.name, filter=where, order_by=order_by, descending=down, page_size=size, page_token=token
             )
             answer = self.indexer.call("ListItems", request)
             found += [item.id for item in answer.items]
@@ -289,54 +212,96 @@ class Beside(RuleBasedStateMachine):
         request = indexer_pb2.CountItemsRequest(collection=self.name, filter=where)
         assert self.indexer.call("CountItems", request).count == len(self._matching(where))
 
+    def teardown(self) -> None:
+        if hasattr(self, "items"):
+            self._end(ENDS[self.indexer.collections % len(ENDS)])
+            self.everything_is_there()
+            # What comes next need not be read with it.
+            self.indexer.call("DeleteCollection", indexer_pb2.DeleteCollectionRequest(name=self.name))
+
     @precondition(lambda self: len(self.items) > 3)
     @rule(
-        how=st.sampled_from(["stop", "kill", "chroma", "damage"]),
-        # Each costs seconds, so most sequences have none.
-        now=st.integers(0, 9),
+        how=st.sampled_from(ENDS),
+        damage=st.sampled_from(["flip", "cut", "remove"]),
+        where=st.floats(0, 1),
+        # Each costs seconds, so many sequences have none but the last.
+        now=st.integers(0, 2),
     )
-    def end(self, how: str, now: int) -> None:
-        if now:
-            return
-        if how == "chroma":
-            self.indexer.kill_chroma()
-            self.indexer.service.wait_until_serving()
-            return
-        self.indexer.stop(kill=how == "kill")
-        if how == "damage":
-            self.indexer.damage_snapshots()
-        self.indexer.start()
+    def end(self, how: str, damage: str, where: float, now: int) -> None:
+        if not now:
+            self._end(how, damage, where)
+
+    def _end(self, how: str, damage: str = "flip", where: float = 0.5) -> None:
+        self.indexer.ended[how] += 1
+        match how:
+            case "chroma":
+                self.indexer.kill_chroma()
+                self.indexer.service.wait_until_serving()
+            case "rebuild":
+                self.indexer.stream("RebuildCollection", indexer_pb2.RebuildCollectionRequest(collection=self.name))
+            case "rest" if self.indexer.reads == "memory":
+                self.indexer.wait_for_graph(self.name, len(self.items))
+            case "stop" | "kill" | "damage":
+                self.indexer.stop(kill=how == "kill")
+                if how == "damage":
+                    self.indexer.damage_snapshots(damage, where)
+                self.indexer.start()
 
     @invariant()
     def everything_is_there(self) -> None:
-        request = indexer_pb2.GetItemsRequest(collection=self.name, ids=IDS)
+        every = sorted({*IDS, *self.base})
+        request = indexer_pb2.GetItemsRequest(collection=self.name, ids=every)
         request.fields.metadata = request.fields.vector = True
         answer = self.indexer.call("GetItems", request)
-        assert [item.id for item in answer.items] == [item_id for item_id in IDS if item_id in self.items]
+        assert [item.id for item in answer.items] == [item_id for item_id in every if item_id in self.items]
         for item in answer.items:
             self._same(item.id, item.vector, item.metadata)
 
-    def _matching(self, where: metadata_pb2.Filter | None) -> dict[str, tuple[np.ndarray[Any, Any], dict[str, Plain]]]:
+    def _matching(self, where: metadata_pb2.Filter | None) -> Items:
         node = None if where is None else filters.from_proto(where, "filter")
         return {i: item for i, item in self.items.items() if model.true_for(node, item[1])}
 
     def _same(self, item_id: str, vector: types_pb2.Vector, given: metadata_pb2.Metadata) -> None:
         expected, plain = self.items[item_id]
-        assert np.allclose(np.frombuffer(vector.f32, np.float32), expected, rtol=1e-5, atol=1e-5)
+        assert abs(np.frombuffer(vector.f32, np.float32) - expected).max() < 1e-5
         stored = metadata.from_proto(given, "metadata")
         assert stored == plain
         assert {k: type(v) for k, v in stored.items()} == {k: type(v) for k, v in plain.items()}
 
-    def _scores(
-        self, q: np.ndarray[Any, Any], there: dict[str, tuple[np.ndarray[Any, Any], dict[str, Plain]]], rescore: str
-    ) -> dict[str, float]:
-        own = types_pb2.Metric.Name(self.metric).removeprefix("METRIC_")
-        if own == "COSINE":
-            q = q / np.linalg.norm(q)
-        return {item_id: _score(rescore or own, q, v.astype(np.float64)) for item_id, (v, _) in there.items()}
+    def _own(self) -> str:
+        return types_pb2.Metric.Name(self.metric).removeprefix("METRIC_")
+
+    def _wanted(self, query: Asked) -> tuple[Numbers, float]:
+        """The vector that its examples stand for, and how long their sum was."""
+        total, weights = np.zeros(DIMENSION), 0.0
+        for example, given in query.examples:
+            numbers = self.items[example][0] if isinstance(example, str) else example
+            vector, weight = np.array(numbers, np.float64), 1.0 if given is None else given
+            total += weight * (vector / np.linalg.norm(vector) if self._own() == "COSINE" else vector)
+            weights += abs(weight)
+        length = float(np.linalg.norm(total))
+        return (total / (length or 1.0) if self._own() == "COSINE" else total / weights), length
+
+    def _scores(self, q: Numbers, there: Items, rescore: str) -> dict[str, float]:
+        return {item_id: _score(rescore or self._own(), q, v.astype(np.float64)) for item_id, (v, _) in there.items()}
 
 
-def _score(name: str, q: np.ndarray[Any, Any], v: np.ndarray[Any, Any]) -> float:
+def _base(seed: int) -> Items:
+    """What a collection in memory begins with."""
+    rng = np.random.default_rng(seed)
+    some = rng.integers(1, 9, (VECTORS, DIMENSION)) * rng.choice([-1, 1], (VECTORS, DIMENSION))
+    found: Items = {}
+    for n in range(BASE):
+        plain: dict[str, Plain] = {
+            "size": n % 5,
+            "name": ["a", "b", "ä"][n % 3],
+            "tags": ["a"] if n % 2 else ["b", "ä"],
+        }
+        found[f"base-{n:03}"] = (some[rng.integers(VECTORS)].astype(np.float32), plain)
+    return found
+
+
+def _score(name: str, q: Numbers, v: Numbers) -> float:
     match name:
         case "COSINE":
             return float(q @ v / (np.linalg.norm(q) * np.linalg.norm(v)))
@@ -352,10 +317,10 @@ def _score(name: str, q: np.ndarray[Any, Any], v: np.ndarray[Any, Any]) -> float
             return float(a @ b / lengths) if np.ptp(q) and np.ptp(v) else 0.0
 
 
+@pytest.mark.timeout(120 + 30 * EXAMPLES)
 def test_the_indexer_answers_as_the_model_whatever_is_done(indexer: Indexer) -> None:
-    machine = type("Beside", (Beside,), {"indexer": indexer})
     run_state_machine_as_test(
-        machine,
+        type("Beside", (Beside,), {"indexer": indexer}),
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=40,
@@ -365,3 +330,10 @@ def test_the_indexer_answers_as_the_model_whatever_is_done(indexer: Indexer) -> 
             print_blob=True,
         ),
     )
+    counted = indexer.counted()
+    print(dict(counted), dict(indexer.ended))  # noqa: T201
+    assert indexer.ended.keys() == set(ENDS)
+    if indexer.reads == "memory":
+        kinds = [("queries", "graph"), ("queries", "exact"), ("loads", "snapshot"), ("loads", "chroma")]
+        assert not [kind for kind in kinds if not counted[kind]], counted
+        assert "snapshot refused" in indexer.service.log
