@@ -24,13 +24,17 @@ ROUNDS, WARM_UP = 200, 20
 # Of the memory after the warm-up: its pages come and go with what the allocator keeps.
 MOST_GROWTH = 1.05
 _POISON = SHARED.parent / "poison"
+_ABOUT = (".tsv", ".txt")  # what is said of the files
 _CALLERS = 8
 _DEADLINE_S = 120.0
 
 
 def run(scope: Scope) -> dict[str, Any]:
-    """Sends every bad and odd file of the corpus 200 times; each time a good picture is beside one of them."""
-    files = {path.name: path.read_bytes() for path in sorted(_POISON.glob("*")) if path.name.startswith(("bad", "odd"))}
+    """Sends every file of the corpus 200 times; each time a good picture is beside one that has to be refused.
+
+    Ten minutes with starter on two cores that others used too: more than half of the files go through the model.
+    """
+    files = {path.name: path.read_bytes() for path in sorted(_POISON.glob("*")) if path.suffix not in _ABOUT}
     if not files:
         return {"missing": f"{_POISON} is not there"}
     with Field(scope) as field:
@@ -59,7 +63,7 @@ def _send(service: Service, files: dict[str, bytes]) -> dict[str, Any]:
             return said[:1]
 
         for _ in range(ROUNDS):
-            # One good picture a round: many would make of it a measurement of the model.
+            # One good picture more a round, beside the first file; the corpus has dozens.
             beside = [next(goods), *[None] * (len(files) - 1)]
             for said in callers.map(one, files.values(), beside):
                 codes.update(said)

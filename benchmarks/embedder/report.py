@@ -22,6 +22,8 @@ from benchmarks.embedder.turns import Row
 from chassis.cores import cores
 
 RESULTS = ROOT / "benchmarks" / "results" / "embedder.json"
+# Told of each section, so that those of earlier runs can be told from this one's.
+_RUN = datetime.now(UTC).isoformat(timespec="milliseconds")
 _MEASURED = ("embedder", "chassis")
 _PACKAGES = ("torch", "openvino", "open_clip_torch", "chromadb", "grpcio", "pillow", "numpy")
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_tile", "avx_vnni", "asimd", "bf16")
@@ -68,7 +70,9 @@ def commit() -> str | None:
 def write(scope: Scope, section: str, found: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """Merges a section into the JSON and makes the summary anew; returns the whole.
 
-    Sections of another target, length, commit or machine do not belong together: they are dropped.
+    Sections of another target, length, commit or machine do not belong together: they are dropped. Those of an earlier
+    run of the command are kept, and ``from_earlier_runs`` names them, each with its date: so much of the summary is not
+    of this run.
     """
     told: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     described = {
@@ -83,9 +87,16 @@ def write(scope: Scope, section: str, found: Mapping[str, Any], seconds: float) 
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
     }
-    sections = {**known, section: {**stamped, "seconds": round(seconds, 1), **found}}
+    sections = {**known, section: {**stamped, "run": _RUN, "seconds": round(seconds, 1), **found}}
     sections = {name: sections[name] for name in SECTIONS if name in sections}
-    whole = {**described, **stamped, "summary": summary(sections), "sections": sections}
+    earlier = {name: each["date"] for name, each in sections.items() if each.get("run") != _RUN}
+    whole = {
+        **described,
+        **stamped,
+        "from_earlier_runs": earlier,
+        "summary": summary(sections),
+        "sections": sections,
+    }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     half_written = RESULTS.with_suffix(".json.part")
     half_written.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
@@ -121,6 +132,8 @@ def show(whole: Mapping[str, Any]) -> None:
     for name, value in whole["summary"].items():
         table.add_row(name, _shown(value))
     console.print(table)
+    if earlier := whole["from_earlier_runs"]:
+        console.print("from earlier runs: " + ", ".join(f"{name} ({date})" for name, date in earlier.items()))
 
 
 def _methods(console: Console, found: Mapping[str, Any]) -> None:

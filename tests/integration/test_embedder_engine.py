@@ -135,11 +135,16 @@ def test_a_killed_model_process_fails_no_call_and_is_replaced(start: Start) -> N
         while metric(port, "likeness_embedder_batch_size_count", kind="image") < 3:
             pass
         os.kill(first.pid, signal.SIGKILL)
-        for call in calls:
-            assert [r.WhichOneof("result") for r in call.result().results] == ["vector"] * 40
+        answers = [call.result() for call in calls]
+        for answer in answers:
+            assert [r.WhichOneof("result") for r in answer.results] == ["vector"] * 40
         # The last answers may have come before the signal did.
         assert eventually(lambda: '"why": "the model is back"' in service.log)
         assert serving(channel)
+        for request, answer in zip(requests, answers, strict=True):
+            undisturbed = stub.Embed(request, timeout=90)
+            pairs = zip(answer.results, undisturbed.results, strict=True)
+            assert all(np.abs(from_proto(a.vector, "") - from_proto(b.vector, "")).max() < 1e-4 for a, b in pairs)
     assert model_process(service).pid != first.pid
     assert metric(port, "likeness_embedder_model_restarts_total", why="died") == 1
     said = service.log

@@ -83,6 +83,40 @@ async def test_what_is_past_its_deadline_is_dropped_and_told(build: Build, monke
     assert bench.count("dropped_total", stage="inference", why="expired") == 2
 
 
+async def test_what_expires_before_it_is_decoded_is_dropped_there_and_not_taken_for_cancelled(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = await build()
+    first, held = await bench.hold()
+    decoded = bench.count("decode_seconds_count", kind="image")
+    deadline = time.monotonic() + 1800
+    late = bench.start(bench.outcomes(*[grey(20 + n) for n in range(20)], lane=Lane.BULK, deadline=deadline))
+    gone = bench.start(bench.embed(*[grey(60 + n) for n in range(5)], lane=Lane.BULK))
+    await bench.until(lambda: bench.pipeline.waiting_for_model == 8)  # bulk's share of the rows of pixels
+    await bench.until(lambda: len(bench.pipeline._in_flight) == 1 + 20 + 5)
+    gone.cancel()
+    await asyncio.wait({gone})
+    waits = Call.waits
+    monkeypatch.setattr(Call, "waits", lambda call, now: waits(call, now + 3600))
+    held.release()
+    await first
+    assert [reason(outcome) for outcome in await late] == ["DEADLINE_EXCEEDED"] * 20
+    dropped = {
+        (stage, why): bench.count("dropped_total", stage=stage, why=why)
+        for stage in ("decode", "inference")
+        for why in ("expired", "cancelled")
+    }
+    assert dropped == {
+        ("decode", "expired"): 12,
+        ("decode", "cancelled"): 5,
+        ("inference", "expired"): 8,
+        ("inference", "cancelled"): 0,
+    }
+    assert bench.count("decode_seconds_count", kind="image") - decoded == 8, "no work was spent on the others"
+    items = {why: bench.count("items_total", kind="image", lane="bulk", result=why) for why in ("expired", "cancelled")}
+    assert items == {"expired": 20, "cancelled": 5}
+
+
 async def test_another_calls_work_is_not_dropped_with_it(build: Build) -> None:
     bench = await build()
     first, held = await bench.hold()

@@ -115,7 +115,8 @@ async def test_a_forward_pass_that_raises_fails_its_culprit_only(build: Build) -
 
 
 async def test_a_vector_without_direction_is_an_error_of_its_input_only(build: Build) -> None:
-    outcomes, _ = await (await build()).together(grey(1), grey(fake.NOT_A_NUMBER), grey(3))
+    outcomes, timings = await (await build()).together(grey(1), grey(fake.NOT_A_NUMBER), grey(3))
+    assert timings.batch_size == 3
     assert reason(outcomes[1]) == "INTERNAL"
     assert np.allclose(vectors([outcomes[0], outcomes[2]]), [angle(1), angle(3)])
 
@@ -128,7 +129,7 @@ async def test_out_of_memory_halves_the_batches_and_they_grow_again(build: Build
     assert np.allclose(vectors(outcomes), [angle(level) for level in levels])
     small = bench.count("batch_limit", kind="image")
     assert small < 8
-    assert bench.count("batch_failures_total", why="out_of_memory") >= 1
+    assert bench.count("batch_failures_total", why="out_of_memory") == 2, "of all eight, then of the four with it"
     for level in range(100):
         await bench.outcomes(grey(100 + level))
     assert bench.count("batch_limit", kind="image") > small
@@ -138,7 +139,7 @@ async def test_out_of_memory_halves_what_a_batch_of_texts_was(build: Build) -> N
     bench = await build(max_batch=0)  # as on a slow model: two full texts, or eight short ones, although four may be
     assert bench.count("batch_limit", kind="text") == 4
     outcomes, _ = await bench.together(words(9), words(10), words(fake.NO_MEMORY))
-    assert len(vectors(outcomes)) == 3
+    assert np.allclose(vectors(outcomes), [angle(level) for level in (9, 10, fake.NO_MEMORY)])
     assert bench.count("batch_failures_total", why="out_of_memory") == 1
     assert bench.count("batch_limit", kind="text") == 1
 
@@ -162,11 +163,30 @@ async def test_a_model_killed_in_mid_batch_hurts_nobody(build: Build) -> None:
     assert bench.count("model_up") == 1
 
 
+async def test_a_batch_whose_model_is_killed_is_run_again_and_each_of_its_items_has_its_own_vector(
+    build: Build,
+) -> None:
+    bench = await build()
+    first, held = await bench.hold()
+    levels = [20, fake.HOLD, 22, 23]
+    call = bench.start(bench.outcomes(*[grey(level, size=9) for level in levels]))
+    await bench.until(lambda: bench.pipeline.waiting_for_model == 4)
+    held.release()
+    await first
+    assert sorted((await bench.next_held()).levels) == sorted(levels), "all four are in the batch that runs"
+    os.kill(bench.model_pid, signal.SIGKILL)
+    (await bench.next_held()).release()
+    assert np.allclose(vectors(await call), [angle(level) for level in levels])
+    assert bench.count("batch_failures_total", why="lost") == 1
+
+
 async def test_a_picture_that_kills_the_model_fails_alone(build: Build) -> None:
     bench = await build()
     outcomes, _ = await bench.together(grey(20), grey(fake.DIE), grey(22), grey(23))
     assert reason(outcomes.pop(1)) == "INTERNAL"
     assert np.allclose(vectors(outcomes), [angle(20), angle(22), angle(23)])
+    # Of the four, of the half with it, and alone.
+    assert bench.count("batch_failures_total", why="lost") == 3
     assert np.allclose(vectors(await bench.outcomes(grey(30))), [angle(30)])
 
 
