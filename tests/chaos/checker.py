@@ -31,6 +31,7 @@ class Kind(Enum):
     WRONG_ANSWER = "wrong answer"
     UNAVAILABLE = "unavailable"
     LATE = "late"
+    MISSED = "never hit"
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def fills_up(folder: Path, logs: Path, seed: int) -> Generator[Outcome, None, No
     """Little room left, and none at all: writes are refused, reads go on, room brings the writes back."""
     with small_disk(folder) as disk:
         if disk is None:
-            yield Outcome("disk full", note="SKIPPED: no tmpfs can be mounted here (needs root)")
+            yield Outcome("disk full", skipped="no tmpfs can be mounted here (needs root)")
             return
         ledger = Ledger()
         writes = _Writes(ledger, seed)

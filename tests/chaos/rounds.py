@@ -36,6 +36,9 @@ class Outcome:
         recall: of the queries of the check.
         violations: promises that were not kept.
         note: what else there is to say.
+        aim: what a kill was aimed at, such as a rebuild; empty: at no moment in particular.
+        hit: whether it came while that was under way.
+        skipped: why this could not be tried here; empty: it was.
     """
 
     name: str
@@ -48,6 +51,9 @@ class Outcome:
     recall: Recall = field(default_factory=Recall)
     violations: list[Violation] = field(default_factory=list)
     note: str = ""
+    aim: str = ""
+    hit: bool = False
+    skipped: str = ""
 
     def took(self, done: Counter[str]) -> None:
         """Takes a load's counts."""

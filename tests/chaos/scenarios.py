@@ -32,7 +32,7 @@ def during_snapshot(folder: Path, logs: Path, seed: int) -> Generator[Outcome, N
     for number in range(_TRIES):
         for how in ("stopping", "serving"):
             rng = np.random.default_rng((seed, number))
-            outcome = Outcome(f"snapshot, {how} {number + 1}")
+            outcome = Outcome(f"snapshot, {how} {number + 1}", aim=f"snapshot, {how}")
             ledger = _ledger()
             # A share that a few seconds of writes pass; the other condition is 2,000 rows.
             settings = {"LIKENESS_SNAPSHOT_SHARE": "0.05"}
@@ -58,7 +58,7 @@ def during_rebuild(folder: Path, logs: Path, seed: int) -> Generator[Outcome, No
     """Kills the indexer once enough rows are dead for a rebuild, and before that has cleared them away."""
     for number in range(_TRIES):
         rng = np.random.default_rng((seed, number))
-        outcome, ledger = Outcome(f"rebuild {number + 1}"), _ledger()
+        outcome, ledger = Outcome(f"rebuild {number + 1}", aim="rebuild"), _ledger()
         with Indexer(copied(BASE, folder), logs) as indexer:
             indexer.start()
             _relabel(indexer.client, ledger, 2_600, rng, outcome)
@@ -77,7 +77,8 @@ def _kill(indexer: Indexer, outcome: Outcome, hit: Callable[[], bool]) -> float:
     """Kills it and says whether the moment was the right one; returns when."""
     killed = time.monotonic()
     indexer.kill()
-    outcome.note = "hit" if hit() else "missed: it was over already"
+    outcome.hit = hit()
+    outcome.note = "hit" if outcome.hit else "missed: it was over already"
     return killed
 
 
