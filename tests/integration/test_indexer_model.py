@@ -48,8 +48,11 @@ Items = dict[str, tuple[npt.NDArray[np.float32], dict[str, Plain]]]
 @pytest.fixture(scope="module", params=["memory", "chroma"])
 def indexer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Indexer]:
     started = Indexer(tmp_path_factory.mktemp(request.param), request.param, **WIDE)
-    yield started
-    started.stop(kill=False)
+    try:
+        yield started
+        started.stop(kill=False)
+    finally:
+        started.service.kill()  # whatever has become of it
 
 
 class Beside(RuleBasedStateMachine):
