@@ -1,6 +1,7 @@
 """Items in Chroma: the only module, with ``chroma_collections`` and ``chroma``, that speaks to it."""
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
@@ -10,13 +11,13 @@ from chromadb import errors as chroma_errors
 from chromadb.api.models.AsyncCollection import AsyncCollection
 from likeness.common.v1 import error_pb2
 
-from chassis.errors import invalid
+from chassis.errors import LikenessError, invalid
 from chassis.metadata import Plain
 from chassis.vectors import Array
 from indexer import chroma_rows
 from indexer.changes import NOTHING, Change, Changes, Move
 from indexer.chroma_collections import ChromaCollections
-from indexer.chroma_where import STAMP, from_stored, replacing, stamp_of, to_where
+from indexer.chroma_where import STAMP, Where, from_stored, replacing, stamp_of, to_where
 from indexer.collections import Collection
 from indexer.filters import Node, true_of
 from indexer.reads import Fields, Row, StoredItem
@@ -29,7 +30,11 @@ T = TypeVar("T")
 # were added at 296 a second, replaced at 19 a second. (Deleting first would be faster, and lose the item if Chroma died
 # in between.) So few at a time, lest queries wait.
 _MOVED_AT_ONCE = 8
-# Of a request, as JSON, estimated from above; Chroma's server takes 40 MiB.
+# Of a request, as JSON; a larger one Chroma (1.5.9) refuses, or it closes the connection before it has read it.
+_MOST_BYTES = 40 * 2**20
+# What stands in a request beside a filter and vectors, from above.
+_BESIDE_BYTES = 64 * 2**10
+# Of a request that writes, as JSON, estimated from above.
 _REQUEST_BYTES = 16 * 2**20
 # Of a number in JSON, and of a character, which may be escaped.
 _NUMBER_BYTES, _CHARACTER_BYTES = 24, 6
@@ -74,11 +79,12 @@ class ChromaStore(ChromaCollections):
         Raises:
             LikenessError: FILTER_INVALID: Chroma cannot answer it.
         """
+        asked = _where(where)
         async with self._chroma.handle("filtering", collection) as handle:
             try:
-                return (await handle.get(where=to_where(where), limit=most, include=[]))["ids"]
+                return (await handle.get(where=asked, limit=most, include=[]))["ids"]
             except (chroma_errors.InvalidArgumentError, ValueError) as error:
-                raise _inexpressible(error) from error
+                raise _inexpressible(str(error)) from error
 
     async def newer(self, collection: Collection, stamp: int) -> list[str]:
         """The ids of the items that were written later than a stamp, in no particular order."""
@@ -174,18 +180,19 @@ class ChromaStore(ChromaCollections):
         Raises:
             LikenessError: FILTER_INVALID: Chroma cannot answer it.
         """
+        asked = None if where is None else _where(where, _NUMBER_BYTES * vectors.size)
         async with self._chroma.handle("searching", collection) as handle:
             try:
                 answer = await handle.query(
                     query_embeddings=list(vectors),
                     n_results=k,
-                    where=None if where is None else to_where(where),
+                    where=asked,
                     include=["distances", *chroma_rows.include(fields)],
                 )
             except (chroma_errors.InvalidArgumentError, ValueError) as error:
                 if where is None:
                     raise
-                raise _inexpressible(error) from error
+                raise _inexpressible(str(error)) from error
         got = cast(dict[str, Any], answer)
         found: list[list[Row]] = []
         for i, ids in enumerate(got["ids"]):
@@ -317,5 +324,21 @@ def _parts(sequence: Sequence[T], size: int) -> Iterator[list[T]]:
         yield list(sequence[start : start + size])
 
 
-def _inexpressible(error: Exception) -> Exception:
-    return invalid("filter", f"Chroma cannot answer it: {str(error)[:300]}", error_pb2.REASON_FILTER_INVALID)
+def _where(node: Node, beside: int = 0) -> Where:
+    """A filter in Chroma's words, for a request with so many bytes beside it.
+
+    Raises:
+        LikenessError: FILTER_INVALID: Chroma would not take the request.
+    """
+    where = to_where(node)
+    size, room = len(json.dumps(where, ensure_ascii=False).encode()), _MOST_BYTES - _BESIDE_BYTES - beside
+    if size > room:
+        why = f"written out it has {size:,} bytes, and a request to Chroma has room for {room:,}"
+        raise _inexpressible(
+            f"{why}; give fewer or shorter values, or serve the collection from memory (LIKENESS_READS)"
+        )
+    return where
+
+
+def _inexpressible(why: str) -> LikenessError:
+    return invalid("filter", f"Chroma cannot answer it: {why[:300]}", error_pb2.REASON_FILTER_INVALID)

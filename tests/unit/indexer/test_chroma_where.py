@@ -1,5 +1,6 @@
 """Filters as Chroma answers them, against the contract's words written down in Python."""
 
+import json
 import math
 import random
 
@@ -7,8 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from likeness.common.v1 import error_pb2
 
-from chassis.metadata import Plain
+from chassis.errors import LikenessError
+from chassis.metadata import MAX_STRING_BYTES, Plain
+from indexer import store
 from indexer.collections import Collection, Metric
 from indexer.filters import MAX_VALUES, MAX_VALUES_IN_ALL, AllOf, AnyOf, Comparison, Kind, Node, NoneOf, Op, Scalar
 from indexer.reads import Fields, Item
@@ -197,6 +201,27 @@ def test_the_largest_filter_that_is_taken_can_be_answered(
     for level in range(15):
         deep = NoneOf((deep, Comparison("absent", Op.EQ, Kind.NUMBER, (level,))))
     assert found(connected, collection, deep) == {i for i, md in metadata.items() if matches(deep, md)}
+
+
+def test_the_longest_filter_that_is_sent_can_be_answered_and_a_longer_one_is_refused_by_name(
+    connected: Connected, pool: tuple[Collection, dict[str, dict[str, Plain]]]
+) -> None:
+    """In JSON, which Chroma is spoken to in, this character has six bytes."""
+    collection, _ = pool
+    text = "\x01" * MAX_STRING_BYTES
+    most = (store._MOST_BYTES - store._BESIDE_BYTES) // len(json.dumps([text]))
+    assert most < MAX_VALUES_IN_ALL, "more are taken by contract"
+    longest, longer = (Comparison("a", Op.IN, Kind.STRING, (text,) * n) for n in (most - 1, most + 1))
+    assert connected.loop.run(connected.store.matching(collection, longest)) == []
+    assert found(connected, collection, longest) == set()
+    for work in (
+        connected.store.matching(collection, longer),
+        connected.store.search(collection, np.zeros((1, 4), np.float32), longer, 1, Fields()),
+    ):
+        with pytest.raises(LikenessError) as caught:
+            connected.loop.run(work)
+        assert caught.value.reason == error_pb2.REASON_FILTER_INVALID
+        assert "a request to Chroma has room for 41," in caught.value.message
 
 
 PLAIN: st.SearchStrategy[Plain] = st.one_of(
