@@ -334,7 +334,6 @@ def test_the_indexer_answers_as_the_model_whatever_is_done(indexer: Indexer) -> 
         ),
     )
     counted = indexer.counted()
-    print(dict(counted), dict(indexer.ended))  # noqa: T201
     assert indexer.ended.keys() == set(ENDS)
     if indexer.reads == "memory":
         kinds = [("queries", "graph"), ("queries", "exact"), ("loads", "snapshot"), ("loads", "chroma")]
