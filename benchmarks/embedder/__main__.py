@@ -12,6 +12,7 @@ from benchmarks.embedder.inputs import prepare
 from benchmarks.embedder.models import STARTER, local
 from benchmarks.embedder.processes import end_on_signals
 from benchmarks.embedder.scope import QUICK_SECTIONS, SECTIONS, Scope, Target
+from benchmarks.results import errors
 
 _RUN: Mapping[str, Callable[[Scope], dict[str, Any]]] = {
     "methods": methods.run,
@@ -41,10 +42,10 @@ def main() -> int:
         print(f"{section} …", flush=True)
         started = time.monotonic()
         found = _RUN[section](scope)
-        failed += [f"{section}, {text}" for text in report.errors(found)]
+        failed += [f"{section}, {text}" for text in errors(found)]
         whole = report.write(scope, section, found, time.monotonic() - started)
     report.show(whole)
-    print(f"{report.RESULTS}, {time.monotonic() - begun:.0f} s")
+    print(f"{report.RESULTS.path}, {time.monotonic() - begun:.0f} s")
     for text in failed:
         print(f"FAILED: {text}", file=sys.stderr)
     return int(bool(failed))

@@ -1,15 +1,8 @@
 """What was measured, for people and for programs."""
 
-import hashlib
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -19,100 +12,21 @@ from benchmarks.embedder.input_kinds import rows_of
 from benchmarks.embedder.scope import ROOT, SECTIONS, Scope
 from benchmarks.embedder.summary import summary
 from benchmarks.embedder.turns import Row
-from chassis.cores import cores
+from benchmarks.results import Results, earlier, shown
 
-RESULTS = ROOT / "benchmarks" / "results" / "embedder.json"
-# Told of each section, so that those of earlier runs can be told from this one's.
-_RUN = datetime.now(UTC).isoformat(timespec="milliseconds")
-_MEASURED = ("embedder", "chassis")
-_PACKAGES = ("torch", "openvino", "open_clip_torch", "chromadb", "grpcio", "pillow", "numpy")
-_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_tile", "avx_vnni", "asimd", "bf16")
-
-
-def machine() -> dict[str, Any]:
-    """The machine, as far as it tells."""
-    cpuinfo = _text(Path("/proc/cpuinfo"))
-    named = next((text.split(":", 1)[1].strip() for text in cpuinfo.splitlines() if text.startswith("model name")), "")
-    flags = set(cpuinfo.split())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        "cpu": named or platform.processor() or platform.machine(),
-        "cores": cores(),
-        "flags": [flag for flag in _FLAGS if flag in flags],
-        "memory_gib": round(memory, 1),
-        "gpu": _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"),
-        "system": platform.platform(),
-    }
-
-
-def versions() -> dict[str, str | None]:
-    """Of Python and of the packages that decide speed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def commit() -> str | None:
-    """What is measured: this project's commit, and a digest of what is changed in the embedder; None without git."""
-    head = _output("git", "rev-parse", "HEAD")
-    if head is None or not _output("git", "status", "--porcelain", "--", *_MEASURED):
-        return head
-    changed = hashlib.sha256()
-    for path in sorted(path for folder in _MEASURED for path in (ROOT / folder).rglob("*.py")):
-        changed.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
-    return f"{head}, dirty {changed.hexdigest()[:8]}"
+RESULTS = Results(
+    ROOT / "benchmarks" / "results" / "embedder.json",
+    "benchmarks.embedder",
+    measured=("embedder", "chassis"),
+    packages=("torch", "openvino", "open_clip_torch", "chromadb", "grpcio", "pillow", "numpy"),
+    order=SECTIONS,
+    summary=summary,
+)
 
 
 def write(scope: Scope, section: str, found: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """Merges a section into the JSON and makes the summary anew; returns the whole.
-
-    Sections of another target, length, commit or machine do not belong together: they are dropped. Those of an earlier
-    run of the command are kept, and ``from_earlier_runs`` names them, each with its date: so much of the summary is not
-    of this run.
-    """
-    told: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    described = {
-        "target": vars(scope.target),
-        "quick": scope.quick,
-        "commit": commit(),
-        "machine": machine(),
-    }
-    known = told.get("sections", {}) if all(told.get(key) == value for key, value in described.items()) else {}
-    stamped = {
-        "command": " ".join(["python -m benchmarks.embedder", *sys.argv[1:]]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-    }
-    sections = {**known, section: {**stamped, "run": _RUN, "seconds": round(seconds, 1), **found}}
-    sections = {name: sections[name] for name in SECTIONS if name in sections}
-    earlier = {name: each["date"] for name, each in sections.items() if each.get("run") != _RUN}
-    whole = {
-        **described,
-        **stamped,
-        "from_earlier_runs": earlier,
-        "summary": summary(sections),
-        "sections": sections,
-    }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    half_written = RESULTS.with_suffix(".json.part")
-    half_written.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
-    half_written.replace(RESULTS)
-    return whole
-
-
-def errors(found: Any, where: str = "") -> list[str]:
-    """Every ``error`` that a result holds, with the name of its row."""
-    if isinstance(found, list):
-        return [text for each in found for text in errors(each, where)]
-    if not isinstance(found, dict):
-        return []
-    here = str(found.get("name") or where)
-    own = [f"{here}: {found['error']}"] if found.get("error") else []
-    return own + [text for key, each in found.items() for text in errors(each, here if here else key)]
+    """Merges a section into the JSON and makes the summary anew; returns the whole."""
+    return RESULTS.write({"target": vars(scope.target), "quick": scope.quick}, [section], found, seconds)
 
 
 def show(whole: Mapping[str, Any]) -> None:
@@ -130,10 +44,9 @@ def show(whole: Mapping[str, Any]) -> None:
             show_section(console, sections[name])
     table = Table("summary", "", title="Summary")
     for name, value in whole["summary"].items():
-        table.add_row(name, _shown(value))
+        table.add_row(name, shown(value))
     console.print(table)
-    if earlier := whole["from_earlier_runs"]:
-        console.print("from earlier runs: " + ", ".join(f"{name} ({date})" for name, date in earlier.items()))
+    console.print(earlier(whole))
 
 
 def _methods(console: Console, found: Mapping[str, Any]) -> None:
@@ -160,7 +73,7 @@ def _methods(console: Console, found: Mapping[str, Any]) -> None:
             cores = (row.get("server_cores"), row.get("client_cores"))
             figures = (row.get("per_s"), share)
             latency: tuple[Any, ...] = (row.get("p50_ms"), row.get("p99_ms"), row.get("batch"))
-            table.add_row(row["name"], *map(_shown, figures), rounds, *map(_shown, (*latency, *cores)))
+            table.add_row(row["name"], *map(shown, figures), rounds, *map(shown, (*latency, *cores)))
         console.print(table)
     for name, spec in found["about"]["specs"].items():
         console.print(
@@ -176,7 +89,7 @@ def _inputs(console: Console, found: Mapping[str, Any]) -> None:
         table.add_column(header, justify="right")
     for model, kind, row in rows_of(dict(found)):
         table.add_row(
-            model, kind, row["name"], *(_shown(row.get(key)) for key in ("per_s", "p50_ms", "p99_ms", "batch"))
+            model, kind, row["name"], *(shown(row.get(key)) for key in ("per_s", "p50_ms", "p99_ms", "batch"))
         )
     console.print(table)
 
@@ -233,26 +146,5 @@ def _table(console: Console, title: str, columns: Sequence[str], rows: Sequence[
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
     for row in rows:
-        table.add_row(*(_shown(row.get(column)) for column in columns))
+        table.add_row(*(shown(row.get(column)) for column in columns))
     console.print(table)
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-    return str(value)
-
-
-def _text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
-
-
-def _output(*command: str) -> str | None:
-    """What a program prints, or None where there is none or it fails."""
-    try:
-        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return ran.stdout.strip() or None

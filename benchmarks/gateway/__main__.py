@@ -9,11 +9,11 @@ from typing import Any
 
 from benchmarks.embedder.inputs import prepare
 from benchmarks.embedder.processes import FailedError, end_on_signals
-from benchmarks.embedder.report import errors
 from benchmarks.gateway import report, searches, taking_in
 from benchmarks.gateway.overload import overload
 from benchmarks.gateway.scope import INGEST, INGEST_STARTER, SECTIONS, Scope
 from benchmarks.gateway.stack import Stack
+from benchmarks.results import errors
 
 _RUNS: dict[str, Callable[[Stack], dict[str, Any]]] = {
     "latency": searches.latency,
@@ -46,7 +46,7 @@ def main() -> int:
         failed.append(str(error))
     if whole:
         report.show(whole)
-    print(f"{report.RESULTS}, {time.monotonic() - begun:.0f} s")
+    print(f"{report.RESULTS.path}, {time.monotonic() - begun:.0f} s")
     for text in failed:
         print(f"FAILED: {text}", file=sys.stderr)
     return int(bool(failed))

@@ -1,23 +1,26 @@
 """What was measured, for people and for programs."""
 
-import json
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.embedder.report import machine
 from benchmarks.embedder.scope import ROOT
 from benchmarks.gateway.client import STAGES
 from benchmarks.gateway.scope import INGEST, INGEST_STARTER, SECTIONS, Scope
 from benchmarks.gateway.summary import summary
-from benchmarks.indexer.report import commit_of, shown, versions
+from benchmarks.results import Results, earlier, shown
 
-RESULTS = ROOT / "benchmarks" / "results" / "gateway.json"
-_MEASURED = ("gateway", "embedder", "indexer", "chassis", "protos", "benchmarks")
+RESULTS = Results(
+    ROOT / "benchmarks" / "results" / "gateway.json",
+    "benchmarks.gateway",
+    measured=("gateway", "embedder", "indexer", "chassis", "protos", "benchmarks"),
+    packages=("chromadb", "faiss-cpu", "grpcio", "protobuf", "numpy", "pyarrow"),
+    order=SECTIONS,
+    summary=summary,
+)
 _STAGES = tuple(f"{stage}_ms" for stage in (*STAGES, "gateway", "own"))
 _COLUMNS = {
     "latency": ("name", "per_s", "p50_ms", "p99_ms", *_STAGES),
@@ -29,27 +32,9 @@ _COLUMNS = {
 
 
 def write(scope: Scope, section: str, found: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """Merges a section into the JSON and makes the summary anew; returns the whole.
-
-    Sections of another model, length, commit or machine do not belong together: they are dropped.
-    """
-    told: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    models = {"model": scope.model, "ingest_model": scope.ingest_model}
-    described = {**models, "quick": scope.quick, "commit": commit_of(*_MEASURED), "machine": machine()}
-    known = told.get("sections", {}) if all(told.get(key) == value for key, value in described.items()) else {}
-    stamped = {
-        "command": " ".join(["python -m benchmarks.gateway", *sys.argv[1:]]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-    }
-    sections = {**known, section: {**found, "seconds": round(seconds, 1)}}
-    sections = {name: sections[name] for name in SECTIONS if name in sections}
-    whole = {**described, **stamped, "summary": summary(sections), "sections": sections}
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    half_written = RESULTS.with_suffix(".json.part")
-    half_written.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
-    half_written.replace(RESULTS)
-    return whole
+    """Merges a section into the JSON and makes the summary anew; returns the whole."""
+    about = {"model": scope.model, "ingest_model": scope.ingest_model, "quick": scope.quick}
+    return RESULTS.write(about, [section], found, seconds)
 
 
 def show(whole: Mapping[str, Any]) -> None:
@@ -63,7 +48,7 @@ def show(whole: Mapping[str, Any]) -> None:
     for name, section in whole["sections"].items():
         rows = section.get("rows", [section])
         columns = _COLUMNS.get(name, ("pictures", "per_s", "settled_mib", "highest_mib", "last_mib", "growth_mb"))
-        table = Table(title=f"{name}, {section['seconds']:.0f} s")
+        table = Table(title=f"{name}, {section['date']}, {section['seconds']:.0f} s")
         for column in columns:
             table.add_column(column.replace("_", " "), justify="left" if column == "name" else "right")
         for row in rows:
@@ -73,3 +58,4 @@ def show(whole: Mapping[str, Any]) -> None:
     for name, value in whole["summary"].items():
         table.add_row(name, shown(value))
     console.print(table)
+    console.print(earlier(whole))

@@ -9,11 +9,11 @@ from typing import Any
 
 from benchmarks import environments
 from benchmarks.embedder.processes import FailedError, end_on_signals
-from benchmarks.embedder.report import errors
 from benchmarks.indexer import ingest, recall, report, speed, startup
 from benchmarks.indexer.field import Field
 from benchmarks.indexer.peers import PEERS
 from benchmarks.indexer.scope import SECTIONS, Scope
+from benchmarks.results import errors
 
 # Those that share what takes part; the one that adds items comes last.
 _TOGETHER: dict[str, Callable[[Field], dict[str, Any]]] = {
@@ -47,7 +47,7 @@ def main() -> int:
             failed.append(f"{size}: {error}")
     if whole:
         report.show(whole)
-    print(f"{report.RESULTS}, {time.monotonic() - begun:.0f} s")
+    print(f"{report.RESULTS.path}, {time.monotonic() - begun:.0f} s")
     for text in failed:
         print(f"FAILED: {text}", file=sys.stderr)
     return int(bool(failed))

@@ -1,13 +1,8 @@
 """The summary of the indexer's benchmark, from made-up sections."""
 
-import json
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from benchmarks.indexer import report
-from benchmarks.indexer.scope import SELECTIVITIES, Scope
+from benchmarks.indexer.scope import SELECTIVITIES
 from benchmarks.indexer.summary import summary
 
 ASKED = {
@@ -118,23 +113,3 @@ def test_a_selectivity_that_was_not_measured_is_not_passed_over() -> None:
     told = sections()
     told["filters"]["sizes"]["50000"]["rows"].pop()
     assert summary(told)["filtered_over_plain_p50"] is None
-
-
-def test_sizes_run_apart_are_merged_unless_the_commit_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "commit_of", lambda *_: "one")
-    monkeypatch.setattr(report, "RESULTS", tmp_path / "results" / "indexer.json")
-    scope = Scope.of(quick=True, sizes=None, clients=2, peers=False)
-    report.write(scope, "speed", 50_000, speed(1.0), 1.0)
-    report.write(scope, "speed", 10_000, speed(1.0), 1.0)
-    report.write(scope, "filters", 50_000, filters(), 1.0)
-    told = json.loads(report.RESULTS.read_text())
-    assert list(told["sections"]) == ["speed", "filters"]
-    assert list(told["sections"]["speed"]["sizes"]) == ["10000", "50000"]
-    assert told["summary"]["queries_over_chroma_http"] == 10.0
-    monkeypatch.setattr(report, "commit_of", lambda *_: "another")
-    assert list(report.write(scope, "speed", 10_000, speed(1.0), 1.0)["sections"]["speed"]["sizes"]) == ["10000"]
-
-
-def test_the_table_shows_nested_figures() -> None:
-    assert report.shown({"plain": 0.999, "filtered": None}) == "plain 0.999, filtered –"
-    assert report.shown([1.0, 20.0]) == "1.000 20.0"

@@ -1,17 +1,15 @@
 """The summary of the embedder's benchmark, from made-up sections."""
 
-import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.embedder import report, turns
+from benchmarks.embedder import turns
 from benchmarks.embedder.contenders import merge, shares
 from benchmarks.embedder.processes import FailedError
-from benchmarks.embedder.scope import Scope, Target
 from benchmarks.embedder.summary import summary
+from benchmarks.results import errors
 
 ASKED = {
     "served_over_pipeline",
@@ -78,25 +76,6 @@ def test_a_failed_way_of_sending_bulk_is_not_passed_over() -> None:
     assert summary(broken)["interactive_p99_in_batches"] is None
 
 
-def test_sections_run_apart_are_merged_unless_target_commit_or_machine_differ(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(report, "commit", lambda: "one")
-    monkeypatch.setattr(report, "RESULTS", tmp_path / "results" / "embedder.json")
-    scope = Scope.of(Target(), quick=True, clients=1, peers=False)
-    report.write(scope, "load", SECTIONS["load"], 1.0)
-    report.write(scope, "growth", SECTIONS["growth"], 1.0)
-    told = json.loads(report.RESULTS.read_text())
-    assert list(told["sections"]) == ["load", "growth"]
-    assert told["summary"]["overload5_goodput"] == 0.95
-    monkeypatch.setattr(report, "commit", lambda: "another")
-    assert list(report.write(scope, "load", SECTIONS["load"], 1.0)["sections"]) == ["load"]
-    monkeypatch.setattr(report, "machine", lambda: {"cpu": "another"})
-    assert list(report.write(scope, "growth", SECTIONS["growth"], 1.0)["sections"]) == ["growth"]
-    other = Scope.of(Target(model="starter"), quick=True, clients=1, peers=False)
-    assert list(report.write(other, "growth", SECTIONS["growth"], 1.0)["sections"]) == ["growth"]
-
-
 def test_contenders_are_asked_in_turn_and_one_that_fails_is_left_out() -> None:
     asked: list[str] = []
 
@@ -111,7 +90,7 @@ def test_contenders_are_asked_in_turn_and_one_that_fails_is_left_out() -> None:
     assert asked == ["a", "bad", "b", "b", "a"]
     assert [row["rounds"] for row in rows] == [[1.0, 5.0], [], [3.0, 4.0]]
     assert rows[0]["per_s"] == 3.0
-    assert report.errors({"rows": rows}) == ["bad: bad: has ended"]
+    assert errors({"rows": rows}) == ["bad: bad: has ended"]
 
 
 @pytest.mark.parametrize(("concurrency", "clients", "expected"), [(1, 4, [1]), (8, 3, [3, 3, 2]), (32, 1, [32])])
