@@ -10,17 +10,41 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import IO, Protocol
 
 import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from chassis.health import wait_until_serving
+from tests.nursery import Nursery
 
 ROOT = Path(__file__).resolve().parent.parent
-START_S = 60.0
+START_S = 240.0
 STOP_S = 40.0
+# Those whose imports take longest. An embedder's model is in another process, which imports by itself.
+_NURSED = ("indexer", "gateway")
+
+
+class Process(Protocol):
+    """What tests ask of a process that they have started: of ``subprocess.Popen``, and of ``nursery.Forked``."""
+
+    pid: int
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
 
 
 def eventually(true: Callable[[], bool], within_s: float = 60) -> bool:
@@ -52,7 +76,7 @@ class Service:
     """
 
     address: str
-    process: subprocess.Popen[bytes]
+    process: Process
     log_file: Path
 
     @property
@@ -97,22 +121,20 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
 
 def launch(module: str, env: Mapping[str, str], port_variable: str, tmp_path: Path) -> Service:
     """Starts ``python -m MODULE`` on a free port (or the one that ``env`` names) and does not wait for it."""
-    port = env.get(port_variable) or str(free_port())
-    log_file = tmp_path / f"{module}-{port}.log"
-    with log_file.open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", module],
-            cwd=ROOT,
-            env=environment({**env, port_variable: port}),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
+
+    def begin(told: Mapping[str, str], log: IO[bytes]) -> Process:
+        command = [sys.executable, "-m", module]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=told, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
         )
-    return Service(f"127.0.0.1:{port}", process, log_file)
+
+    return _begun(begin, module, env, port_variable, tmp_path)
 
 
 def start_service(module: str, env: Mapping[str, str], port_variable: str, tmp_path: Path) -> Service:
-    """Starts ``python -m MODULE`` on a free port (or the one that ``env`` names) and waits for SERVING.
+    """Starts a service on a free port (or the one that ``env`` names) and waits for SERVING.
+
+    It may be a fork of a process that has done its imports (see ``tests.nursery``).
 
     Args:
         module: such as ``indexer``.
@@ -120,13 +142,37 @@ def start_service(module: str, env: Mapping[str, str], port_variable: str, tmp_p
         port_variable: the setting of its port, such as ``LIKENESS_INDEXER_PORT``.
         tmp_path: where its log goes.
     """
-    service = launch(module, env, port_variable, tmp_path)
+    if module in _NURSED:
+        service = _begun(
+            lambda told, log: _nursery(module).fork(told, log.fileno()), module, env, port_variable, tmp_path
+        )
+    else:
+        service = launch(module, env, port_variable, tmp_path)
     try:
         service.wait_until_serving()
     except BaseException:
         service.kill()
         raise
     return service
+
+
+def _begun(
+    begin: Callable[[Mapping[str, str], IO[bytes]], Process],
+    module: str,
+    env: Mapping[str, str],
+    port_variable: str,
+    tmp_path: Path,
+) -> Service:
+    port = env.get(port_variable) or str(free_port())
+    log_file = tmp_path / f"{module}-{port}.log"
+    with log_file.open("ab") as log:
+        process = begin(environment({**env, port_variable: port}), log)
+    return Service(f"127.0.0.1:{port}", process, log_file)
+
+
+@cache
+def _nursery(module: str) -> Nursery:
+    return Nursery(module, environment({}))
 
 
 def run_to_end(

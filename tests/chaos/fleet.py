@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from tests.chaos.base import copied
 from tests.chaos.client import Client
 from tests.chaos.indexer import DownError
 from tests.chaos.supervised import Supervised
-from tests.processes import free_port, launch, start_chroma
+from tests.processes import Process, free_port, launch, start_chroma
 from tests.proxy import Proxy
 
 LEASE_S, STORE_TIMEOUT_S = 4.0, 20.0
@@ -75,7 +74,7 @@ class Member:
         self.supervised = Supervised(self.name, self._launch)
         return before
 
-    def _launch(self) -> subprocess.Popen[bytes]:
+    def _launch(self) -> Process:
         return launch("indexer", self._settings, _PORT, self._logs).process
 
 

@@ -1,7 +1,6 @@
 """A process that is started again whenever it ends, as an orchestrator does."""
 
 import contextlib
-import subprocess
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -9,13 +8,15 @@ from typing import Self
 
 import psutil
 
+from tests.processes import Process
+
 _PAUSE_S = 0.3
 
 
 class Supervised:
     """One process after another, until told to stop."""
 
-    def __init__(self, name: str, launch: Callable[[], subprocess.Popen[bytes]]) -> None:
+    def __init__(self, name: str, launch: Callable[[], Process]) -> None:
         """Not running yet.
 
         Args:
@@ -26,7 +27,7 @@ class Supervised:
         self._launch = launch
         self._changing = threading.Lock()
         self._stopping = threading.Event()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._thread = threading.Thread(target=self._run, name=f"supervision of {name}")
 
     def __enter__(self) -> Self:

@@ -162,7 +162,6 @@ def test_with_no_server_the_command_says_where_it_looked_and_what_to_do(likeness
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.timeout(300)
 def test_the_demo_ends_with_the_right_pictures_first() -> None:
     environment = {**os.environ, "COLUMNS": "120"}
     for name in ("IMAGES", "QUERY", "TEXT"):

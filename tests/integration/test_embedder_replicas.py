@@ -18,7 +18,7 @@ from chassis import health
 from embedder.replicas import reserve
 from gateway.backends import Embedder
 from gateway.settings import GatewaySettings
-from tests.processes import Service, launch, start_service
+from tests.processes import START_S, Service, launch, start_service
 
 PORT = "LIKENESS_EMBEDDER_PORT"
 TWO = {"LIKENESS_WORKERS": "2"}
@@ -142,7 +142,7 @@ def test_a_second_service_on_the_port_is_refused(shared: Service, tmp_path: Path
 
     for workers in ("1", "2"):
         second = launch("embedder", {PORT: port, "LIKENESS_WORKERS": workers}, PORT, tmp_path)
-        assert second.process.wait(60) == 1, second.log
+        assert second.process.wait(START_S) == 1, second.log
         assert second.log.count("cannot listen") == int(workers)  # both write to one file
 
     assert shared.process.poll() is None
@@ -189,6 +189,6 @@ def test_a_killed_parent_takes_all_with_it(own: Service) -> None:
 def test_a_model_that_cannot_be_loaded_ends_all(tmp_path: Path) -> None:
     service = launch("embedder", TWO | {"LIKENESS_MODEL": f"local-dir:{tmp_path / 'none'}"}, PORT, tmp_path)
 
-    assert service.process.wait(60) == 1
+    assert service.process.wait(START_S) == 1
     assert "cannot start" in service.log
     assert "Traceback" not in service.log

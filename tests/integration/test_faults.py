@@ -47,7 +47,6 @@ class Ingest:
         assert not self._thread.is_alive()
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("victim", ["embedder", "indexer", "gateway"])
 def test_killing_a_service_during_indexing_loses_nothing_acknowledged(
     own_services: Callable[..., Services], victim: str
@@ -79,7 +78,6 @@ def test_killing_a_service_during_indexing_loses_nothing_acknowledged(
         assert count(stub, "killed") == PICTURES
 
 
-@pytest.mark.timeout(300)
 def test_a_stopping_gateway_answers_what_it_read_and_tells_the_client(own_services: Callable[..., Services]) -> None:
     services = own_services()
     over = threading.Event()
@@ -110,7 +108,6 @@ def test_a_stopping_gateway_answers_what_it_read_and_tells_the_client(own_servic
         assert count(stub, "stopped") == len(stored)  # everything stored was also acknowledged
 
 
-@pytest.mark.timeout(300)
 def test_chroma_killed_under_the_indexer_comes_back_and_so_do_answers(own_services: Callable[..., Services]) -> None:
     services = own_services()
     with connect(services) as channel:
@@ -139,7 +136,6 @@ def test_chroma_killed_under_the_indexer_comes_back_and_so_do_answers(own_servic
         assert count(stub, "chroma") == 80
 
 
-@pytest.mark.timeout(300)
 def test_with_a_service_down_the_gateway_says_which_and_answers_what_it_can(
     own_services: Callable[..., Services],
 ) -> None:

@@ -33,7 +33,6 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         yield started
 
 
-@pytest.mark.timeout(400)
 def test_whatever_fails_around_the_gateway_is_told_and_what_it_acknowledged_stays_so(started: Rig) -> None:
     written, done = 0, Counter[str]()
     for harm, outcome in zip(HARMS, suffer(started, HARMS, SEED, LONGEST_S), strict=True):

@@ -98,7 +98,6 @@ def place(tmp_path: Path) -> Iterator[Place]:
         yield made
 
 
-@pytest.mark.timeout(300)
 def test_restored_collections_have_their_pictures_and_give_them_back_when_they_are_deleted(place: Place) -> None:
     uids, backups = {}, {}
     with Client(place.gateway) as gateway, IndexerClient(place.indexer.address) as indexer:
@@ -136,7 +135,6 @@ def test_restored_collections_have_their_pictures_and_give_them_back_when_they_a
         assert place.folders == {uids["others"], gateway.collection("again").uid}
 
 
-@pytest.mark.timeout(300)
 def test_a_copy_needs_the_pictures_of_its_original_until_both_are_deleted(place: Place) -> None:
     with Client(place.gateway) as gateway, IndexerClient(place.indexer.address) as indexer:
         pictures = [Picture(encoded, id=item_id) for item_id, encoded in PICTURES.items()]

@@ -231,7 +231,6 @@ def test_a_library_is_reembedded_and_switched_while_clients_query_it(place: Plac
     assert [found.name for found in place.client.collections()] == ["photos-v2"]
 
 
-@pytest.mark.timeout(300)
 def test_what_is_erased_is_nowhere_under_the_data_directory(place: Place) -> None:
     read = place.client.get("photos", ["id-007", "id-008"], include_vectors=True).items
     sought = [item.id.encode() for item in read]
@@ -248,7 +247,6 @@ def test_what_is_erased_is_nowhere_under_the_data_directory(place: Place) -> Non
     assert place.client.count("photos") == ITEMS - 2
 
 
-@pytest.mark.timeout(300)
 def test_a_rebuild_applies_what_was_changed_and_keeps_the_answers(place: Place) -> None:
     place.client.delete("photos", where="n >= 200")
     before = answers(place.client)
@@ -262,7 +260,6 @@ def documented_ports(*ports: str) -> dict[str, str]:
     return {port: str(free_port()) for port in ports}
 
 
-@pytest.mark.timeout(300)
 def test_readers_with_and_without_memory_answer_what_the_writer_took(tmp_path: Path) -> None:
     write_arrays(tmp_path)
     ports = documented_ports("50052", "50053", "50054", "8000")
@@ -296,7 +293,6 @@ def until_it_follows(reader: IndexerClient) -> None:
     raise AssertionError("the reader does not follow")
 
 
-@pytest.mark.timeout(300)
 def test_a_collection_moves_to_another_chroma(place: Place) -> None:
     ports = documented_ports("50062", "8000") | {"50052": place.indexer.address.rsplit(":", 1)[1]}
     chroma = f"chroma run --path elsewhere --host 127.0.0.1 --port {ports['8000']} > chroma.log 2>&1 &"

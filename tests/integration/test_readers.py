@@ -134,7 +134,6 @@ def refusal(call: Callable[[], object]) -> LikenessError:
     return read(caught.value)
 
 
-@pytest.mark.timeout(400)
 def test_searches_outlive_the_writer_and_nothing_but_the_reader_answers_them(place: Place) -> None:
     place.store(*range(PICTURES))
     assert place.follows(PICTURES)

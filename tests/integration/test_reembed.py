@@ -153,7 +153,6 @@ def by_id(client: Client, turn: int) -> str:
     return found.fingerprint.digest
 
 
-@pytest.mark.timeout(300)
 def test_while_a_collection_moves_to_another_model_no_query_fails_and_none_mixes_the_two(place: Place) -> None:
     take_in(place.old)
     with Client(place.old) as old, Client(place.new) as new:
@@ -184,7 +183,6 @@ def test_while_a_collection_moves_to_another_model_no_query_fails_and_none_mixes
     assert remembered.hits[0].item.labels == ("photo",)
 
 
-@pytest.mark.timeout(300)
 def test_originals_of_items_that_the_indexer_has_erased_go_when_these_are_deleted_at_the_gateway(place: Place) -> None:
     take_in(place.old)
     with Client(place.old) as gateway, IndexerClient(place.indexer) as indexer:

@@ -1,6 +1,5 @@
 """The right pictures are found: category retrieval at the quality that the documentation states."""
 
-import pytest
 
 from benchmarks.retrieval import through_the_gateway
 from deploy.local import Services
@@ -8,7 +7,6 @@ from likeness_client import Client
 from tests.pictures import shared
 
 
-@pytest.mark.timeout(300)
 def test_categories_are_found_by_picture_and_by_text(services: Services) -> None:
     data = shared("aio60")
 

@@ -41,8 +41,6 @@ from tests.integration.indexer.torn import (
 )
 from tests.processes import run_to_end, start_chroma
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

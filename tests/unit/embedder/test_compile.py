@@ -57,7 +57,6 @@ def one_layer() -> tuple[Towers, Probes]:
     return build_towers(loaded, probes.tokens, 0), probes
 
 
-@pytest.mark.timeout(300)
 def test_a_compiled_model_gives_the_vectors_of_the_model_as_it_is(compiler: dict[str, Any]) -> None:
     towers, probes = one_layer()
     plain = TorchBackend(copy.deepcopy(towers), "cpu", "fp32", threads=1)
