@@ -1,6 +1,5 @@
 """The right pictures are found: category retrieval at the quality that the documentation states."""
 
-
 from benchmarks.retrieval import through_the_gateway
 from deploy.local import Services
 from likeness_client import Client
