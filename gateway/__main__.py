@@ -11,6 +11,12 @@ from chassis.server import run
 from gateway.service import GatewayService
 from gateway.settings import GatewaySettings
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """The command line."""
     settings = GatewaySettings.parse("python -m gateway", sys.argv[1:])
     run(settings, GatewayService(settings))
+
+
+if __name__ == "__main__":
+    main()
