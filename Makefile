@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PYTHON ?= python3
-# Files of tests that run at once: they wait a third of their time. The slow ones come first, so that no worker ends with one alone.
+# Files of tests that run at once: they also wait, for processes and disks. The slow ones come first, so that no worker ends with one alone.
 WORKERS ?= 3
 # These interrupt their own process, which a worker may not outlive: they run by themselves, after the others.
 INTERRUPTED := tests/unit/client/test_cli_index.py

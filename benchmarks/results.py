@@ -59,7 +59,8 @@ class Results:
         """
         told: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
         described = {**about, "commit": commit(self.measured), "machine": machine()}
-        known = told.get("sections", {}) if all(told.get(key) == value for key, value in described.items()) else {}
+        together = "from_earlier_runs" in told and all(told.get(key) == value for key, value in described.items())
+        known: dict[str, Any] = told.get("sections", {}) if together else {}
         stamped = {
             "command": " ".join([f"python -m {self.program}", *sys.argv[1:]]),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -68,10 +69,10 @@ class Results:
         place = known
         for name in where[:-1]:
             place = place.setdefault(name, {})
-        place[where[-1]] = {**stamped, "run": _RUN, "seconds": round(seconds, 1), **found}
+        place[where[-1]] = {**found, **stamped, "run": _RUN, "seconds": round(seconds, 1)}
         sections = {name: known[name] for name in self.order if name in known}
-        earlier = {name: part["date"] for name, part in _parts(sections) if part.get("run") != _RUN}
-        made = {"from_earlier_runs": earlier, "summary": self.summary(sections), "sections": sections}
+        others = {name: part["date"] for name, part in _parts(sections) if part["run"] != _RUN}
+        made = {"from_earlier_runs": others, "summary": self.summary(sections), "sections": sections}
         whole = {**described, **stamped, **made}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         half_written = self.path.with_suffix(".json.part")
@@ -83,7 +84,7 @@ class Results:
 def _parts(found: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The parts of sections, each with the names that lead to it."""
     for name, each in found.items():
-        if "seconds" in each:
+        if "run" in each:
             yield f"{where}{name}", each
         else:
             yield from _parts(each, f"{where}{name} ")

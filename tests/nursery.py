@@ -5,8 +5,13 @@ Each test process has a nursery for each kind of service, which lives until the 
 
 ``python -m tests.nursery MODULE FD`` is such a process. It takes requests from a socket: the service's environment as
 JSON, with where its output goes and where its process number and its exit code are told.
+
+What a fork has in common with its siblings, and a command of its own would not: the order of sets of strings, and what
+libraries read of the environment when they are loaded (``OMP_…``, ``GRPC_…``). ``tests.processes.launch`` starts the
+command itself; so do ``deploy.local`` and the chaos tests.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -15,11 +20,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from chassis import starting
+# What is imported from here on may set variables for libraries, and a service has them too.
+_BEFORE = set(os.environ)
+
+from chassis import starting  # noqa: E402
 
 
 class Forked:
@@ -34,8 +43,11 @@ class Forked:
         self.returncode: int | None = None
         self._reports = reports
         self._lines = reports.makefile("r")
+        self._looking = threading.Lock()
         born = self._lines.readline()
-        assert born, "the nursery has ended: what it wrote says why"
+        if not born:
+            self._close()
+            raise ChildProcessError("a nursery has ended; what it wrote says why")
         self.pid = int(born)
 
     def poll(self) -> int | None:
@@ -59,7 +71,8 @@ class Forked:
     def send_signal(self, number: int) -> None:
         """Signals it, unless it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it ends just now
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         """SIGTERM."""
@@ -70,11 +83,27 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
     def _look(self, timeout: float | None) -> int | None:
-        if self.returncode is None and select.select([self._reports], [], [], timeout)[0]:
-            self.returncode = int(self._lines.readline())
-            self._lines.close()
-            self._reports.close()
+        waiting = select.poll()
+        with self._looking:
+            if self.returncode is None:
+                waiting.register(self._reports, select.POLLIN)
+        # Not under the lock: another thread may look, or end it, while this one waits.
+        if self.returncode is None and waiting.poll(None if timeout is None else timeout * 1000):
+            with self._looking:
+                if self.returncode is None:
+                    self._end(self._lines.readline())
         return self.returncode
+
+    def _end(self, told: str) -> None:
+        self._close()
+        if not told:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        self.returncode = int(told) if told else -signal.SIGKILL
+
+    def _close(self) -> None:
+        self._lines.close()
+        self._reports.close()
 
 
 class Nursery:
@@ -96,18 +125,18 @@ class Nursery:
     def fork(self, environment: Mapping[str, str], output: int) -> Forked:
         """A service with this environment, whose output goes to this descriptor."""
         reports, theirs = socket.socketpair()
-        with theirs:
+        with theirs, contextlib.suppress(BrokenPipeError):  # then nothing is told either
             socket.send_fds(self._requests, [json.dumps(dict(environment)).encode()], [theirs.fileno(), output])
         return Forked(reports)
 
 
 def main() -> None:
-    """Imports, and forks until the test process is gone. Returns in a fork, as the service's command does."""
+    """Imports, and forks until the test process is gone; in a fork, runs the service."""
     name, requests = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted test run ends it, by closing the socket
-    before = set(os.environ)
     module = importlib.import_module(f"{name}.__main__")
-    added = {variable: value for variable, value in os.environ.items() if variable not in before}
+    run = module.main
+    added = {variable: value for variable, value in os.environ.items() if variable not in _BEFORE}
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         request, descriptors, _, _ = socket.recv_fds(requests, 2**20, 2)
@@ -126,13 +155,21 @@ def main() -> None:
     os.close(reports)
     _become_a_service(output, added | json.loads(request))
     sys.argv = [str(module.__file__)]
-    module.main()
+    run()
 
 
 def _tell(pid: int, reports: int) -> NoReturn:
-    """What a parent does: tells of the birth and of the end."""
+    """What a parent does: tells of the birth and of the end, and kills what nobody listens for any more."""
     try:
+        with Path(os.devnull).open("r+b") as nothing:
+            for descriptor in range(3):
+                os.dup2(nothing.fileno(), descriptor)
         os.write(reports, f"{pid}\n".encode())
+        ended, waiting = os.pidfd_open(pid), select.poll()
+        waiting.register(ended, select.POLLIN)
+        waiting.register(reports, 0)  # a hang-up is told anyway
+        if ended not in (ready for ready, _ in waiting.poll()):
+            os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         os.write(reports, f"{os.waitstatus_to_exitcode(status)}\n".encode())
     finally:

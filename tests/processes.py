@@ -85,9 +85,11 @@ class Service:
         return self.log_file.read_text(errors="replace")
 
     def wait_until_serving(self, timeout_s: float = START_S) -> None:
-        """Waits for its health check to say SERVING; fails with its log if that does not come."""
-        why = wait_until_serving(self.address, timeout_s)
-        assert why is None, f"{self.address}: {why}; it wrote:\n{self.log}"
+        """Waits for its health check to say SERVING; fails with its log if that does not come or it has ended."""
+        deadline = time.monotonic() + timeout_s
+        while (why := wait_until_serving(self.address, 1.0)) is not None:
+            assert self.process.poll() is None, f"ended with {self.process.returncode}; it wrote:\n{self.log}"
+            assert time.monotonic() < deadline, f"{self.address}: {why}; it wrote:\n{self.log}"
 
     def stop(self) -> int:
         """SIGTERM; returns the exit code once it has ended (again, if it had ended before)."""
@@ -117,6 +119,9 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
         "LIKENESS_CACHE_DIR": str(ROOT / "build" / "converted"),
     }
     return inherited | ours | dict(variables)
+
+
+_ENVIRONMENT = environment({})  # before any test changes its own
 
 
 def launch(module: str, env: Mapping[str, str], port_variable: str, tmp_path: Path) -> Service:
@@ -172,7 +177,7 @@ def _begun(
 
 @cache
 def _nursery(module: str) -> Nursery:
-    return Nursery(module, environment({}))
+    return Nursery(module, _ENVIRONMENT)
 
 
 def run_to_end(

@@ -58,4 +58,5 @@ def show(whole: Mapping[str, Any]) -> None:
     for name, value in whole["summary"].items():
         table.add_row(name, shown(value))
     console.print(table)
-    console.print(earlier(whole))
+    if told := earlier(whole):
+        console.print(told)

@@ -56,7 +56,8 @@ def show(whole: Mapping[str, Any]) -> None:
     for name, value in whole["summary"].items():
         table.add_row(name, shown(value))
     console.print(table)
-    console.print(earlier(whole))
+    if told := earlier(whole):
+        console.print(told)
 
 
 def _table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Row]) -> None:

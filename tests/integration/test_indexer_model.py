@@ -320,7 +320,7 @@ def _score(name: str, q: Numbers, v: Numbers) -> float:
             return float(a @ b / lengths) if np.ptp(q) and np.ptp(v) else 0.0
 
 
-@pytest.mark.timeout(120 + 30 * EXAMPLES)
+@pytest.mark.timeout(600 + 30 * EXAMPLES)
 def test_the_indexer_answers_as_the_model_whatever_is_done(indexer: Indexer) -> None:
     run_state_machine_as_test(
         type("Beside", (Beside,), {"indexer": indexer}),

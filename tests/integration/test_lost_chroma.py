@@ -85,7 +85,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
         indexer = start_indexer(tmp_path, str(free_port()))
         made = Place(tmp_path, indexer, "", f"http://127.0.0.1:{free_port()}")
         stack.callback(made.end)
-        embedder.wait_until_serving(150)
+        embedder.wait_until_serving()
         env = {
             "LIKENESS_EMBEDDER_ADDRESS": embedder.address,
             "LIKENESS_INDEXER_ADDRESS": indexer.address,

@@ -111,7 +111,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
             for role in ("writer", "reader")
         }
         writer, reader = (keep(start_service("indexer", each, PORT, tmp_path)) for each in environments.values())
-        embedder.wait_until_serving(150)
+        embedder.wait_until_serving()
         env = {
             "LIKENESS_EMBEDDER_ADDRESS": embedder.address,
             "LIKENESS_INDEXER_ADDRESS": writer.address,

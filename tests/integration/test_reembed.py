@@ -61,7 +61,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         )
         gateways = []
         for embedder in embedders:
-            embedder.wait_until_serving(150)
+            embedder.wait_until_serving()
             env = {
                 "LIKENESS_EMBEDDER_ADDRESS": embedder.address,
                 "LIKENESS_INDEXER_ADDRESS": indexer.address,

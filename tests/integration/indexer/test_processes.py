@@ -32,7 +32,7 @@ from tests.integration.indexer.calls import (
     unit,
     upsert,
 )
-from tests.processes import Service, eventually, free_port, launch, metric, start_chroma
+from tests.processes import START_S, Service, eventually, free_port, launch, metric, start_chroma
 
 
 @pytest.mark.parametrize("ending", ["stop", "kill"])
@@ -121,7 +121,7 @@ def test_a_second_indexer_on_one_directory_is_refused(start: Start, tmp_path: Pa
     first = start()
     second = launch("indexer", {"LIKENESS_DATA_DIR": str(tmp_path / "data")}, PORT, tmp_path)
     try:
-        assert second.process.wait(30) == 1
+        assert second.process.wait(START_S) == 1
     finally:
         second.kill()
     assert str(tmp_path / "data") in second.log

@@ -35,7 +35,7 @@ from tests.integration.indexer.calls import (
     upsert,
 )
 from tests.integration.indexer.test_erase import erase, make, traces
-from tests.processes import Service, free_port, launch, metric, run_to_end, start_chroma
+from tests.processes import START_S, Service, free_port, launch, metric, run_to_end, start_chroma
 
 LEASE_S = 4.0
 WITHIN_S = 30.0
@@ -273,7 +273,7 @@ def test_a_second_writer_is_refused_and_one_that_stopped_is_followed(
     env = {"LIKENESS_DATA_DIR": str(tmp_path / "writer-2"), "LIKENESS_CHROMA_URL": chroma, **lease}
     second = launch("indexer", env, PORT, tmp_path)
     try:
-        assert second.process.wait(30) == 1
+        assert second.process.wait(START_S) == 1
     finally:
         second.kill()
     assert f"process {writer.process.pid} on " in second.log

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.integration.indexer.calls import PORT, Start, Stub, connect, count, create, item, upsert
-from tests.processes import launch, start_chroma
+from tests.processes import START_S, launch, start_chroma
 from tests.proxy import Proxy
 
 if shutil.which("openssl") is None:
@@ -62,7 +62,7 @@ def test_a_certificate_of_an_unknown_authority_is_refused(tls_url: str, tmp_path
     }
     service = launch("indexer", env, PORT, tmp_path)
     try:
-        assert service.process.wait(60) == 1
+        assert service.process.wait(START_S) == 1
     finally:
         service.kill()
     assert "CERTIFICATE_VERIFY_FAILED" in service.log

@@ -54,7 +54,7 @@ def test_sections_run_apart_are_merged_unless_target_commit_or_machine_differ(mo
     monkeypatch.setattr(results, "machine", lambda: {"cpu": "another"})
     assert list(growth()["sections"]) == ["growth"]
     other = EmbedderScope.of(Target(model="starter"), quick=True, clients=1, peers=False)
-    assert list(growth(other)["sections"]) == ["growth"]
+    assert list(load(other)["sections"]) == ["load"]
 
 
 def test_sizes_run_apart_are_merged_unless_the_commit_differs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,13 +88,6 @@ def test_sizes_of_an_earlier_run_are_named_with_their_date(monkeypatch: pytest.M
     speed(50_000)
     monkeypatch.setattr(results, "_RUN", "the second run")
     assert speed(50_000)["from_earlier_runs"] == {"speed sizes 10000": date}
-
-
-def test_sections_written_before_runs_were_told_apart_count_as_earlier() -> None:
-    old = growth()
-    del old["sections"]["growth"]["run"]
-    embedder.RESULTS.path.write_text(json.dumps(old))
-    assert list(load()["from_earlier_runs"]) == ["growth"]
 
 
 def test_the_tables_say_which_figures_are_of_an_earlier_run(capsys: pytest.CaptureFixture[str]) -> None:
