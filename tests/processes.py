@@ -87,7 +87,7 @@ class Service:
     def wait_until_serving(self, timeout_s: float = START_S) -> None:
         """Waits for its health check to say SERVING; fails with its log if that does not come or it has ended."""
         deadline = time.monotonic() + timeout_s
-        while (why := wait_until_serving(self.address, 1.0)) is not None:
+        while (why := wait_until_serving(self.address, 5.0)) is not None:
             assert self.process.poll() is None, f"ended with {self.process.returncode}; it wrote:\n{self.log}"
             assert time.monotonic() < deadline, f"{self.address}: {why}; it wrote:\n{self.log}"
 
