@@ -53,7 +53,7 @@ class Scope:
         """The whole measurement, or the cut; of one model alone if it is named."""
         models = (model, model) if model else (STARTER, CLIP)
         if quick:
-            return Scope(*models, True, 5_000, 3, 4.0, 0.5, 5.0, 1, 8.0, 2.0, 16.0, 500, 2_500)
+            return Scope(*models, True, 5_000, 3, 2.5, 0.5, 4.0, 1, 8.0, 2.0, 16.0, 500, 2_500)
         return Scope(*models, False, 20_000, 7, 8.0, 1.0, 10.0, 3, 20.0, 3.0, 30.0, 500, 20_000)
 
     def sections(self) -> list[str]:
