@@ -99,7 +99,7 @@ bench-indexer: setup ## the indexer's speed beside Chroma's and others', about 1
 	@$(BIN)/python -m benchmarks.indexer $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
 
 .PHONY: bench-gateway
-bench-gateway: setup ## the gateway's share of a search, searches a second, ingest, 45 minutes (QUICK=1: 9 minutes; ARGS="--only …")
+bench-gateway: setup ## the gateway's share of a search, searches a second, ingest, 45 minutes (QUICK=1: 8 minutes; ARGS="--only …")
 	@$(BIN)/python -m benchmarks.gateway $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
 
 .PHONY: chaos
